@@ -1,1 +1,11 @@
+//! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
+//!
+//! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `control` → `receive`, `build`, `deploy`,
+//! `commands`, `logs` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
+pub mod domain;
+pub mod logs;
+pub mod manifest;
+pub mod registry;
+pub mod router;
+pub mod runtime;

@@ -1,0 +1,101 @@
+//! Who may do what. Deny by default: a verb that no line below grants is refused.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// What a member is to a tenant; each includes those below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Sees state and logs; changes nothing, and sees no config value.
+    Viewer,
+    /// Pushes, scales, configures, rolls back, runs one-off commands.
+    Developer,
+    /// Also manages members, and creates and destroys apps and environments.
+    Owner,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Viewer => "viewer",
+            Self::Developer => "developer",
+            Self::Owner => "owner",
+        })
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "viewer" => Ok(Self::Viewer),
+            "developer" => Ok(Self::Developer),
+            "owner" => Ok(Self::Owner),
+            _ => Err(format!("{text:?} is not a role; the roles are owner, developer and viewer")),
+        }
+    }
+}
+
+/// What a caller wants to do to a tenant or something in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// See that it exists, its state, releases, builds and logs; clone and fetch.
+    Read,
+    /// Push code; cancel builds; purge caches.
+    Push,
+    /// Change what runs: scale, restart, rollback, redeploy, promote into.
+    Operate,
+    /// See config values.
+    ReadConfig,
+    /// Change config values and domains.
+    WriteConfig,
+    /// Start a one-off command with the environment's config.
+    Run,
+    /// Create apps and environments.
+    Create,
+    /// Destroy apps and environments.
+    Destroy,
+    /// Invite and remove members, change roles.
+    ManageMembers,
+}
+
+impl Verb {
+    /// Every verb, for tests and tables.
+    pub const ALL: [Self; 9] = [
+        Self::Read,
+        Self::Push,
+        Self::Operate,
+        Self::ReadConfig,
+        Self::WriteConfig,
+        Self::Run,
+        Self::Create,
+        Self::Destroy,
+        Self::ManageMembers,
+    ];
+}
+
+impl Role {
+    /// Whether a member with this role may do `verb` within the tenant.
+    pub fn may(self, verb: Verb) -> bool {
+        match verb {
+            Verb::Read => true,
+            Verb::Push | Verb::Operate | Verb::ReadConfig | Verb::WriteConfig | Verb::Run => self >= Self::Developer,
+            Verb::Create | Verb::Destroy | Verb::ManageMembers => self >= Self::Owner,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_by_verb() {
+        let row = |role: Role| Verb::ALL.map(|verb| if role.may(verb) { 'x' } else { '.' }).iter().collect::<String>();
+        assert_eq!(row(Role::Viewer), "x........");
+        assert_eq!(row(Role::Developer), "xxxxxx...");
+        assert_eq!(row(Role::Owner), "xxxxxxxxx");
+    }
+}

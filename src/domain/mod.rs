@@ -1,0 +1,28 @@
+//! The words of Berth as types: names, tenants, environments, releases, replicas, roles.
+//!
+//! Everything here is plain data that is valid by construction: a name is parsed once, at the edge, and a value of its
+//! type can go into a path, a label or a host name without another look. No clock, no randomness, no I/O, and no
+//! knowledge of any engine.
+
+pub mod access;
+pub mod build;
+pub mod event;
+pub mod image;
+pub mod names;
+pub mod people;
+pub mod process;
+pub mod release;
+pub mod replica;
+
+pub use access::{Role, Verb};
+pub use build::{Build, BuildNumber, BuildState, Stage};
+pub use event::{Event, EventKind};
+pub use image::{Digest, ImageRef};
+pub use names::{AppName, AppRef, EnvName, EnvRef, NameError, ProcessType, TenantName, UserName};
+pub use people::{App, Environment, Invite, PublicKey, Tenant, User};
+pub use process::{Health, HealthProbe, ProcessSpec, UpgradePolicy};
+pub use release::{Deployment, DeploymentState, Release, ReleaseVersion};
+pub use replica::{Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};
+
+/// A moment, UTC, nanosecond resolution, RFC 3339 when serialised.
+pub type Timestamp = jiff::Timestamp;

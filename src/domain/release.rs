@@ -1,0 +1,82 @@
+//! Releases and deployments.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{BuildNumber, EnvRef, ImageRef, ProcessSpec, ProcessType, Timestamp, UpgradePolicy, UserName};
+
+/// `v7`: counts up per environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReleaseVersion(pub u64);
+
+impl fmt::Display for ReleaseVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("v{}", self.0))
+    }
+}
+
+impl FromStr for ReleaseVersion {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_prefix('v').unwrap_or(text).parse().ok().filter(|n| *n > 0);
+        number.map(Self).ok_or_else(|| format!("{text:?} is not a release; write it as v7"))
+    }
+}
+
+/// Immutable: image + config + process definitions + who, when and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    pub env: EnvRef,
+    pub version: ReleaseVersion,
+    pub image: ImageRef,
+    /// Commit (40 hexadecimal digits) that the image was built from.
+    pub commit: String,
+    /// The build that made the image in this environment, if it was made here.
+    pub build: Option<BuildNumber>,
+    pub config: BTreeMap<String, String>,
+    pub processes: BTreeMap<ProcessType, ProcessSpec>,
+    /// Command of the release phase: runs once before any replica of this release.
+    pub release_command: Option<String>,
+    pub upgrade: UpgradePolicy,
+    /// Host names from the manifest.
+    #[serde(default)]
+    pub domains: Vec<String>,
+    pub created_at: Timestamp,
+    pub created_by: UserName,
+    /// Why it exists, for people: `push 1a2b3c4`, `config set FOO`, `rollback to v3`.
+    pub reason: String,
+    /// Whether the release phase of this release has succeeded (or there is none).
+    #[serde(default)]
+    pub release_phase_done: bool,
+}
+
+/// Where a deployment stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum DeploymentState {
+    Running,
+    Succeeded,
+    /// It did not become healthy, or its release phase failed; the environment went back.
+    Failed {
+        reason: String,
+    },
+    /// A newer deployment took its place.
+    Superseded {
+        by: ReleaseVersion,
+    },
+}
+
+/// The act of moving an environment to a release. Keyed by the release: a release is deployed once; doing it again
+/// makes a new release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployment {
+    pub env: EnvRef,
+    pub to: ReleaseVersion,
+    pub from: Option<ReleaseVersion>,
+    #[serde(flatten)]
+    pub state: DeploymentState,
+    pub started_at: Timestamp,
+    pub finished_at: Option<Timestamp>,
+}

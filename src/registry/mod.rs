@@ -1,0 +1,49 @@
+//! Where images are kept: an OCI registry (OCI distribution spec), as Berth needs it.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+
+use crate::domain::Digest;
+
+/// Why the registry did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// It does not answer; worth trying again.
+    #[error("the registry at {registry} does not answer: {reason}")]
+    Unavailable { registry: String, reason: String },
+    /// It answered with a refusal.
+    #[error("the registry at {registry} refused {what}: {reason}")]
+    Refused { registry: String, what: String, reason: String },
+    /// A local file could not be read.
+    #[error("{0}")]
+    Local(#[from] std::io::Error),
+}
+
+/// An OCI registry. All operations are idempotent; repositories are paths such as `berth/acme/shop`.
+#[async_trait]
+pub trait Registry: Send + Sync {
+    /// Address as an engine would write it, `127.0.0.1:5000`.
+    fn address(&self) -> &str;
+    /// Whether the blob is there.
+    async fn has(&self, repository: &str, digest: &Digest) -> Result<bool, RegistryError>;
+    /// Uploads a file as a blob, streaming. The registry verifies the digest.
+    async fn push_blob(&self, repository: &str, digest: &Digest, file: &Path) -> Result<(), RegistryError>;
+    /// Uploads a small blob from memory.
+    async fn push_bytes(&self, repository: &str, digest: &Digest, bytes: Vec<u8>) -> Result<(), RegistryError>;
+    /// Makes a blob of `from` available in `repository` without moving it; `false` when the registry cannot.
+    async fn mount(&self, repository: &str, digest: &Digest, from: &str) -> Result<bool, RegistryError>;
+    /// Stores an image manifest under a tag or its own digest.
+    async fn push_manifest(
+        &self,
+        repository: &str,
+        reference: &str,
+        manifest: Vec<u8>,
+    ) -> Result<Digest, RegistryError>;
+    /// The manifest's bytes by tag or digest.
+    async fn manifest(&self, repository: &str, reference: &str) -> Result<Option<Vec<u8>>, RegistryError>;
+    /// The digest that a tag names.
+    async fn resolve(&self, repository: &str, reference: &str) -> Result<Option<Digest>, RegistryError>;
+    /// Removes a manifest; that it is not there is no error.
+    async fn delete(&self, repository: &str, digest: &Digest) -> Result<(), RegistryError>;
+}
