@@ -3,9 +3,19 @@
 //! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `control` → `receive`, `build`, `deploy`,
 //! `commands`, `logs` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
+pub mod app;
+pub mod build;
+pub mod commands;
+pub mod control;
+pub mod deploy;
 pub mod domain;
+pub mod git;
 pub mod logs;
 pub mod manifest;
+pub mod plan;
+pub mod receive;
 pub mod registry;
 pub mod router;
 pub mod runtime;
+pub mod ssh;
+pub mod store;

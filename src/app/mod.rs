@@ -1,0 +1,1 @@
+//! Wires everything, owns the tasks, shuts down in order.

@@ -1,0 +1,1 @@
+//! The unix socket that hooks and host commands use.

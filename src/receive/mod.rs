@@ -1,0 +1,1 @@
+//! A push from first byte to accepted ref: policy, pin the commit, stream the outcome.

@@ -1,0 +1,1 @@
+//! The SSH door: keys → user, exec → command or git, a byte pump with back-pressure.

@@ -1,0 +1,95 @@
+//! What must not be lost: typed records over a small key-value port.
+//!
+//! [`Kv`] fits sled on one box and etcd on several alike: revisions, compare-and-swap over several keys, watches. [`Store`] is what
+//! the rest of Berth uses; it knows the records ([`records`]) and nothing of bytes. One contract suite (`contract`) runs against every
+//! adapter.
+
+pub mod contract;
+mod events;
+pub mod memory;
+pub mod records;
+pub mod sled_kv;
+mod typed;
+mod watch;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+pub use events::NewEvent;
+pub use memory::MemoryKv;
+pub use records::Record;
+pub use sled_kv::SledKv;
+pub use typed::{Store, StoreError, Stored, Transaction};
+
+/// Grows with every commit, over all keys; the first is 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Revision(pub u64);
+
+/// A key with its value and the revision that wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub key: String,
+    pub value: Vec<u8>,
+    pub revision: Revision,
+}
+
+/// What must hold for a commit to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Guard {
+    /// The key does not exist.
+    Absent(String),
+    /// The key exists and was last written at this revision.
+    At(String, Revision),
+}
+
+/// What a commit does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    Put(String, Vec<u8>),
+    /// That it does not exist is no error.
+    Delete(String),
+}
+
+impl Write {
+    /// The key it writes.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(key, _) | Self::Delete(key) => key,
+        }
+    }
+}
+
+/// A change as a watcher sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The key was written or (`value: None`) deleted.
+    Key { key: String, value: Option<Vec<u8>>, revision: Revision },
+    /// Changes were lost (the watcher was too slow, or asked for a revision that is no longer kept): scan again.
+    Resync(Revision),
+}
+
+/// Why the store did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KvError {
+    /// A guard did not hold; nothing was written.
+    #[error("{0} was changed by someone else meanwhile")]
+    Conflict(String),
+    /// The disk or the database failed; nothing was acknowledged.
+    #[error("the store failed: {0}")]
+    Failed(String),
+}
+
+/// A key-value store with revisions. A commit that returned is on disk.
+#[async_trait]
+pub trait Kv: Send + Sync {
+    /// The entry of a key.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, KvError>;
+    /// All entries whose key begins with `prefix`, in key order.
+    async fn scan(&self, prefix: &str) -> Result<Vec<Entry>, KvError>;
+    /// Does all writes if all guards hold, else none. Durable when it returns.
+    async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Revision, KvError>;
+    /// Changes to keys below `prefix` after revision `from`, then on as they come.
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Change>, KvError>;
+    /// The newest revision.
+    async fn revision(&self) -> Result<Revision, KvError>;
+}

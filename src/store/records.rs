@@ -1,0 +1,134 @@
+//! The records and their keys. Numbers are zero-padded in keys, so that key order is number order.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::domain::{
+    App, AppRef, Build, BuildNumber, Deployment, EnvRef, Environment, Event, Invite, PublicKey, Release,
+    ReleaseVersion, Tenant, TenantName, User, UserName,
+};
+
+/// A type that the store keeps, and how its key is made.
+pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
+    /// What identifies one.
+    type Id: ?Sized;
+    /// First part of the key.
+    const KIND: &'static str;
+    /// The key of the record with this id, without the kind.
+    fn id_key(id: &Self::Id) -> String;
+    /// The key of this record, without the kind.
+    fn own_key(&self) -> String;
+}
+
+fn numbered(env: &EnvRef, number: u64) -> String {
+    format!("{env}/{number:010}")
+}
+
+impl Record for User {
+    type Id = UserName;
+    const KIND: &'static str = "user";
+    fn id_key(id: &UserName) -> String {
+        id.to_string()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.name)
+    }
+}
+
+impl Record for PublicKey {
+    type Id = str;
+    const KIND: &'static str = "key";
+    fn id_key(fingerprint: &str) -> String {
+        fingerprint.to_owned()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.fingerprint)
+    }
+}
+
+impl Record for Tenant {
+    type Id = TenantName;
+    const KIND: &'static str = "tenant";
+    fn id_key(id: &TenantName) -> String {
+        id.to_string()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.name)
+    }
+}
+
+impl Record for Invite {
+    type Id = str;
+    const KIND: &'static str = "invite";
+    fn id_key(code_hash: &str) -> String {
+        code_hash.to_owned()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.code_hash)
+    }
+}
+
+impl Record for App {
+    type Id = AppRef;
+    const KIND: &'static str = "app";
+    fn id_key(id: &AppRef) -> String {
+        id.to_string()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.name)
+    }
+}
+
+impl Record for Environment {
+    type Id = EnvRef;
+    const KIND: &'static str = "env";
+    fn id_key(id: &EnvRef) -> String {
+        id.to_string()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.name)
+    }
+}
+
+impl Record for Build {
+    type Id = (EnvRef, BuildNumber);
+    const KIND: &'static str = "build";
+    fn id_key((env, number): &Self::Id) -> String {
+        numbered(env, number.0)
+    }
+    fn own_key(&self) -> String {
+        numbered(&self.env, self.number.0)
+    }
+}
+
+impl Record for Release {
+    type Id = (EnvRef, ReleaseVersion);
+    const KIND: &'static str = "release";
+    fn id_key((env, version): &Self::Id) -> String {
+        numbered(env, version.0)
+    }
+    fn own_key(&self) -> String {
+        numbered(&self.env, self.version.0)
+    }
+}
+
+impl Record for Deployment {
+    type Id = (EnvRef, ReleaseVersion);
+    const KIND: &'static str = "deployment";
+    fn id_key((env, version): &Self::Id) -> String {
+        numbered(env, version.0)
+    }
+    fn own_key(&self) -> String {
+        numbered(&self.env, self.to.0)
+    }
+}
+
+impl Record for Event {
+    type Id = u64;
+    const KIND: &'static str = "event";
+    fn id_key(id: &u64) -> String {
+        format!("{id:012}")
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.id)
+    }
+}
