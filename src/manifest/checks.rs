@@ -62,7 +62,8 @@ pub(super) fn variable_value(text: &str) -> Check<String> {
 
 /// A directory of the repository: relative, `/`-separated, normal. `.` and a trailing slash are dropped.
 pub(super) fn root(text: &str) -> Check<String> {
-    let refuse = |message: &str| Err(Refusal::new(message, "write a directory of the repository, as in `services/web`"));
+    let refuse =
+        |message: &str| Err(Refusal::new(message, "write a directory of the repository, as in `services/web`"));
     if text.is_empty() || text.len() > 1024 || text.starts_with('/') {
         return refuse("must be a path within the repository");
     }
@@ -87,7 +88,9 @@ pub(super) fn buildpack(text: &str) -> Check<String> {
             && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
     let url = |text: &str| {
-        let Some((host, path)) = text.strip_prefix("https://").and_then(|rest| rest.split_once('/')) else { return false };
+        let Some((host, path)) = text.strip_prefix("https://").and_then(|rest| rest.split_once('/')) else {
+            return false;
+        };
         !host.is_empty()
             && host.chars().all(|c| c.is_ascii_alphanumeric() || ".:-".contains(c))
             && (1..=500).contains(&path.len())
@@ -134,7 +137,10 @@ pub(super) fn domain(text: &str) -> Check<String> {
         return Err(Refusal::new(MESSAGE, format!("leave out `{scheme}://`: write `{host}`")));
     }
     if text.contains('*') {
-        return Err(Refusal::new("is a wildcard; those are not supported", "list each host name, as in `shop.example.com`"));
+        return Err(Refusal::new(
+            "is a wildcard; those are not supported",
+            "list each host name, as in `shop.example.com`",
+        ));
     }
     if text.contains(':') {
         return Err(Refusal::new(MESSAGE, "leave out the port, as in `shop.example.com`"));
@@ -214,12 +220,27 @@ mod tests {
         agrees(
             |text| health_path(text).is_ok(),
             HEALTH_PATH_PATTERN,
-            &[(true, "/"), (true, "/healthz?full=1"), (false, "healthz"), (false, "/a b"), (false, "/a#b"), (false, "/é")],
+            &[
+                (true, "/"),
+                (true, "/healthz?full=1"),
+                (false, "healthz"),
+                (false, "/a b"),
+                (false, "/a#b"),
+                (false, "/é"),
+            ],
         );
         agrees(
             |name| variable_name(name).is_ok(),
             VARIABLE_PATTERN,
-            &[(true, "NODE_ENV"), (true, "_x1"), (false, "1X"), (false, "A-B"), (false, ""), (false, "A=B"), (false, "Ä")],
+            &[
+                (true, "NODE_ENV"),
+                (true, "_x1"),
+                (false, "1X"),
+                (false, "A-B"),
+                (false, ""),
+                (false, "A=B"),
+                (false, "Ä"),
+            ],
         );
         let token = format!("bt1.e30.{}", "A".repeat(86));
         agrees(
@@ -236,7 +257,9 @@ mod tests {
 
     #[test]
     fn roots_stay_in_the_repository() {
-        for (given, want) in [("services/web", "services/web"), ("./web/", "web"), (".", ""), ("a//b", "a/b"), ("a b/ä", "a b/ä")] {
+        for (given, want) in
+            [("services/web", "services/web"), ("./web/", "web"), (".", ""), ("a//b", "a/b"), ("a b/ä", "a b/ä")]
+        {
             assert_eq!(root(given).unwrap(), want);
         }
         for text in ["..", "a/../b", "/etc", "", "a\\b", " a", "a\n", ".git/hooks", "x/.GIT"] {

@@ -94,7 +94,8 @@ impl Layer {
 
     fn into_definition(self, app: Option<AppRef>, auth: Option<String>) -> Definition {
         let standard = UpgradePolicy::default();
-        let processes = self.processes.into_iter().filter_map(|(name, process)| Some((name, process.into_definition()?)));
+        let processes =
+            self.processes.into_iter().filter_map(|(name, process)| Some((name, process.into_definition()?)));
         Definition {
             app,
             auth,

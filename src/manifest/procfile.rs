@@ -6,6 +6,7 @@ use super::{
     Problem, checks,
     read::MAX_PROCESS_TYPES,
     source::{Place, Problems, Source, quote},
+    suggest,
 };
 use crate::domain::ProcessType;
 
@@ -46,16 +47,15 @@ fn split_line(line: &str, number: usize, problems: &mut Problems<'_, '_>) -> Opt
     let indent = line.chars().take_while(|c| c.is_whitespace()).count();
     let place = Place { line: number, column: indent + 1 };
     let word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    let Some((name, command)) = content.split_once(':').filter(|(name, _)| !name.is_empty() && name.chars().all(word)) else {
+    let Some((name, command)) = content.split_once(':').filter(|(name, _)| !name.is_empty() && name.chars().all(word))
+    else {
         let advice = "write `web: node server.js`; a command cannot go on in a second line";
         problems.add(place, "this line is not `name: command`", Some(advice.into()));
         return None;
     };
     let parsed = name.parse::<ProcessType>();
     if let Err(error) = &parsed {
-        let lower = name.to_lowercase();
-        let advice = lower.parse::<ProcessType>().is_ok().then(|| format!("did you mean {}?", quote(&lower)));
-        problems.add(place, error.to_string(), advice);
+        problems.add(place, error.to_string(), suggest::for_name::<ProcessType>(name));
     }
     let command = match checks::command(command) {
         Ok(command) => command,
@@ -92,7 +92,8 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Vec<(String, String)> {
-        let lines = parse_procfile(text).unwrap_or_else(|problems| panic!("{}", crate::manifest::render_problems(&problems)));
+        let lines =
+            parse_procfile(text).unwrap_or_else(|problems| panic!("{}", crate::manifest::render_problems(&problems)));
         lines.into_iter().map(|(name, command)| (name.to_string(), command)).collect()
     }
 

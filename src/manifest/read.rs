@@ -1,6 +1,10 @@
 //! The tree of a manifest → a checked [`Manifest`].
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use super::{
     HealthDefinition, Manifest, Problem, checks,
@@ -11,7 +15,7 @@ use super::{
     tree::{self, Kind, Node, Value},
     units::{self, Refusal},
 };
-use crate::domain::{EnvName, ProcessType};
+use crate::domain::{EnvName, NameError, ProcessType};
 
 /// Most process types of one environment.
 pub const MAX_PROCESS_TYPES: usize = 20;
@@ -47,7 +51,8 @@ pub(super) fn manifest(source: &Source<'_>) -> Result<Manifest, Vec<Problem>> {
             return Err(found);
         }
     };
-    let manifest = ManifestReader { read: Reader { problems: &mut problems }, places: BTreeMap::new() }.manifest(&root);
+    let read = Reader { problems: &mut problems };
+    let manifest = ManifestReader { read, places: BTreeMap::new(), domains: BTreeSet::new() }.manifest(&root);
     if problems.is_empty() { Ok(manifest) } else { Err(problems.into_vec()) }
 }
 
@@ -55,6 +60,8 @@ struct ManifestReader<'p, 's, 't> {
     read: Reader<'p, 's, 't>,
     /// Where each `environments.NAME.processes.TYPE` stands.
     places: BTreeMap<(EnvName, ProcessType), Place>,
+    /// Of all environments so far.
+    domains: BTreeSet<String>,
 }
 
 impl ManifestReader<'_, '_, '_> {
@@ -64,7 +71,7 @@ impl ManifestReader<'_, '_, '_> {
         };
         let app = fields.get("app").and_then(|(node, path)| {
             self.read.text(node, &path, |text| {
-                text.parse().map_err(|error| Refusal::new(format!("is no app: {error}"), "write TENANT/APP, as in `acme/shop`"))
+                text.parse().map_err(|error: NameError| Refusal::new("is not the name of an app", error.to_string()))
             })
         });
         let auth = fields.get("auth").and_then(|(node, path)| self.read.text(node, &path, checks::auth));
@@ -83,7 +90,7 @@ impl ManifestReader<'_, '_, '_> {
             let name = match entry.key.parse::<EnvName>() {
                 Ok(name) => name,
                 Err(error) => {
-                    self.read.problems.add(entry.place, error.to_string(), None);
+                    self.read.problems.add(entry.place, error.to_string(), suggest::for_name::<EnvName>(&entry.key));
                     continue;
                 }
             };
@@ -111,6 +118,12 @@ impl ManifestReader<'_, '_, '_> {
         if let (Some((node, path)), Some(_)) = (fields.get("domains"), env) {
             let domains = self.read.list(node, &path, "`[shop.example.com]`", MAX_DOMAINS, checks::domain);
             layer.domains = domains.unwrap_or_default();
+            for domain in &layer.domains {
+                if !self.domains.insert(domain.clone()) {
+                    let message = format!("`{domain}` is a domain of two environments");
+                    self.read.problems.add(node.place, message, Some("a host name leads to one of them".into()));
+                }
+            }
         }
         layer
     }
@@ -155,7 +168,11 @@ impl ManifestReader<'_, '_, '_> {
                     continue;
                 }
                 Err(error) => {
-                    self.read.problems.add(entry.place, error.to_string(), None);
+                    self.read.problems.add(
+                        entry.place,
+                        error.to_string(),
+                        suggest::for_name::<ProcessType>(&entry.key),
+                    );
                     continue;
                 }
             };
@@ -220,7 +237,8 @@ impl ManifestReader<'_, '_, '_> {
         if let Some((node, path)) = fields.get("path")
             && !name.is_web()
         {
-            let message = format!("`{path}`: only `web` is asked over HTTP; other process types are healthy while they run");
+            let message =
+                format!("`{path}`: only `web` is asked over HTTP; other process types are healthy while they run");
             read.problems.add(node.place, message, Some("remove it".into()));
         }
         let failures = fields.get("failures").and_then(|(node, path)| read.integer(node, &path, FAILURES));
@@ -266,10 +284,12 @@ impl ManifestReader<'_, '_, '_> {
                     self.read.problems.add(place, message, Some(advice));
                 }
             }
-            let merged = base.keys().chain(layer.processes.keys()).collect::<std::collections::BTreeSet<_>>().len();
+            let merged = base.keys().chain(layer.processes.keys()).collect::<BTreeSet<_>>().len();
             if merged > MAX_PROCESS_TYPES && base.len() <= MAX_PROCESS_TYPES {
-                let place = self.places.iter().find(|((name, _), _)| name == env).map_or(Place::START, |(_, place)| *place);
-                let message = format!("`{env}` has {merged} process types in all; at most {MAX_PROCESS_TYPES} are taken");
+                let place =
+                    self.places.iter().find(|((name, _), _)| name == env).map_or(Place::START, |(_, place)| *place);
+                let message =
+                    format!("`{env}` has {merged} process types in all; at most {MAX_PROCESS_TYPES} are taken");
                 self.read.problems.add(place, message, None);
             }
         }
@@ -277,7 +297,11 @@ impl ManifestReader<'_, '_, '_> {
 }
 
 /// `value`, if it is in `range`.
-fn within<T: PartialOrd + Copy>(value: T, range: &RangeInclusive<T>, format: impl Fn(T) -> String) -> Result<T, Refusal> {
+fn within<T: PartialOrd + Copy>(
+    value: T,
+    range: &RangeInclusive<T>,
+    format: impl Fn(T) -> String,
+) -> Result<T, Refusal> {
     if range.contains(&value) {
         return Ok(value);
     }

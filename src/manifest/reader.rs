@@ -80,7 +80,11 @@ impl Reader<'_, '_, '_> {
             let path = format!("{path}[{index}]");
             let Some(value) = self.text(item, &path, &check) else { continue };
             if out.contains(&value) {
-                self.problems.add(item.place, format!("{} is listed twice", quote(&path)), Some("keep one of them".into()));
+                self.problems.add(
+                    item.place,
+                    format!("{} is listed twice", quote(&path)),
+                    Some("keep one of them".into()),
+                );
             } else {
                 out.push(value);
             }
@@ -94,12 +98,12 @@ impl Reader<'_, '_, '_> {
             Value::Scalar(Kind::Text, text) => self.checked(node, path, text, check(text)),
             Value::Scalar(Kind::Number | Kind::Bool, text) => {
                 // What the check says of it is better advice than quotes: `5` wants to be `5s`.
-                let advice = match check(text) {
-                    Ok(_) => format!("put it in quotes: \"{text}\""),
-                    Err(refusal) => refusal.advice,
-                };
-                self.wrong_type(node, path, "text", Some(advice));
-                None
+                let result = check(text);
+                if result.is_ok() {
+                    self.wrong_type(node, path, "text", Some(format!("put it in quotes: \"{text}\"")));
+                    return None;
+                }
+                self.checked(node, path, text, result)
             }
             _ => {
                 let advice = check("").err().map_or_else(|| "write it on one line".into(), |refusal| refusal.advice);
@@ -114,7 +118,12 @@ impl Reader<'_, '_, '_> {
         match &node.value {
             Value::Scalar(Kind::Text | Kind::Number | Kind::Bool, text) => self.checked(node, path, text, check(text)),
             _ => {
-                self.wrong_type(node, path, "text, a number or true/false", Some("write \"\" for an empty value".into()));
+                self.wrong_type(
+                    node,
+                    path,
+                    "text, a number or true/false",
+                    Some("write \"\" for an empty value".into()),
+                );
                 None
             }
         }

@@ -52,14 +52,19 @@ pub fn resolve(
         definition.processes = undeclared(buildpack_defaults.iter().map(|(name, command)| (name, command)));
     }
     if definition.processes.is_empty() {
-        let found = |found: bool, what: &str| if found { format!("{what} names none") } else { format!("there is no {what}") };
+        let found =
+            |found: bool, what: &str| if found { format!("{what} names none") } else { format!("there is no {what}") };
         let message = format!(
             "no process to run: {}, {}, and the buildpack has no default",
             found(manifest.is_some(), FILE_NAME),
             found(procfile.is_some(), PROCFILE),
         );
         let advice = "add a Procfile with a line such as `web: node server.js`, or `processes:` to the manifest";
-        return Err(vec![Problem::of_file(if manifest.is_some() { FILE_NAME } else { PROCFILE }, message, Some(advice))]);
+        return Err(vec![Problem::of_file(
+            if manifest.is_some() { FILE_NAME } else { PROCFILE },
+            message,
+            Some(advice),
+        )]);
     }
     Ok(definition.processes.iter().map(|(name, process)| (name.clone(), process.to_spec(name, defaults))).collect())
 }
@@ -164,7 +169,10 @@ mod tests {
         let env = "dev".parse().unwrap();
         let counts = |manifest, procfile| {
             let found = resolve(manifest, procfile, &buildpack, &env, &Defaults::default()).unwrap();
-            found.into_iter().map(|(name, spec)| format!("{name}={}x{}", spec.command, spec.replicas)).collect::<Vec<_>>()
+            found
+                .into_iter()
+                .map(|(name, spec)| format!("{name}={}x{}", spec.command, spec.replicas))
+                .collect::<Vec<_>>()
         };
         assert_eq!(counts(Some(&manifest), Some(&*procfile)), ["web=mx1", "worker=mx1"]);
         assert_eq!(counts(Some(&bare), Some(&*procfile)), ["web=px1", "worker=px0"]);
@@ -175,7 +183,8 @@ mod tests {
         assert_eq!(release_command(None, None, &env), None);
 
         let problems = resolve(Some(&bare), None, &BTreeMap::new(), &env, &Defaults::default()).unwrap_err();
-        let message = "no process to run: berth.yaml names none, there is no Procfile, and the buildpack has no default";
+        let message =
+            "no process to run: berth.yaml names none, there is no Procfile, and the buildpack has no default";
         assert_eq!(problems[0].message, message);
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::{Value, json};
 
 use super::{
@@ -25,7 +25,30 @@ const COMMAND_PATTERN: &str = "\\S";
 
 /// The schema, draft 2020-12.
 pub fn schema() -> Value {
-    SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<ManifestFile>().to_value()
+    let settings = SchemaSettings::draft2020_12().with_transform(RecursiveTransform(as_the_parser_takes_it));
+    settings.into_generator().into_root_schema_for::<ManifestFile>().to_value()
+}
+
+/// A key may be left out but not be null, and Rust's number formats mean nothing to a reader.
+fn as_the_parser_takes_it(schema: &mut Schema) {
+    let null = json!("null");
+    schema.remove("format");
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|kind| *kind != null);
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            schema.insert("type".into(), only);
+        }
+    }
+    if let Some(Value::Array(choices)) = schema.get_mut("anyOf") {
+        choices.retain(|choice| choice.get("type") != Some(&null));
+        if let [only] = choices.as_slice()
+            && let Some(reference) = only.get("$ref").cloned()
+        {
+            schema.remove("anyOf");
+            schema.insert("$ref".into(), reference);
+        }
+    }
 }
 
 /// What this repository is, how Berth builds it and how it runs it.
@@ -80,7 +103,9 @@ pub enum Variable {
 #[schemars(untagged)]
 pub enum Process {
     /// The command alone.
-    Command(#[schemars(regex(pattern = COMMAND_PATTERN), length(max = MAX_COMMAND), example = "node server.js")] String),
+    Command(
+        #[schemars(regex(pattern = COMMAND_PATTERN), length(max = MAX_COMMAND), example = "node server.js")] String,
+    ),
     Full(ProcessSection),
 }
 

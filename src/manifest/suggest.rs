@@ -21,6 +21,12 @@ pub(super) fn nearest<'c>(given: &str, candidates: impl IntoIterator<Item = &'c 
         .map(|(_, candidate)| candidate)
 }
 
+/// Advice for a name that only its capital letters, blanks or underscores make invalid.
+pub(super) fn for_name<T: std::str::FromStr>(given: &str) -> Option<String> {
+    let lower = given.to_lowercase().replace([' ', '_', '.'], "-");
+    (given.len() <= LONGEST && lower.parse::<T>().is_ok()).then(|| format!("did you mean {}?", quote(&lower)))
+}
+
 /// What to write instead of `key` in the mapping at `path`, whose keys are `allowed`.
 pub(super) fn for_key(path: &str, key: &str, allowed: &[&str]) -> String {
     // Under `environments.NAME` the same holds as at the top.
@@ -41,7 +47,9 @@ pub(super) fn for_key(path: &str, key: &str, allowed: &[&str]) -> String {
 fn from_elsewhere(section: &str, key: &str) -> Option<&'static str> {
     let process = section.strip_prefix("processes.").is_some_and(|name| !name.contains('.'));
     Some(match (section, key) {
-        ("", "domains" | "domain" | "hosts") => "domains belong to one environment: `environments: {prod: {domains: [shop.example.com]}}`",
+        ("", "domains" | "domain" | "hosts") => {
+            "domains belong to one environment: `environments: {prod: {domains: [shop.example.com]}}`"
+        }
         ("", "env" | "environment" | "config" | "vars") => {
             "variables of the running app are set with `config set ENV KEY=value`, those of the build under `build.env`"
         }
@@ -49,7 +57,9 @@ fn from_elsewhere(section: &str, key: &str) -> Option<&'static str> {
         ("", "buildpacks" | "buildpack" | "root") => "it belongs under `build:`",
         ("", "web" | "worker" | "command") => "it belongs under `processes:`",
         ("", "auth" | "app") => "it is said once, at the top level",
-        _ if process && matches!(key, "env" | "environment") => "variables of the running app are set with `config set ENV KEY=value`",
+        _ if process && matches!(key, "env" | "environment") => {
+            "variables of the running app are set with `config set ENV KEY=value`"
+        }
         _ if process && matches!(key, "cmd" | "run" | "start" | "entrypoint" | "exec") => "did you mean `command`?",
         _ if process && matches!(key, "instances" | "count" | "quantity" | "scale") => "did you mean `replicas`?",
         _ if process && matches!(key, "mem" | "ram") => "did you mean `memory`?",

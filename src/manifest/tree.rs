@@ -152,8 +152,7 @@ impl Builder<'_, '_, '_> {
     fn begin(&mut self, place: Place, anchor: usize, tagged: bool, content: Content) -> Result<(), Problem> {
         self.refuse_tag(tagged, place)?;
         if self.open.len() >= MAX_DEPTH {
-            let message = format!("nested deeper than {MAX_DEPTH} levels");
-            return Err(self.fail(place, &message, "nothing in a manifest is nested that deep; check the indentation"));
+            return Err(too_deep(self.source, place));
         }
         if let Some(Open { content: Content::Map { key: None, .. }, .. }) = self.open.last() {
             return Err(self.bad_key(place));
@@ -228,7 +227,11 @@ impl Builder<'_, '_, '_> {
         for source in sources {
             self.count(merge.place, source.size())?;
             let Value::Map(inherited) = source.value else {
-                return Err(self.fail(merge.place, "`<<` takes a mapping", "write `<<: *name` with `&name` at a mapping"));
+                return Err(self.fail(
+                    merge.place,
+                    "`<<` takes a mapping",
+                    "write `<<: *name` with `&name` at a mapping",
+                ));
             };
             for entry in inherited {
                 if entries.iter().all(|own| own.key != entry.key) {
@@ -238,6 +241,11 @@ impl Builder<'_, '_, '_> {
         }
         Ok(entries)
     }
+}
+
+fn too_deep(source: &Source<'_>, place: Place) -> Problem {
+    let advice = "nothing in a manifest is nested that deep; check the indentation";
+    source.problem(place, format!("nested deeper than {MAX_DEPTH} levels"), Some(advice.into()))
 }
 
 /// What the core schema of YAML 1.2 makes of an unquoted scalar.
@@ -262,7 +270,12 @@ fn kind_of(text: &str) -> Kind {
 
 /// What the scanner says in YAML's own terms, with what usually is the cause.
 fn syntax_problem(source: &Source<'_>, error: &ScanError) -> Problem {
-    let at = place(*error.marker());
+    let mut at = place(*error.marker());
+    // What is missing at the end of the file is shown at the end of its last line.
+    while at.line > 1 && source.lines.get(at.line - 1).is_none_or(|line| line.trim().is_empty()) {
+        at.line -= 1;
+        at.column = source.lines.get(at.line - 1).map_or(0, |line| line.trim_end().chars().count()) + 1;
+    }
     let line = source.lines.get(at.line - 1).copied().unwrap_or_default();
     let indent = &line[..line.len() - line.trim_start().len()];
     if let Some(tab) = indent.find('\t') {
@@ -270,14 +283,23 @@ fn syntax_problem(source: &Source<'_>, error: &ScanError) -> Problem {
         return source.problem(place, "a tab cannot indent YAML", Some("indent with spaces".into()));
     }
     let info = error.info();
+    if info.contains("recursion limit") {
+        return too_deep(source, at);
+    }
     let advice = match info {
         _ if info.contains("mapping values are not allowed") || info.contains("illegal placement of ':'") => {
-            "a value that contains `: ` needs quotes around it; else check the indentation"
+            "a value that contains `: ` needs quotes around it; else check the indentation, and that the line above has its `:`"
         }
-        _ if info.contains("unknown anchor") => "an alias `*name` needs `&name` further up; a value that begins with `*` needs quotes",
+        _ if info.contains("unknown anchor") => {
+            "an alias `*name` needs `&name` further up; a value that begins with `*` needs quotes"
+        }
         _ if info.contains("unexpected character") => "a value that begins with this character needs quotes around it",
-        _ if info.contains("simple key") => "every line of a mapping is written `key: value`, with a space after the colon",
-        _ if info.contains("quoted scalar") => "check that every quote is closed; text with a backslash fits single quotes",
+        _ if info.contains("simple key") => {
+            "every line of a mapping is written `key: value`, with a space after the colon"
+        }
+        _ if info.contains("quoted scalar") => {
+            "check that every quote is closed; text with a backslash fits single quotes"
+        }
         _ if info.contains("flow") => "check that every `[` and `{` is closed, with commas in between",
         _ if info.contains("tab") => "indent with spaces",
         _ => "check the indentation: keys of one mapping begin in the same column",

@@ -137,11 +137,21 @@ mod tests {
 
     #[test]
     fn durations() {
-        let cases = [("500ms", 500), ("5s", 5_000), ("10m", 600_000), ("1h", 3_600_000), ("1m30s", 90_000), ("0.5s", 500), ("0s", 0)];
+        let cases = [
+            ("500ms", 500),
+            ("5s", 5_000),
+            ("10m", 600_000),
+            ("1h", 3_600_000),
+            ("1m30s", 90_000),
+            ("0.5s", 500),
+            ("0s", 0),
+        ];
         for (text, millis) in cases {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["", "5", "s", "5 s", "-5s", "5S", "5d", "1e3s", "1.s", ".5s", "5s ", "ms", "٣s", "1234567890s", "9s9"] {
+        for text in
+            ["", "5", "s", "5 s", "-5s", "5S", "5d", "1e3s", "1.s", ".5s", "5s ", "ms", "٣s", "1234567890s", "9s9"]
+        {
             assert!(duration(text).is_err(), "{text:?} was taken");
         }
         assert_eq!(duration("30").unwrap_err().advice, "say the unit, as in `30s` or `30m`");
@@ -151,7 +161,14 @@ mod tests {
 
     #[test]
     fn amounts_of_memory() {
-        let cases = [("256Mi", 256 << 20), ("1Gi", 1 << 30), ("1.5Gi", 3 << 29), ("512M", 512_000_000), ("64k", 64_000), ("64K", 64_000)];
+        let cases = [
+            ("256Mi", 256 << 20),
+            ("1Gi", 1 << 30),
+            ("1.5Gi", 3 << 29),
+            ("512M", 512_000_000),
+            ("64k", 64_000),
+            ("64K", 64_000),
+        ];
         for (text, bytes) in cases {
             assert_eq!(memory(text), Ok(bytes), "{text}");
         }
