@@ -56,6 +56,11 @@ impl Manifest {
         layer.into_definition(self.app.clone(), self.auth.clone())
     }
 
+    /// What the manifest says for an environment that has no section of its own.
+    pub fn for_others(&self) -> Definition {
+        self.base.clone().into_definition(self.app.clone(), self.auth.clone())
+    }
+
     /// The environments that have a section of their own.
     pub fn environments(&self) -> impl Iterator<Item = &EnvName> {
         self.environments.keys()

@@ -42,7 +42,7 @@ pub const FILE_NAME: &str = "berth.yaml";
 /// Takes any bytes, in bounded time: what is too large, too deep, not UTF-8 or not YAML is a [`Problem`] like any other. All
 /// problems that can be told apart are reported at once, in the order of the file.
 pub fn parse(text: impl AsRef<[u8]>, file_name: &str) -> Result<Manifest, Vec<Problem>> {
-    let source = source::Source::open(text.as_ref(), file_name).map_err(|problem| vec![problem])?;
+    let source = source::Source::open(text.as_ref(), file_name).map_err(|problem| vec![*problem])?;
     read::manifest(&source)
 }
 

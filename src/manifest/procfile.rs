@@ -18,7 +18,7 @@ pub const PROCFILE: &str = "Procfile";
 /// Comments, blank lines, CR LF and a byte order mark are fine. A line that is not `name: command`, an unknown kind of
 /// name and a second line for one name are problems, each placed.
 pub fn parse_procfile(text: impl AsRef<[u8]>) -> Result<Vec<(ProcessType, String)>, Vec<Problem>> {
-    let source = Source::open(text.as_ref(), PROCFILE).map_err(|problem| vec![problem])?;
+    let source = Source::open(text.as_ref(), PROCFILE).map_err(|problem| vec![*problem])?;
     let mut problems = Problems::new(&source);
     let mut out: Vec<(ProcessType, String)> = Vec::new();
     let mut lines: HashMap<ProcessType, usize> = HashMap::new();

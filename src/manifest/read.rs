@@ -47,7 +47,7 @@ pub(super) fn manifest(source: &Source<'_>) -> Result<Manifest, Vec<Problem>> {
         Ok(root) => root,
         Err(problem) => {
             let mut found = problems.into_vec();
-            found.push(problem);
+            found.push(*problem);
             return Err(found);
         }
     };

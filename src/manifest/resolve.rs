@@ -49,7 +49,7 @@ pub fn resolve(
     let definition = manifest.map(|manifest| manifest.for_environment(env)).unwrap_or_default();
     let mut definition = definition.with_procfile(procfile.unwrap_or_default());
     if definition.processes.is_empty() {
-        definition.processes = undeclared(buildpack_defaults.iter().map(|(name, command)| (name, command)));
+        definition.processes = undeclared(buildpack_defaults.iter());
     }
     if definition.processes.is_empty() {
         let found =

@@ -40,10 +40,11 @@ pub(super) struct Source<'t> {
 
 impl<'t> Source<'t> {
     /// Checks what any text file must fulfil; `file` is its name for messages.
-    pub fn open(bytes: &'t [u8], file: &'t str) -> Result<Self, Problem> {
+    pub fn open(bytes: &'t [u8], file: &'t str) -> Result<Self, Box<Problem>> {
         if bytes.len() > MAX_BYTES {
             let message = format!("the file has {} bytes; at most {MAX_BYTES} are read", bytes.len());
-            return Err(Problem::of_file(file, message, Some("move what is not for Berth into a file of its own")));
+            let advice = "move what is not for Berth into a file of its own";
+            return Err(Box::new(Problem::of_file(file, message, Some(advice))));
         }
         let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
         let (text, fault) = match std::str::from_utf8(bytes) {
@@ -60,7 +61,7 @@ impl<'t> Source<'t> {
                 let before = split_lines(&text[..at]);
                 let column = before.last().map_or(0, |line| line.chars().count()) + 1;
                 let place = Place { line: before.len().max(1), column };
-                Err(source.problem(place, message, Some("save the file as UTF-8 text".into())))
+                Err(Box::new(source.problem(place, message, Some("save the file as UTF-8 text".into()))))
             }
         }
     }

@@ -62,7 +62,7 @@ impl Node {
 }
 
 /// Reads the one document in `source`; problems that leave a usable tree (duplicate keys) go to `problems`.
-pub(super) fn read(source: &Source<'_>, problems: &mut Problems<'_, '_>) -> Result<Node, Problem> {
+pub(super) fn read(source: &Source<'_>, problems: &mut Problems<'_, '_>) -> Result<Node, Box<Problem>> {
     let mut builder =
         Builder { source, problems, open: Vec::new(), anchors: HashMap::new(), nodes: 0, documents: 0, root: None };
     let mut parser = Parser::new_from_str(source.text);
@@ -72,7 +72,7 @@ pub(super) fn read(source: &Source<'_>, problems: &mut Problems<'_, '_>) -> Resu
     }
     builder.root.ok_or_else(|| {
         let advice = "write `app: TENANT/APP` at least, or remove the file";
-        Problem::of_file(source.file, "the file is empty", Some(advice))
+        Box::new(Problem::of_file(source.file, "the file is empty", Some(advice)))
     })
 }
 
@@ -103,7 +103,7 @@ struct Builder<'b, 's, 't> {
 }
 
 impl Builder<'_, '_, '_> {
-    fn take(&mut self, event: Event<'_>, place: Place) -> Result<(), Problem> {
+    fn take(&mut self, event: Event<'_>, place: Place) -> Result<(), Box<Problem>> {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
             Event::DocumentStart(_) => self.document(place),
@@ -128,11 +128,11 @@ impl Builder<'_, '_, '_> {
         }
     }
 
-    fn fail(&self, place: Place, message: &str, advice: &str) -> Problem {
-        self.source.problem(place, message, Some(advice.to_owned()))
+    fn fail(&self, place: Place, message: &str, advice: &str) -> Box<Problem> {
+        Box::new(self.source.problem(place, message, Some(advice.to_owned())))
     }
 
-    fn document(&mut self, place: Place) -> Result<(), Problem> {
+    fn document(&mut self, place: Place) -> Result<(), Box<Problem>> {
         self.documents += 1;
         if self.documents > 1 {
             let advice = "keep one document; differences between environments go under `environments:`";
@@ -141,7 +141,7 @@ impl Builder<'_, '_, '_> {
         Ok(())
     }
 
-    fn refuse_tag(&self, tagged: bool, place: Place) -> Result<(), Problem> {
+    fn refuse_tag(&self, tagged: bool, place: Place) -> Result<(), Box<Problem>> {
         if tagged {
             let advice = "remove the tag; put a value in quotes to make it text";
             return Err(self.fail(place, "YAML tags (`!…`) are not supported here", advice));
@@ -149,7 +149,7 @@ impl Builder<'_, '_, '_> {
         Ok(())
     }
 
-    fn begin(&mut self, place: Place, anchor: usize, tagged: bool, content: Content) -> Result<(), Problem> {
+    fn begin(&mut self, place: Place, anchor: usize, tagged: bool, content: Content) -> Result<(), Box<Problem>> {
         self.refuse_tag(tagged, place)?;
         if self.open.len() >= MAX_DEPTH {
             return Err(too_deep(self.source, place));
@@ -162,11 +162,11 @@ impl Builder<'_, '_, '_> {
         Ok(())
     }
 
-    fn bad_key(&self, place: Place) -> Problem {
+    fn bad_key(&self, place: Place) -> Box<Problem> {
         self.fail(place, "a key must be plain text", "if this is meant as a value, put it in quotes")
     }
 
-    fn count(&mut self, place: Place, size: usize) -> Result<(), Problem> {
+    fn count(&mut self, place: Place, size: usize) -> Result<(), Box<Problem>> {
         self.nodes = self.nodes.saturating_add(size);
         if self.nodes > MAX_NODES {
             let message = format!("more than {MAX_NODES} values, those that aliases repeat included");
@@ -175,7 +175,7 @@ impl Builder<'_, '_, '_> {
         Ok(())
     }
 
-    fn end(&mut self) -> Result<(), Problem> {
+    fn end(&mut self) -> Result<(), Box<Problem>> {
         // The parser balances begin and end.
         let Some(Open { place, anchor, content }) = self.open.pop() else { return Ok(()) };
         let value = match content {
@@ -185,7 +185,7 @@ impl Builder<'_, '_, '_> {
         self.add(Node { place, value }, anchor, 0)
     }
 
-    fn add(&mut self, node: Node, anchor: usize, size: usize) -> Result<(), Problem> {
+    fn add(&mut self, node: Node, anchor: usize, size: usize) -> Result<(), Box<Problem>> {
         self.count(node.place, size)?;
         if anchor != 0 {
             self.count(node.place, node.size())?;
@@ -217,7 +217,7 @@ impl Builder<'_, '_, '_> {
     }
 
     /// Resolves `<<: *anchor`, as Compose files and YAML 1.1 have it: what the mapping says itself wins.
-    fn merge_keys(&mut self, mut entries: Vec<Entry>) -> Result<Vec<Entry>, Problem> {
+    fn merge_keys(&mut self, mut entries: Vec<Entry>) -> Result<Vec<Entry>, Box<Problem>> {
         let Some(at) = entries.iter().position(|entry| entry.key == "<<") else { return Ok(entries) };
         let merge = entries.remove(at);
         let sources = match merge.value.value {
@@ -243,9 +243,9 @@ impl Builder<'_, '_, '_> {
     }
 }
 
-fn too_deep(source: &Source<'_>, place: Place) -> Problem {
+fn too_deep(source: &Source<'_>, place: Place) -> Box<Problem> {
     let advice = "nothing in a manifest is nested that deep; check the indentation";
-    source.problem(place, format!("nested deeper than {MAX_DEPTH} levels"), Some(advice.into()))
+    Box::new(source.problem(place, format!("nested deeper than {MAX_DEPTH} levels"), Some(advice.into())))
 }
 
 /// What the core schema of YAML 1.2 makes of an unquoted scalar.
@@ -269,7 +269,7 @@ fn kind_of(text: &str) -> Kind {
 }
 
 /// What the scanner says in YAML's own terms, with what usually is the cause.
-fn syntax_problem(source: &Source<'_>, error: &ScanError) -> Problem {
+fn syntax_problem(source: &Source<'_>, error: &ScanError) -> Box<Problem> {
     let mut at = place(*error.marker());
     // What is missing at the end of the file is shown at the end of its last line.
     while at.line > 1 && source.lines.get(at.line - 1).is_none_or(|line| line.trim().is_empty()) {
@@ -280,7 +280,7 @@ fn syntax_problem(source: &Source<'_>, error: &ScanError) -> Problem {
     let indent = &line[..line.len() - line.trim_start().len()];
     if let Some(tab) = indent.find('\t') {
         let place = Place { column: indent[..tab].chars().count() + 1, ..at };
-        return source.problem(place, "a tab cannot indent YAML", Some("indent with spaces".into()));
+        return Box::new(source.problem(place, "a tab cannot indent YAML", Some("indent with spaces".into())));
     }
     let info = error.info();
     if info.contains("recursion limit") {
@@ -304,7 +304,7 @@ fn syntax_problem(source: &Source<'_>, error: &ScanError) -> Problem {
         _ if info.contains("tab") => "indent with spaces",
         _ => "check the indentation: keys of one mapping begin in the same column",
     };
-    source.problem(at, format!("this is not valid YAML: {info}"), Some(advice.into()))
+    Box::new(source.problem(at, format!("this is not valid YAML: {info}"), Some(advice.into())))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::*;
 
 /// Renders the problems of each text, divided by what was given.
 fn rendered(texts: &[&str]) -> String {
-    texts.iter().map(|text| refused(text)).collect::<Vec<_>>().join("--\n")
+    texts.iter().map(refused).collect::<Vec<_>>().join("--\n")
 }
 
 #[test]
