@@ -598,12 +598,8 @@ impl Running {
         listing
             .lines()
             .skip(1)
-            .map(|line| {
-                line.trim()
-                    .split_once(' ')
-                    .map_or("", |(_, args)| args)
-                    .to_owned()
-            })
+            .filter_map(|line| line.trim().split_once(' '))
+            .map(|(_, command)| command.trim().to_owned())
             .collect()
     }
 

@@ -232,7 +232,7 @@ fn package_manager_is_exactly_the_pinned_one() {
 
 #[test]
 fn a_lock_that_does_not_match_fails() {
-    let manifest = r#"{"name": "express-app", "scripts": {"start": "node server.js"}, "dependencies": {"express": "^4.21.0", "ms": "2.1.3"}}"#;
+    let manifest = r#"{"name": "express-app", "scripts": {"start": "node server.js"}, "dependencies": {"express": "^4.21.0", "is-number": "7.0.0"}}"#;
     app("express")
         .file("package.json", manifest)
         .build()

@@ -122,6 +122,8 @@ prune_dependencies() {
       if [ "${PLAN_MANAGER_VERSION%%.*}" -lt 7 ]; then set -- --production; else set -- --omit=dev; fi
       with_progress "still pruning" npm prune "$@" --no-audit --no-fund --ignore-scripts ;;
     pnpm)
+      # Else pnpm keeps what it unlinks for a week.
+      export npm_config_modules_cache_max_age=0 pnpm_config_modules_cache_max_age=0
       with_progress "still pruning" pnpm install --prod --frozen-lockfile --offline --ignore-scripts --store-dir "$CACHE/pnpm-store" --reporter=append-only ;;
     yarn) prune_yarn ;;
   esac || fail "The development dependencies could not be removed (above: what $PLAN_MANAGER said)."
