@@ -456,7 +456,7 @@ fn versions_and_managers_are_chosen_or_refused_by_name() {
         }
     }
     let script = format!(
-        "for n in $(seq 0 {}); do echo \"=== $n\"; /opt/node/bin/node /buildpacks/nodejs/lib/plan.js /work/$n /tmp/cache 2>&1; done",
+        "for n in $(seq 0 {}); do echo \"=== $n\"; /opt/node/bin/node /buildpacks/nodejs/lib/plan.js /work/$n /tmp/cache /tmp/plan 2>&1 && cat /tmp/plan; done",
         PLANS.len() - 1
     );
     let output = in_build_stack(directory.path(), &script);

@@ -20,7 +20,7 @@ installed_paths() {
 }
 
 # Dependencies alone decide the tree: no scripts of the app run while installing, and none of them is a folder of the app.
-reusable() { [ -n "$PLAN_LOCK" ] && [ -z "$PLAN_LIFECYCLE$PLAN_WORKSPACES$PLAN_LOCAL$PLAN_BUNDLED" ]; }
+reusable() { [ -n "$PLAN_LOCK" ] && [ -z "$PLAN_LIFECYCLE$PLAN_LOCAL$PLAN_BUNDLED" ]; }
 
 restore_dependencies() {
   local kept=$CACHE/dependencies/$1.tar

