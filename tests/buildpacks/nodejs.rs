@@ -254,6 +254,22 @@ fn without_a_start_script_or_anything_to_serve_there_is_no_web_process() {
 }
 
 #[test]
+fn a_built_folder_without_a_start_script_is_served_as_a_static_site() {
+    let manifest =
+        r#"{"scripts": {"build": "mkdir -p dist && echo '<h1>built</h1>' > dist/index.html"}}"#;
+    let build = source(manifest)
+        .build()
+        .succeeded()
+        .says(&["Serving the folder dist"]);
+    let answer = build.start().get("/");
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (200, "<h1>built</h1>\n")
+    );
+    assert_eq!(build.start().get("/package.json").status, 404);
+}
+
+#[test]
 fn no_buildpack_fits() {
     let build = Case::empty()
         .file("main.rs", "")
