@@ -1,5 +1,5 @@
-# Shared by all buildpacks: what they tell Berth, and the build's variables. Source it after output.sh.
 # shellcheck shell=bash
+# Shared by all buildpacks: what they tell Berth, and the build's variables. Source it after output.sh.
 
 # declare_inputs GLOB...: the source files that this buildpack's result depends on (see ../README.md).
 declare_inputs() { printf '%s\n' "$@" >> "$BERTH_META/inputs.$BERTH_BUILDPACK"; }

@@ -1,5 +1,5 @@
-# Shared by all buildpacks: what they say to the person who pushes. Source it.
 # shellcheck shell=bash
+# Shared by all buildpacks: what they say to the person who pushes. Source it.
 
 step() { printf -- '-----> %s\n' "$*"; }
 detail() { printf '       %s\n' "$*"; }

@@ -13,14 +13,8 @@ use std::time::{Duration, Instant};
 
 const BUILD_DEADLINE: Duration = Duration::from_secs(300);
 const START_DEADLINE: Duration = Duration::from_secs(30);
-const CA_VARIABLES: [&str; 6] = [
-    "SSL_CERT_FILE",
-    "NODE_EXTRA_CA_CERTS",
-    "PIP_CERT",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-];
+const CA_VARIABLES: [&str; 6] =
+    ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"];
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -30,12 +24,9 @@ fn repository() -> &'static Path {
 fn stacks() -> &'static str {
     static HASH: OnceLock<String> = OnceLock::new();
     HASH.get_or_init(|| {
-        let directory = std::env::var_os("BERTH_STACKS_DIR")
-            .map_or_else(|| repository().join("target/stacks"), PathBuf::from);
-        let made = Command::new(repository().join("scripts/stacks"))
-            .arg("--load")
-            .arg(&directory)
-            .output();
+        let directory =
+            std::env::var_os("BERTH_STACKS_DIR").map_or_else(|| repository().join("target/stacks"), PathBuf::from);
+        let made = Command::new(repository().join("scripts/stacks")).arg("--load").arg(&directory).output();
         assert_success("scripts/stacks --load", &made.unwrap());
         let current = fs::read(directory.join("current.json")).unwrap();
         let current: serde_json::Value = serde_json::from_slice(&current).unwrap();
@@ -106,9 +97,7 @@ fn remove(arguments: &[&str]) {
 /// The build cache that cases of one buildpack share while any of them runs.
 pub fn shared_cache(buildpack: &'static str) -> Arc<Volume> {
     static CACHES: Mutex<BTreeMap<&str, Weak<Volume>>> = Mutex::new(BTreeMap::new());
-    let mut caches = CACHES
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut caches = CACHES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(cache) = caches.get(buildpack).and_then(Weak::upgrade) {
         return cache;
     }
@@ -130,26 +119,14 @@ impl Case {
     pub fn fixture(name: &str) -> Self {
         let case = Self::empty();
         let from = repository().join("tests/buildpacks/fixtures").join(name);
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(from.join("."))
-            .arg(case.source.path())
-            .output();
+        let copied = Command::new("cp").arg("-a").arg(from.join(".")).arg(case.source.path()).output();
         assert_success("cp", &copied.unwrap());
         case
     }
 
     pub fn empty() -> Self {
-        let source = tempfile::Builder::new()
-            .prefix("berth-test-source")
-            .tempdir()
-            .unwrap();
-        Self {
-            source,
-            variables: Vec::new(),
-            buildpacks: Vec::new(),
-            cache: None,
-        }
+        let source = tempfile::Builder::new().prefix("berth-test-source").tempdir().unwrap();
+        Self { source, variables: Vec::new(), buildpacks: Vec::new(), cache: None }
     }
 
     /// Adds or replaces a file of the source.
@@ -196,34 +173,17 @@ impl Case {
         let app = Volume::new("app");
         let cache = self.cache.clone().unwrap_or_else(|| Volume::new("cache"));
         let name = unique("build");
-        let mut arguments: Vec<String> = ["create", "--label", "berth.test=1", "--cap-drop", "ALL"]
-            .map(String::from)
-            .into();
-        arguments.extend(
-            [
-                "--security-opt",
-                "no-new-privileges",
-                "--pids-limit",
-                "2048",
-                "--init",
-            ]
-            .map(String::from),
-        );
+        let mut arguments: Vec<String> =
+            ["create", "--label", "berth.test=1", "--cap-drop", "ALL"].map(String::from).into();
+        arguments.extend(["--security-opt", "no-new-privileges", "--pids-limit", "2048", "--init"].map(String::from));
         for mount in [format!("{}:/app", app.0), format!("{}:/cache", cache.0)] {
             arguments.extend(["--volume".to_owned(), mount]);
         }
         arguments.extend(stack_mounts());
-        for variable in [
-            "BERTH_BUILD=1",
-            "SOURCE_VERSION=0123456789abcdef0123456789abcdef01234567",
-        ] {
+        for variable in ["BERTH_BUILD=1", "SOURCE_VERSION=0123456789abcdef0123456789abcdef01234567"] {
             arguments.extend(["--env".to_owned(), variable.to_owned()]);
         }
-        arguments.extend([
-            "--name".to_owned(),
-            name.clone(),
-            format!("berth-stack-build:{}", stacks()),
-        ]);
+        arguments.extend(["--name".to_owned(), name.clone(), format!("berth-stack-build:{}", stacks())]);
         arguments.push("/buildpacks/bin/build".to_owned());
         arguments.extend(self.buildpacks.iter().cloned());
         docker(&arguments);
@@ -232,13 +192,7 @@ impl Case {
         copy_in(&self.variable_files(), &container, "/env");
         let (status, output) = run_to_end(&container);
         let meta = read_meta(&container);
-        Build {
-            status,
-            output,
-            meta,
-            app,
-            _cache: cache,
-        }
+        Build { status, output, meta, app, _cache: cache }
     }
 
     fn variable_files(&self) -> PathBuf {
@@ -258,10 +212,7 @@ impl Drop for Case {
 }
 
 fn host_bundle() -> PathBuf {
-    std::env::var_os("SSL_CERT_FILE").map_or_else(
-        || "/etc/ssl/certs/ca-certificates.crt".into(),
-        PathBuf::from,
-    )
+    std::env::var_os("SSL_CERT_FILE").map_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into(), PathBuf::from)
 }
 
 /// Puts a directory's content into a container, owned by the user `app`.
@@ -283,24 +234,13 @@ fn copy_in(from: &Path, container: &Container, to: &str) {
 
 fn run_to_end(container: &Container) -> (i32, String) {
     let mut child = Command::new("timeout")
-        .args([
-            &BUILD_DEADLINE.as_secs().to_string(),
-            "docker",
-            "start",
-            "--attach",
-            &container.0,
-        ])
+        .args([&BUILD_DEADLINE.as_secs().to_string(), "docker", "start", "--attach", &container.0])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let mut output = Vec::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_end(&mut output)
-        .unwrap();
+    child.stdout.take().unwrap().read_to_end(&mut output).unwrap();
     let status = child.wait().unwrap().code().unwrap_or(-1);
     let output = String::from_utf8_lossy(&output).into_owned();
     println!("{output}(exit status {status})");
@@ -308,22 +248,13 @@ fn run_to_end(container: &Container) -> (i32, String) {
 }
 
 fn read_meta(container: &Container) -> BTreeMap<String, String> {
-    let tar = Command::new("docker")
-        .args(["cp", &format!("{}:/meta", container.0), "-"])
-        .output()
-        .unwrap();
+    let tar = Command::new("docker").args(["cp", &format!("{}:/meta", container.0), "-"]).output().unwrap();
     assert_success("docker cp", &tar);
     let mut archive = tar::Archive::new(tar.stdout.as_slice());
     let mut meta = BTreeMap::new();
     for entry in archive.entries().unwrap() {
         let mut entry = entry.unwrap();
-        let name = entry
-            .path()
-            .unwrap()
-            .strip_prefix("meta")
-            .unwrap()
-            .display()
-            .to_string();
+        let name = entry.path().unwrap().strip_prefix("meta").unwrap().display().to_string();
         let mut content = String::new();
         entry.read_to_string(&mut content).unwrap();
         meta.insert(name, content);
@@ -335,18 +266,7 @@ fn read_meta(container: &Container) -> BTreeMap<String, String> {
 pub fn in_volume(volume: &Volume, script: &str) {
     let mount = format!("{}:/cache", volume.0);
     let image = format!("berth-stack-build:{}", stacks());
-    docker([
-        "run",
-        "--rm",
-        "--label",
-        "berth.test=1",
-        "--volume",
-        &mount,
-        &image,
-        "bash",
-        "-c",
-        script,
-    ]);
+    docker(["run", "--rm", "--label", "berth.test=1", "--volume", &mount, &image, "bash", "-c", script]);
 }
 
 /// Runs a bash script in the build stack, with the buildpacks at `/buildpacks` and `directory` at `/work`; its output.
@@ -355,12 +275,7 @@ pub fn in_build_stack(directory: &Path, script: &str) -> String {
     run.args(["run", "--rm", "--init", "--label", "berth.test=1"]);
     run.args(stack_mounts());
     run.args(["--volume", &format!("{}:/work:ro", directory.display())]);
-    run.args([
-        &format!("berth-stack-build:{}", stacks()),
-        "bash",
-        "-c",
-        script,
-    ]);
+    run.args([&format!("berth-stack-build:{}", stacks()), "bash", "-c", script]);
     let output = run.output().unwrap();
     assert_success("docker run", &output);
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
@@ -370,10 +285,7 @@ pub fn in_build_stack(directory: &Path, script: &str) -> String {
 fn stack_mounts() -> Vec<String> {
     let mut arguments = Vec::new();
     for mount in [
-        format!(
-            "{}:/buildpacks:ro",
-            repository().join("buildpacks").display()
-        ),
+        format!("{}:/buildpacks:ro", repository().join("buildpacks").display()),
         format!("{}:/etc/berth/ca.crt:ro", host_bundle().display()),
     ] {
         arguments.extend(["--volume".to_owned(), mount]);
@@ -409,11 +321,7 @@ impl Build {
     /// Fails the test unless the output has all of `words`.
     pub fn says(self, words: &[&str]) -> Self {
         for word in words {
-            assert!(
-                self.output.contains(word),
-                "{word:?} is not in the output:\n{}",
-                self.output
-            );
+            assert!(self.output.contains(word), "{word:?} is not in the output:\n{}", self.output);
         }
         self
     }
@@ -421,11 +329,7 @@ impl Build {
     /// Fails the test if the output has any of `words`.
     pub fn does_not_say(self, words: &[&str]) -> Self {
         for word in words {
-            assert!(
-                !self.output.contains(word),
-                "{word:?} is in the output:\n{}",
-                self.output
-            );
+            assert!(!self.output.contains(word), "{word:?} is in the output:\n{}", self.output);
         }
         self
     }
@@ -438,43 +342,24 @@ impl Build {
     /// The command of a process type in `release.yml`.
     pub fn process(&self, kind: &str) -> Option<String> {
         let release: serde_yaml::Value = serde_yaml::from_str(self.meta("release.yml")).unwrap();
-        release["default_process_types"][kind]
-            .as_str()
-            .map(str::to_owned)
+        release["default_process_types"][kind].as_str().map(str::to_owned)
     }
 
     /// Runs a command in the run stack to its end; its exit status and output.
     pub fn command(&self, command: &str) -> (i32, String) {
         let output = Command::new("docker")
-            .args([
-                "run",
-                "--rm",
-                "--init",
-                "--label",
-                "berth.test=1",
-                "--cap-drop",
-                "ALL",
-            ])
+            .args(["run", "--rm", "--init", "--label", "berth.test=1", "--cap-drop", "ALL"])
             .args(["--volume", &format!("{}:/app", self.app.0)])
-            .args([
-                &format!("berth-stack-run:{}", stacks()),
-                "berth-launch",
-                command,
-            ])
+            .args([&format!("berth-stack-run:{}", stacks()), "berth-launch", command])
             .output()
             .unwrap();
         let text = [output.stdout, output.stderr].concat();
-        (
-            output.status.code().unwrap_or(-1),
-            String::from_utf8_lossy(&text).trim().to_owned(),
-        )
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).trim().to_owned())
     }
 
     /// Starts the default `web` process.
     pub fn start(&self) -> Running {
-        let web = self
-            .process("web")
-            .unwrap_or_else(|| panic!("no web process in {:?}", self.meta));
+        let web = self.process("web").unwrap_or_else(|| panic!("no web process in {:?}", self.meta));
         self.start_command(&web, &[])
     }
 
@@ -482,41 +367,17 @@ impl Build {
     pub fn start_command(&self, command: &str, variables: &[(&str, &str)]) -> Running {
         let name = unique("run");
         let mut run = Command::new("docker");
-        run.args([
-            "run",
-            "--detach",
-            "--init",
-            "--label",
-            "berth.test=1",
-            "--cap-drop",
-            "ALL",
-        ])
-        .args([
-            "--security-opt",
-            "no-new-privileges",
-            "--publish",
-            "127.0.0.1::5000",
-            "--env",
-            "PORT=5000",
-        ])
-        .args(["--name", &name, "--volume", &format!("{}:/app", self.app.0)]);
+        run.args(["run", "--detach", "--init", "--label", "berth.test=1", "--cap-drop", "ALL"])
+            .args(["--security-opt", "no-new-privileges", "--publish", "127.0.0.1::5000", "--env", "PORT=5000"])
+            .args(["--name", &name, "--volume", &format!("{}:/app", self.app.0)]);
         for (variable, value) in variables {
             run.args(["--env", &format!("{variable}={value}")]);
         }
-        let started = run
-            .args([
-                &format!("berth-stack-run:{}", stacks()),
-                "berth-launch",
-                command,
-            ])
-            .output();
+        let started = run.args([&format!("berth-stack-run:{}", stacks()), "berth-launch", command]).output();
         let container = Container(name);
         assert_success("docker run", &started.unwrap());
         let published = docker(["port", &container.0, "5000/tcp"]);
-        let running = Running {
-            container,
-            address: published.lines().next().unwrap_or_default().to_owned(),
-        };
+        let running = Running { container, address: published.lines().next().unwrap_or_default().to_owned() };
         running.wait_until_it_answers();
         running
     }
@@ -539,18 +400,9 @@ impl Running {
     fn wait_until_it_answers(&self) {
         let deadline = Instant::now() + START_DEADLINE;
         while self.request("GET", "/", "").is_err() {
-            let running = docker([
-                "inspect",
-                "--format",
-                "{{.State.Running}}",
-                &self.container.0,
-            ]);
+            let running = docker(["inspect", "--format", "{{.State.Running}}", &self.container.0]);
             assert!(running == "true", "the process ended:\n{}", self.logs());
-            assert!(
-                Instant::now() < deadline,
-                "no answer in {START_DEADLINE:?}:\n{}",
-                self.logs()
-            );
+            assert!(Instant::now() < deadline, "no answer in {START_DEADLINE:?}:\n{}", self.logs());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -563,32 +415,18 @@ impl Running {
     pub fn request(&self, method: &str, path: &str, headers: &str) -> std::io::Result<Answer> {
         let mut stream = TcpStream::connect(&self.address)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(
-            stream,
-            "{method} {path} HTTP/1.0\r\nHost: app.test\r\n{headers}\r\n"
-        )?;
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: app.test\r\n{headers}\r\n")?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let malformed = || std::io::Error::other(format!("not an HTTP answer: {answer:?}"));
         let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(malformed)?;
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|code| code.parse().ok())
-            .ok_or_else(malformed)?;
-        Ok(Answer {
-            status,
-            head: head.to_owned(),
-            body: body.to_owned(),
-        })
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(malformed)?;
+        Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
     }
 
     pub fn logs(&self) -> String {
-        let logs = Command::new("docker")
-            .args(["logs", &self.container.0])
-            .output()
-            .unwrap();
+        let logs = Command::new("docker").args(["logs", &self.container.0]).output().unwrap();
         String::from_utf8_lossy(&[logs.stdout, logs.stderr].concat()).into_owned()
     }
 
@@ -607,12 +445,7 @@ impl Running {
     pub fn terminate(&self) -> (i32, Duration) {
         let asked = Instant::now();
         docker(["stop", "--time", "10", &self.container.0]);
-        let status = docker([
-            "inspect",
-            "--format",
-            "{{.State.ExitCode}}",
-            &self.container.0,
-        ]);
+        let status = docker(["inspect", "--format", "{{.State.ExitCode}}", &self.container.0]);
         (status.parse().unwrap(), asked.elapsed())
     }
 }

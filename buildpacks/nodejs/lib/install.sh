@@ -1,5 +1,5 @@
-# Dependencies: a frozen install by the app's package manager, or what the last one left when nothing it depends on changed.
 # shellcheck shell=bash disable=SC2154  # PLAN_* come from plan.js
+# Dependencies: a frozen install by the app's package manager, or what the last one left when nothing it depends on changed.
 
 # What the installed tree depends on, as one hash. $1: "all" or "production".
 dependencies_key() {

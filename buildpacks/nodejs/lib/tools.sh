@@ -1,5 +1,5 @@
-# Node and its package managers: from the cache, else from the registry; and what of them goes into the slug.
 # shellcheck shell=bash disable=SC2154  # PLAN_* come from plan.js
+# Node and its package managers: from the cache, else from the registry; and what of them goes into the slug.
 
 readonly BOOTSTRAP_NODE=/opt/node/bin/node
 
