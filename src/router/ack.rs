@@ -44,9 +44,7 @@ impl AckWatch {
     /// `deadline`. With `removed` empty only the generation counts.
     pub async fn wait_for(&self, generation: u64, removed: &[SocketAddr], deadline: Instant) -> AckOutcome {
         loop {
-            let mut changed = std::pin::pin!(self.watch.changed());
-            // Registered before the file is read, so that no change between the two is missed.
-            changed.as_mut().enable();
+            let changed = self.watch.changed();
             let ack = self.current();
             if ack.as_ref().is_some_and(|ack| satisfies(ack, generation, removed)) {
                 return AckOutcome::Acked;

@@ -228,6 +228,7 @@ impl ProxyHttp for Proxy {
         request.rest();
         session.set_write_timeout(Some(CLIENT_PAUSE));
         session.set_total_drain_timeout(Some(DISCARD_LIMIT));
+        session.set_pipelining_enabled(true);
         request.request_id = headers::request_id(&session.req_header().headers);
         let host;
         let trouble = match self.route(session) {

@@ -35,6 +35,8 @@ impl Reloader {
     /// Acknowledges the table in force, and every one that comes, and every replica that has drained. Ends with its owner.
     pub(super) async fn run(mut self) {
         loop {
+            let changed = self.watch.changed();
+            self.load();
             if let Err(error) = self.acknowledge() {
                 tracing::error!(
                     error = format!("{error:#}"),
@@ -42,7 +44,7 @@ impl Reloader {
                 );
             }
             tokio::select! {
-                () = self.watch.changed() => self.load(),
+                () = changed => {}
                 () = self.routes.drained() => {}
             }
         }

@@ -23,9 +23,7 @@ impl FileWatch {
         let wake = changed.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.map_or(true, |event| concerns(&event, name)) {
-                // Also for every waiter: one permit is kept for each `changed` call to come, and waiters re-read the file.
                 wake.notify_waiters();
-                wake.notify_one();
             }
         })
         .context("inotify cannot be used; raise fs.inotify.max_user_instances")?;
@@ -35,9 +33,10 @@ impl FileWatch {
         Ok(Self { changed, _watcher: watcher })
     }
 
-    /// Resolves when the file may have changed since this future was made (or, at most once more, before).
-    pub(super) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
-        self.changed.notified()
+    /// Resolves when the file may have changed since this was called. Call it, then read the file, then wait: no change is missed.
+    pub(super) fn changed(&self) -> impl Future<Output = ()> + use<> {
+        // Counts from the moment it is made, not from when it is first polled.
+        self.changed.clone().notified_owned()
     }
 }
 
