@@ -17,8 +17,6 @@ const LAUNCHER: &str = "/usr/local/bin/berth-launch";
 const CACHE_PATH: &str = "/cache";
 /// The engine refuses less (6 MiB).
 const LEAST_MEMORY: u64 = 6 << 20;
-/// Open files per process; the engine's own default differs from version to version.
-const OPEN_FILES: i64 = 65_536;
 /// When the host itself runs out of memory, tenants' processes go before Berth's and the engine's.
 const OOM_SCORE: i64 = 500;
 
@@ -29,6 +27,8 @@ pub struct Recipe {
     pub names: Names,
     /// Cores of the host: the engine refuses to limit a container to more.
     pub cores: u32,
+    /// Open files per process: see [`super::limits::open_files`].
+    pub open_files: i64,
 }
 
 impl Recipe {
@@ -123,7 +123,7 @@ impl Recipe {
             memory_swap: Some(memory),
             nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
             oom_score_adj: Some(OOM_SCORE),
-            ulimits: Some(vec![ulimit("nofile", OPEN_FILES), ulimit("core", 0)]),
+            ulimits: Some(vec![ulimit("nofile", self.open_files), ulimit("core", 0)]),
             shm_size: i64::try_from(self.settings.shm_size).ok(),
             network_mode: Some(network),
             // Whether and when a replica is replaced is the deployer's decision: it knows about backoff, and whether the release that

@@ -10,6 +10,7 @@ mod events;
 mod firewall;
 mod images;
 mod job;
+mod limits;
 mod listeners;
 mod locks;
 mod logs;
@@ -44,6 +45,12 @@ use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, SetId, Ten
 
 /// Seconds that the first calls may take.
 const CONNECT_SECONDS: u64 = 20;
+
+/// Four characters that stand for an instance where room is short: bridges are called `bth-TAG-…`, packet filter chains `BERTH-TAG-…` (in
+/// upper case). For whoever looks at the host.
+pub fn instance_tag(instance: &str) -> String {
+    names::tag(instance)
+}
 
 /// A Docker engine. Clones share the connection.
 #[derive(Clone)]
@@ -88,8 +95,9 @@ impl DockerRuntime {
         let names = Names::new(&settings.name_prefix, &settings.instance, format!("{:032x}", rand::random::<u128>()));
         let firewall = Firewall::new(&names, &settings.host_ports, &settings.denied_networks);
         let cores = info.ncpu.and_then(|cores| u32::try_from(cores).ok()).unwrap_or(1);
+        let open_files = limits::open_files(&settings.socket).await;
         let inner = Inner {
-            engine: Arc::new(Engine::new(docker, container::Recipe { settings, names, cores })),
+            engine: Arc::new(Engine::new(docker, container::Recipe { settings, names, cores, open_files })),
             networks: Networks::new(pool),
             firewall,
             isolated: AtomicBool::new(true),

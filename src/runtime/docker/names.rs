@@ -43,6 +43,11 @@ pub fn short_hash(parts: &[&str], length: usize) -> String {
     hasher.finalize().iter().take(length).map(|byte| char::from(ALPHABET[usize::from(byte & 31)])).collect()
 }
 
+/// Four characters that stand for an instance where room is short.
+pub fn tag(instance: &str) -> String {
+    short_hash(&["instance", instance], 4)
+}
+
 /// Makes names and labels for one Berth on an engine.
 #[derive(Debug, Clone)]
 pub struct Names {
@@ -57,12 +62,7 @@ pub struct Names {
 impl Names {
     /// `prefix` begins every name; `instance` is this Berth's identity, `boot` this process's.
     pub fn new(prefix: &str, instance: &str, boot: String) -> Self {
-        Self {
-            prefix: prefix.to_owned(),
-            instance: instance.to_owned(),
-            tag: short_hash(&["instance", instance], 4),
-            boot,
-        }
+        Self { prefix: prefix.to_owned(), instance: instance.to_owned(), tag: tag(instance), boot }
     }
 
     /// Four characters that stand for the instance.
