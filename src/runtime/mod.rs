@@ -4,6 +4,7 @@
 //! that a fresh process rebuilds the world from [`Runtime::observe`]. One contract suite (`contract`) runs against every adapter.
 
 pub mod docker;
+pub mod fake;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -208,6 +208,8 @@ async fn no_engine((engine, _): Both) {
 async fn mounts((engine, world): Both) {
     let file = engine.directory().join("ca.crt");
     std::fs::write(&file, "certificate").unwrap();
+    // Writable by all, so that it is the mount that refuses.
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
     let mut spec = job(&world, "mounts", &["sh", "-c", "cat /etc/berth/ca.crt; echo x >> /etc/berth/ca.crt"]);
     spec.read_only_mounts = vec![(file.display().to_string(), "/etc/berth/ca.crt".to_owned())];
     let (out, err, exit) = run_job(&world, &spec).await;

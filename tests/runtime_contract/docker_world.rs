@@ -28,7 +28,7 @@ pub struct Engine {
 const REPOSITORY: &str = "berth/contract/app";
 
 const APPLETS: &[&str] = &[
-    "sh", "cat", "echo", "env", "sleep", "ls", "id", "nc", "wget", "stat", "grep", "head", "dd", "printf", "tr", "wc",
+    "sh", "cat", "echo", "env", "sleep", "ls", "id", "nc", "httpd", "stat", "grep", "head", "dd", "printf", "tr", "wc",
     "stty", "seq", "timeout", "ip", "touch", "mkdir", "true", "false", "test", "ping", "mount", "od", "yes", "awk",
     "readlink",
 ];
@@ -65,8 +65,6 @@ fn layer() -> Vec<u8> {
         add(directory, Directory, 0o755, 10_001, &[]);
     }
     add("bin/busybox", Regular, 0o755, 0, &busybox);
-    // Root's, and setuid: no-new-privileges must take the sting out of it.
-    add("bin/su-busybox", Regular, 0o4755, 0, &busybox);
     add("etc/passwd", Regular, 0o644, 0, b"root:x:0:0::/:/bin/sh\napp:x:10001:10001::/app:/bin/sh\n");
     add("usr/local/bin/berth-launch", Regular, 0o755, 0, b"#!/bin/sh\nexec /bin/sh -c \"$1\"\n");
     for applet in APPLETS {

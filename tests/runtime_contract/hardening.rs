@@ -26,8 +26,7 @@ pub async fn run(runner: &mut Runner<Both>) {
 
 async fn privileges((_, world): Both) {
     let script = "grep -E '^(CapEff|CapPrm|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'; id -u; id -g; \
-        cat /proc/1/comm; ls /var/run/docker.sock /run/docker.sock; /bin/su-busybox id -u; \
-        mount -t tmpfs none /tmp; echo x > /proc/sys/kernel/hostname; touch /etc/new; ls /dev/kmsg /dev/mem";
+        cat /proc/1/comm; ls /var/run/docker.sock /run/docker.sock; mount -t tmpfs none /tmp; echo x > /proc/sys/kernel/hostname; touch /etc/new; ls /dev/kmsg /dev/mem";
     let (out, err, _) = run_job(&world, &job(&world, "privileges", &["sh", "-c", script])).await;
     let lines: Vec<&str> = out.lines().collect();
     let zero = "0000000000000000";
@@ -42,7 +41,7 @@ async fn privileges((_, world): Both) {
     ];
     assert_eq!(lines[..7], want, "{out}");
     assert!(lines[7].contains("init"), "PID 1 is {}", lines[7]);
-    assert_eq!(lines[8..], ["10001"], "setuid worked, or something is there that should not be: {out}");
+    assert_eq!(lines.len(), 8, "something is there that should not be: {out}");
     for refused in ["docker.sock", "mount:", "hostname", "/etc/new", "/dev/kmsg"] {
         assert!(err.contains(refused), "{refused} was allowed: {err}");
     }
@@ -106,7 +105,7 @@ async fn environment((_, world): Both) {
 /// All of this stays between bridges on this machine: the addresses asked for are the host's own and other containers'; the metadata
 /// address is given to an interface of a network namespace that the container does not leave.
 async fn isolation((engine, world): Both) {
-    let mut rival = set(&world, "victim", "while :; do echo hello | nc -l -p 5000; done", 1);
+    let mut rival = set(&world, "victim", "exec httpd -f -p 5000", 1);
     rival.id.env = "rival/victim/dev".parse().unwrap();
     world.runtime.apply(&rival).await.unwrap();
     let mut friend = rival.clone();
@@ -122,15 +121,18 @@ async fn isolation((engine, world): Both) {
     let closed = service.local_addr().unwrap().port();
     let router = TcpListener::bind((Ipv4Addr::UNSPECIFIED, engine.settings.host_ports[0])).unwrap();
     let open = engine.settings.host_ports[0];
-    let default_bridge = docker(&["network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", "bridge"]);
-    let try_port =
-        |host: &str, port: u16| format!("nc -w 2 {host} {port} </dev/null >/dev/null 2>&1 && echo {host}:{port};");
+    // The host by its address towards the world, and by that of a bridge that is not ours.
+    let outward = outward_address();
+    let subnet = docker(&["network", "inspect", "--format", "{{(index .IPAM.Config 0).Subnet}}", "bridge"]);
+    let default_bridge = format!("{}.1", subnet.rsplit_once('.').unwrap().0);
+    let try_port = |host: &str, port: u16| format!("nc -w 2 {host} {port} -e true 2>/dev/null && echo {host}:{port};");
     let script = [
         try_port(&friend_address, 5000),
         try_port(&gateway, open),
         try_port(&gateway, closed),
         try_port(&rival_gateway, closed),
         try_port(&default_bridge, closed),
+        try_port(&outward, closed),
         try_port(&rival_address, 5000),
         "echo done".to_owned(),
     ]
@@ -146,6 +148,15 @@ async fn isolation((engine, world): Both) {
     assert!(first.contains(&format!("-i {}+ -j {}FWD", engine.bridges(), engine.chain())), "{first}");
     for set in [&rival, &friend] {
         world.runtime.remove(&set.id, std::time::Duration::ZERO).await.unwrap();
+    }
+}
+
+/// The address that the host would send from. Connecting a datagram socket sends nothing.
+fn outward_address() -> String {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    match socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)) {
+        Ok(()) => socket.local_addr().unwrap().ip().to_string(),
+        Err(_) => Ipv4Addr::LOCALHOST.to_string(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod docker_only;
 mod docker_world;
+mod fake_world;
 mod hardening;
 mod suite;
 mod support;
@@ -22,5 +23,12 @@ async fn docker_keeps_the_contract() {
     drop(world);
     runner.absorb(only);
     runner.check("nothing is left behind", engine.clean_up().await);
+    runner.report();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_fake_keeps_the_contract() {
+    let mut runner = Runner::new("in memory", fake_world::start());
+    suite::run(&mut runner).await;
     runner.report();
 }

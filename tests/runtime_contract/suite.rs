@@ -181,7 +181,7 @@ async fn logs(world: World) {
 
 async fn listeners(world: World) {
     let runtime = &*world.runtime;
-    let set = set(&world, "listeners", "exec nc -l -p 5000 -s 127.0.0.1", 1);
+    let set = set(&world, "listeners", "exec httpd -f -p 127.0.0.1:5000", 1);
     runtime.apply(&set).await.unwrap();
     let replica = replicas(runtime, &set.id).await.remove(0).id;
     let found = eventually("it listens", async || {

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use bollard::models::{ContainerInspectResponse, ContainerSummary, ContainerSummaryStateEnum as State};
+use bollard::models::{
+    ContainerInspectResponse, ContainerStateStatusEnum as Status, ContainerSummary, ContainerSummaryStateEnum as State,
+};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
@@ -159,7 +161,7 @@ impl Inner {
                     let body = self.engine.recipe.replica(set, index);
                     match self.engine.create(&name, &set.image, body).await? {
                         Created::New(id) => id,
-                        Created::Exists => match self.resolve_conflict(&name).await? {
+                        Created::Exists => match self.resolve_conflict(&name, &names::spec_hash(set)).await? {
                             None => return Ok(()),
                             Some(next) => {
                                 step = next;
@@ -192,14 +194,20 @@ impl Inner {
         }))
     }
 
-    /// What to do about a container that has the name already: `None` when it runs.
-    async fn resolve_conflict(&self, name: &str) -> Result<Option<Step>, RuntimeError> {
+    /// What to do about a container that has the name already, though it was not there when the set was listed: another process has just
+    /// made it. `None` when there is nothing to do.
+    async fn resolve_conflict(&self, name: &str, spec: &str) -> Result<Option<Step>, RuntimeError> {
         let Some(found) = self.engine.inspect(name).await? else { return Ok(Some(Step::Create)) };
         let (Some(id), Some(state)) = (found.id, found.state) else { return Ok(Some(Step::Create)) };
-        if state.running == Some(true) {
-            return Ok(None);
-        }
-        Ok(Some(Step::Replace(id)))
+        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+        let same = labels.get(names::SPEC).is_some_and(|other| other == spec);
+        Ok(match state.status {
+            // Starting what another process starts too is no conflict; removing it would be.
+            Some(Status::CREATED) if same => Some(Step::Start(id)),
+            Some(Status::CREATED | Status::REMOVING | Status::DEAD) => Some(Step::Replace(id)),
+            // It runs, or it did and failed: then when to try again is the deployer's decision.
+            _ => None,
+        })
     }
 
     /// See [`crate::runtime::Runtime::observe`].
