@@ -319,7 +319,8 @@ fn known(found: ContainerInspectResponse) -> Option<Known> {
             ReplicaState::Exited { code: state.exit_code.unwrap_or(0), out_of_memory: state.oom_killed == Some(true) }
         },
         started_at,
-        finished_at: if runs { None } else { moment(state.finished_at) },
+        // The engine notes the start when its part in it is over; a short-lived process has ended before that.
+        finished_at: if runs { None } else { moment(state.finished_at).max(started_at) },
     })
 }
 
