@@ -20,7 +20,7 @@ use crate::domain::EnvRef;
 
 pub use refs::{Moved, is_branch, pin_name, short_branch};
 pub use settings::{Git, GitVersion, MIN_VERSION};
-pub use tree::{Obstacle, obstacles};
+pub use tree::{Obstacle, commit_obstacle, is_cut_off};
 
 /// Why a repository could not be made, read or changed.
 #[derive(Debug, thiserror::Error)]

@@ -95,23 +95,25 @@ fn branches_move_only_from_where_they_were() {
 #[test]
 fn what_cannot_be_built_is_found() {
     let fixture = fixture();
-    let look = |commit: &str| {
-        fixture.bring(commit);
-        obstacles(&fixture.repositories.path(&env()), None, commit, false).unwrap()
-    };
+    let path = fixture.repositories.path(&env());
+    let quarantine = fixture.work.join(".git/objects");
+    let look = |id: &str| commit_obstacle(&path, &quarantine, id).unwrap();
     let empty = fixture.commit(&[]);
-    assert_eq!(look(&empty), [Obstacle::EmptyTree]);
-    let pointer = format!("{}\noid sha256:{}\nsize 12345\n", String::from_utf8_lossy(b"version https://git-lfs.github.com/spec/v1"), "0".repeat(64));
-    let plain = fixture.commit(&[("a/model.bin", &pointer)]);
-    assert_eq!(look(&plain), [], "a pointer that no attribute calls one is an ordinary file");
-    let pointers = fixture.commit(&[("a/.gitattributes", "*.bin filter=lfs diff=lfs -text\n"), ("a/b/other.bin", "content")]);
-    assert_eq!(look(&pointers), [Obstacle::LfsPointers(vec!["a/model.bin".into()])]);
-    fs::remove_dir_all(fixture.work.join("a")).unwrap();
-    let id = fixture.commit(&[("f", "x")]);
-    git(&fixture.work, &["update-index", "--add", "--cacheinfo", &format!("160000,{id},vendor/lib")]);
-    git(&fixture.work, &["commit", "-q", "-m", "submodule"]);
-    let submodule = git(&fixture.work, &["rev-parse", "HEAD"]);
-    assert_eq!(look(&submodule), [Obstacle::Submodules(vec!["vendor/lib".into()])]);
+    assert_eq!(look(&empty), Some(Obstacle::EmptyTree));
+    let fine = fixture.commit(&[("a", "1")]);
+    assert_eq!(look(&fine), None);
+    assert_eq!(look(&git(&fixture.work, &["rev-parse", "HEAD^{tree}"])), Some(Obstacle::NotACommit));
+    assert_eq!(look(&"1".repeat(40)), Some(Obstacle::NotACommit));
+    assert!(!is_cut_off(&path, &quarantine, &[&fine]).unwrap());
+
+    let shallow = fixture._directory.path().join("shallow");
+    let url = format!("file://{}", fixture.work.display());
+    git(fixture._directory.path(), &["clone", "-q", "--depth", "1", &url, shallow.to_str().unwrap()]);
+    let objects = shallow.join(".git/objects");
+    assert!(is_cut_off(&path, &objects, &[&fine]).unwrap());
+    // Not when the server has the rest.
+    fixture.bring(&fine);
+    assert!(!is_cut_off(&path, &objects, &[&fine]).unwrap());
 }
 
 #[test]
