@@ -34,7 +34,7 @@ install_packages() {
 
 # A virtual environment of the stack's Python. Those of pip also hold pip and setuptools, as such apps expect.
 make_venv() {
-  /usr/bin/python3 -m venv --without-pip "$VENV" || fail "The virtual environment could not be made in $VENV."
+  /usr/bin/python3 -I -m venv --without-pip "$VENV" || fail "The virtual environment could not be made in $VENV."
   if [ "$1" != uv ] && [ "$1" != uv-unlocked ]; then
     uv pip install --quiet --offline --python "$VENV/bin/python" --no-index --find-links "$WHEELS" pip setuptools ||
       fail "pip could not be installed from the stack's own wheels in $WHEELS."
@@ -43,7 +43,7 @@ make_venv() {
 
 # pip_install ARGUMENT...: without byte code, which is made at the end, in a reproducible form.
 pip_install() {
-  (cd "$BUILD_DIR" && with_progress "installing packages" "$VENV/bin/python" -m pip install --no-compile "$@") ||
+  (cd "$BUILD_DIR" && with_progress "installing packages" "$VENV/bin/python" -I -m pip install --no-compile "$@") ||
     fail "The packages could not be installed." \
       "What pip says is above: a package or version that does not exist, or one that needs a library the stack lacks."
 }
@@ -110,7 +110,7 @@ prepare_tool() {
   if [ -e "$tools/complete" ] && "$tools/bin/$name" --version > /dev/null 2>&1; then return; fi
   detail "Fetching $name"
   rm -rf "$CACHE/tools/$name"-*
-  /usr/bin/python3 -m venv --without-pip "$tools"
+  /usr/bin/python3 -I -m venv --without-pip "$tools"
   with_progress "fetching $name" uv pip install --quiet --compile-bytecode --python "$tools/bin/python" --require-hashes -r "$list" ||
     fail "$name could not be fetched from the package index." "What went wrong is above; it may be enough to push again."
   touch "$tools/complete"

@@ -166,6 +166,7 @@ http {{
   gzip on;
   gzip_static on;
   gzip_vary on;
+  gzip_http_version 1.0;
   gzip_proxied any;
   gzip_comp_level 5;
   gzip_min_length 512;
