@@ -146,10 +146,7 @@ fn pipenv_is_installed_through_an_export() {
     assert_eq!(build.start().get("/").body, "hello from flask\n");
     assert_ne!(build.command("python -c 'import iniconfig'").0, 0, "no development packages");
 
-    app("pipenv")
-        .without("Pipfile.lock")
-        .build()
-        .refused(&["no Pipfile.lock"]);
+    app("pipenv").without("Pipfile.lock").build().refused(&["no Pipfile.lock"]);
     let pipfile = include_str!("fixtures/pipenv/Pipfile");
     app("pipenv")
         .file("Pipfile", &pipfile.replace("3.1.2", "3.1.1"))
