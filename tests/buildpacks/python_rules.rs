@@ -1,9 +1,9 @@
 //! The python buildpack's rules, as tables: versions, kinds of project, inputs, default processes.
 
-use crate::trees::{Tree, expect_each};
+use crate::trees::{Expectation, expect_each};
 
-const MANAGER: &str = "python3 -I /buildpacks/python/lib/project.py committed $PWD &&
-    python3 -I /buildpacks/python/lib/project.py manager $PWD";
+const MANAGER: &str = "python3 -I /buildpacks/python/lib/project.py committed $PWD || exit;
+    python3 -I /buildpacks/python/lib/project.py plan $PWD /env | cut -f1-2; exit ${PIPESTATUS[0]}";
 const INPUTS: &str = "python3 -I /buildpacks/python/lib/project.py inputs $PWD no | paste -sd' '";
 const RELEASE: &str = "mkdir -p .venv/bin .venv/lib/python3.11/site-packages
     for name in $(cat installed); do mkdir -p .venv/lib/python3.11/site-packages/$name; touch .venv/bin/$name; done
@@ -18,7 +18,7 @@ fn versions_are_honoured_or_refused_by_name() {
     let (caret, tilde) = (poetry("^3.9"), poetry("~3.10"));
     let lock = ("poetry.lock", "[metadata]\npython-versions = '*'\n");
     let accepted: &[&str] = &["status 0"];
-    let cases: &[(Tree<'_>, &[&str])] = &[
+    let cases: &[Expectation<'_>] = &[
         (&[pip, ("runtime.txt", "python-3.11.2\n")], accepted),
         (&[pip, ("runtime.txt", "python-3.11\r\n")], accepted),
         (&[pip, ("runtime.txt", "python-3.11.x\n")], accepted),
@@ -52,7 +52,7 @@ fn versions_are_honoured_or_refused_by_name() {
 #[test]
 fn the_kind_of_project_is_known_or_refused() {
     let project = "[project]\nname = 'a'\nversion = '1'\n";
-    let cases: &[(Tree<'_>, &[&str])] = &[
+    let cases: &[Expectation<'_>] = &[
         (&[("requirements.txt", "")], &["pip\tyes", "status 0"]),
         (&[("requirements.txt", ""), ("pyproject.toml", "[tool.black]\n")], &["pip\tyes", "status 0"]),
         (&[("pyproject.toml", project)], &["uv-unlocked\tyes", "status 0"]),
@@ -80,7 +80,7 @@ fn inputs_are_few_or_everything() {
     let pure = "[project]\nname = 'a'\nversion = '1'\n[build-system]\nbuild-backend = 'hatchling.build'\n";
     let native = "[project]\nname = 'a'\nversion = '1'\n[build-system]\nbuild-backend = 'setuptools.build_meta'\n";
     let web = "processes:\n  # two of them\n  worker: {command: x}\n  web:\n    command: y\n";
-    let cases: &[(Tree<'_>, &[&str])] = &[
+    let cases: &[Expectation<'_>] = &[
         (
             &[
                 ("requirements.txt", "-r requirements/base.txt\n-c 'pins.txt'"),
@@ -107,7 +107,7 @@ fn the_default_web_process_is_found_where_it_can_be_known() {
     let manage = "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'config.settings.production')";
     let gunicorn = ("installed", "flask gunicorn");
     let looked_up = "web: 'python -I .berth/python/web'";
-    let cases: &[(Tree<'_>, &[&str])] = &[
+    let cases: &[Expectation<'_>] = &[
         (&[gunicorn, ("main.py", flask)], &["web: gunicorn --bind 0.0.0.0:$PORT main:app", looked_up]),
         (&[gunicorn, ("src/app.py", flask)], &["gunicorn --chdir src --bind 0.0.0.0:$PORT app:app"]),
         (

@@ -1,7 +1,7 @@
 //! The static buildpack: what nginx serves, what it keeps to itself, and which settings are refused.
 
 use crate::harness::{Case, in_build_stack};
-use crate::trees::{Tree, expect_each, plant};
+use crate::trees::{Expectation, expect_each, plant};
 
 const GENERATE: &str = "python3 -I /buildpacks/static/lib/generate.py $PWD";
 
@@ -144,7 +144,7 @@ fn settings_that_are_not_supported_are_refused_by_name() {
     let page = ("index.html", "");
     let json = |text: &'static str| [("index.html", ""), ("static.json", text)];
     let staticfile = |text: &'static str| [("index.html", ""), ("Staticfile", text)];
-    let cases: &[(Tree<'_>, &[&str])] = &[
+    let cases: &[Expectation<'_>] = &[
         (&json("{}"), &["status 0"]),
         (&json(r#"{"worker_connections": 5}"#), &["worker_connections has no effect here", "status 0"]),
         (&json(r#"{"basic_atuh": true}"#), &["\"basic_atuh\" is not supported", "status 1"]),

@@ -9,6 +9,9 @@ use crate::harness::in_build_stack;
 /// A source tree: its files (path, content), and for a content that begins with `->`, a symbolic link.
 pub type Tree<'a> = &'a [(&'a str, &'a str)];
 
+/// A tree, and what must be said of it.
+pub type Expectation<'a> = (Tree<'a>, &'a [&'a str]);
+
 /// Writes the files of a tree below `root`.
 pub fn plant(root: &Path, tree: Tree<'_>) {
     fs::create_dir_all(root).unwrap();
@@ -49,7 +52,7 @@ pub fn in_each(trees: &[Tree<'_>], script: &str) -> Vec<String> {
 }
 
 /// Checks that each tree's run said all that is expected of it.
-pub fn expect_each(cases: &[(Tree<'_>, &[&str])], script: &str) {
+pub fn expect_each(cases: &[Expectation<'_>], script: &str) {
     let trees: Vec<Tree<'_>> = cases.iter().map(|(tree, _)| *tree).collect();
     for ((tree, expected), said) in cases.iter().zip(in_each(&trees, script)) {
         for words in *expected {

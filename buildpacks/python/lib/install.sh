@@ -16,6 +16,8 @@ install_packages() {
   rm -rf "$VENV"
   bound_cache
   local -x PIP_CACHE_DIR=$CACHE/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off PIP_NO_COLOR=1
+  # As newer versions of pip do: what is built from source is kept as a wheel.
+  local -x PIP_USE_PEP517=1
   local -x UV_CACHE_DIR=$CACHE/uv UV_LINK_MODE=copy UV_PYTHON=/usr/bin/python3 UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1
   local -x UV_PROJECT_ENVIRONMENT=$VENV UV_SYSTEM_CERTS=1
   make_venv "$manager"

@@ -1,13 +1,13 @@
 """What kind of Python project this is: project.py COMMAND BUILD_DIR
 
   committed     fails when a virtual environment is committed; prints nothing
-  manager       checks the project and the Python version, prints "MANAGER<TAB>REUSABLE": which tool installs the
-                packages (pip, setup, pipenv, poetry, uv, uv-unlocked), and yes if the same lock gives the same packages
-  key           prints a hash of everything that decides what is installed
-  inputs        prints the globs of the files that the build depends on
+  plan ENV_DIR  checks the project and the Python version, prints "MANAGER<TAB>REUSABLE<TAB>KEY<TAB>VERSION": which tool
+                installs the packages (pip, setup, pipenv, poetry, uv, uv-unlocked); yes if the same lock gives the same
+                packages; a hash of everything that decides what is installed; and, for people, the version of Python
   is-package    succeeds if the project itself is to be installed
   manage        prints the path of Django's manage.py, if there is one
-  found         prints, for people, the requests for a version of Python that were found
+  inputs no|collectstatic
+                prints the globs of the files that the build depends on
 """
 
 import hashlib
@@ -155,19 +155,15 @@ def _literal(name: str) -> str:
 def main(command: str, build_dir: Path) -> None:
     if command == "committed":
         refuse_committed_environment(build_dir)
-    elif command == "manager":
+    elif command == "plan":
         tool, _, local = facts(build_dir)
-        check(build_dir, tool)
-        print(tool, "no" if local else "yes", sep="\t")
-    elif command == "found":
-        print(f"Python {AVAILABLE}", *(f"({text})" for text in check(build_dir, manager(build_dir))[:4]))
+        requests = [f"({text})" for text in check(build_dir, tool)]
+        print(tool, "no" if local else "yes", key(build_dir, Path(sys.argv[3])), " ".join([AVAILABLE, *requests]), sep="\t")
     elif command == "is-package":
         sys.exit(0 if is_package(read_toml(build_dir / "pyproject.toml")) else 1)
     elif command == "manage":
         found = processes.find_manage(build_dir)
         print(found.relative_to(build_dir) if found else "")
-    elif command == "key":
-        print(key(build_dir, Path(sys.argv[3])))
     elif command == "inputs":
         print(*inputs(build_dir, sys.argv[3] == "collectstatic"), sep="\n")
 

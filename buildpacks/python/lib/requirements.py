@@ -1,5 +1,6 @@
 """What a requirements file reaches: further files, and packages that lie in the app's own tree."""
 
+import codecs
 import re
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def reach(build_dir: Path, first: str) -> tuple[list[str], bool]:
         path = queue.pop()
         try:
             name = path.resolve().relative_to(build_dir).as_posix()
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            text = _decode(path.read_bytes())
         except (OSError, ValueError):
             # Not there (the installer will say so), or outside the app: nothing is known about what it does.
             local = True
@@ -37,6 +38,13 @@ def reach(build_dir: Path, first: str) -> tuple[list[str], bool]:
             elif _is_local(line, build_dir, path.parent):
                 local = True
     return list(seen), local or bool(queue)
+
+
+def _decode(content: bytes) -> str:
+    """UTF-8, or what the byte order mark says, as pip does: Windows' shell writes UTF-16."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    return content.decode("utf-8-sig", errors="replace")
 
 
 def _logical_lines(text: str):
