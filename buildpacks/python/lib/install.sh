@@ -21,7 +21,10 @@ install_packages() {
   local -x UV_CACHE_DIR=$CACHE/uv UV_LINK_MODE=copy UV_PYTHON=/usr/bin/python3 UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1
   local -x UV_PROJECT_ENVIRONMENT=$VENV UV_SYSTEM_CERTS=1
   make_venv "$manager"
-  step "Installing packages with ${manager%%-*}"
+  case $manager in
+    setup) step "Installing the package of setup.py with pip" ;;
+    *) step "Installing packages with ${manager%%-*}" ;;
+  esac
   case $manager in
     pip) install_pip ;;
     setup) pip_install -e . ;;
