@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{LogRecord, LogSource, LogStream, Logs, ResumePoint};
 use crate::{
     domain::{EnvRef, Replica, ReplicaId, ReplicaState},
-    runtime::{Change, LogLine, Runtime, RuntimeError, RuntimeEvent, Source},
+    runtime::{LogLine, Runtime, RuntimeError, Source},
 };
 
 /// Pause after the engine did not answer.
@@ -68,8 +68,11 @@ impl Collector {
         loop {
             tokio::select! {
                 event = events.next() => match event {
-                    Some(RuntimeEvent::Changed { what: Change::Removed, replica, .. }) => drop(self.finished.remove(&replica)),
-                    Some(_) => self.observe().await?,
+                    Some(_) => {
+                        // One look serves all events that are there.
+                        while let Some(Some(_)) = events.next().now_or_never() {}
+                        self.observe().await?;
+                    }
                     None => return Ok(()),
                 },
                 Some(ended) = self.readers.join_next_with_id() => {

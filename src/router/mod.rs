@@ -2,11 +2,12 @@
 //!
 //! It knows nothing of tenants' records, the engine or the store; what it is told is in [`table`]. It keeps serving the last routes when
 //! the control plane is gone. How a request passes through it: `server` accepts the connection, `watchdog` limits the request's time,
-//! `proxy` finds the route and a replica in `live` and makes the headers honest with `headers`; `pages` answers when no replica can;
+//! `admit` finds the route, `proxy` a replica in `live`, and `headers` makes the headers honest; `pages` answers when no replica can;
 //! `access` records it. `reload` puts new tables in force and acknowledges them.
 
 mod access;
 mod ack;
+mod admit;
 mod client;
 mod headers;
 mod live;

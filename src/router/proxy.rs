@@ -1,7 +1,6 @@
 //! One request through the router: find the route, choose a replica, pass it on, record it.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,14 +20,13 @@ use pingora::{
 use super::{
     RouterSettings,
     access::{AccessLog, Line},
+    admit::{Refusal, admit, client},
     headers::{self, Forwarded},
     live::{Lease, LiveRoute, Routes},
     pages::{Trouble, wants_html},
     watchdog::Watchdog,
 };
 
-/// Largest request head, in bytes.
-pub(super) const MAX_HEAD: usize = 64 * 1024;
 /// How long a write to a client, or the next read of a request body, may take.
 pub(super) const CLIENT_PAUSE: Duration = Duration::from_secs(60);
 /// How long the rest of a request body is read after the answer has been sent.
@@ -83,17 +81,6 @@ impl Proxy {
         Self { routes, access, settings }
     }
 
-    /// Finds the route, or what is wrong with the request.
-    fn route(&self, session: &Session) -> Result<Arc<LiveRoute>, Refusal> {
-        check_head(session)?;
-        let authority = headers::authority(session.req_header());
-        let authority = authority
-            .ok_or(Refusal::Malformed(Trouble::BadRequest("it has no Host header, which says which app is asked")))?;
-        let host = headers::host_key(authority)
-            .ok_or(Refusal::Malformed(Trouble::BadRequest("its Host header is not a host name")))?;
-        self.routes.find(&host).ok_or_else(|| Refusal::UnknownHost(host.into_owned()))
-    }
-
     /// What the failure means to the client, if it can still be told, and in a word for the log.
     fn explain<'a>(&'a self, error: &Error, request: &'a Request) -> (Option<Trouble<'a>>, &'static str) {
         let Some(route) = &request.route else {
@@ -142,35 +129,6 @@ impl Proxy {
     }
 }
 
-/// Why a request has no route.
-enum Refusal {
-    Malformed(Trouble<'static>),
-    UnknownHost(String),
-}
-
-/// Refuses heads that are too large, and framing that two servers could understand differently.
-fn check_head(session: &Session) -> Result<(), Refusal> {
-    let Some(http1) = session.as_downstream().as_http1() else { return Ok(()) };
-    let raw = http1.get_headers_raw_bytes();
-    if raw.len() > MAX_HEAD {
-        return Err(Refusal::Malformed(Trouble::HeadTooLarge));
-    }
-    let headers = &session.req_header().headers;
-    // The proxy library drops Content-Length when both are there; RFC 9112 (6.1) lets a server refuse, which is safer.
-    if headers.contains_key(header::TRANSFER_ENCODING) && has_header_line(&raw, b"content-length") {
-        return Err(Refusal::Malformed(Trouble::BadRequest("it has both Content-Length and Transfer-Encoding")));
-    }
-    Ok(())
-}
-
-/// Whether a raw head has a line for the header `name` (lower case).
-fn has_header_line(raw: &[u8], name: &[u8]) -> bool {
-    raw.split(|byte| *byte == b'\n').any(|line| {
-        let is_name = line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
-        is_name && line[name.len()..].trim_ascii_start().starts_with(b":")
-    })
-}
-
 /// Answers with a page of the router's own.
 async fn answer(session: &mut Session, trouble: &Trouble<'_>, request_id: &str) -> pingora::Result<u16> {
     let request = session.req_header();
@@ -190,15 +148,6 @@ async fn answer(session: &mut Session, trouble: &Trouble<'_>, request_id: &str) 
         session.write_response_body(Some(Bytes::from(page.body)), true).await?;
     }
     Ok(page.status)
-}
-
-/// The client's address and the port that it connected to.
-fn client(session: &Session) -> (IpAddr, u16) {
-    let inet =
-        |address: Option<&pingora::protocols::l4::socket::SocketAddr>| address.and_then(|a| a.as_inet()).copied();
-    let client =
-        inet(session.client_addr()).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical());
-    (client, inet(session.server_addr()).map_or(80, |address| address.port()))
 }
 
 #[async_trait]
@@ -231,7 +180,7 @@ impl ProxyHttp for Proxy {
         session.set_pipelining_enabled(true);
         request.request_id = headers::request_id(&session.req_header().headers);
         let host;
-        let trouble = match self.route(session) {
+        let trouble = match admit(session, &self.routes) {
             Ok(route) => {
                 let route = request.route.insert(route);
                 let env = &route.env;

@@ -21,8 +21,9 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     RouterSettings,
+    admit::MAX_HEAD,
     client::ClientStream,
-    proxy::{CLIENT_PAUSE, MAX_HEAD, MAX_TRIES, Proxy},
+    proxy::{CLIENT_PAUSE, MAX_TRIES, Proxy},
     watchdog::{Limits, guard},
 };
 

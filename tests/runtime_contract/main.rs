@@ -3,6 +3,7 @@
 //! `BERTH_CONTRACT=NAME` runs the cases whose name contains NAME. The Docker part needs a running engine, root (for packet filter
 //! rules) and Debian's `docker-registry` and `busybox-static`; whatever it leaves on the engine fails it.
 
+mod broken_wire;
 mod docker_only;
 mod docker_world;
 mod fake_world;
@@ -20,6 +21,7 @@ async fn docker_keeps_the_contract() {
     let mut only = Runner::new("docker", (engine.clone(), world.clone()));
     docker_only::run(&mut only).await;
     hardening::run(&mut only).await;
+    broken_wire::run(&mut only).await;
     drop(world);
     runner.absorb(only);
     runner.check("nothing is left behind", engine.clean_up().await);

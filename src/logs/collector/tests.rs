@@ -11,12 +11,15 @@ use super::*;
 use crate::{
     domain::{AppRef, ImageRef, ReleaseVersion, ReplicaSet, SetId, TenantName, Timestamp},
     logs::{LogFilter, LogLimits, MAX_TAIL},
-    runtime::{Capabilities, Job, JobSpec, Listener},
+    runtime::{Capabilities, Change, Job, JobSpec, Listener, RuntimeEvent},
 };
+
+/// What a replica has said, each line with its second.
+type Said = watch::Sender<Vec<(i64, String)>>;
 
 /// An engine with replicas that have said some lines.
 struct Engine {
-    replicas: Mutex<BTreeMap<String, (Replica, watch::Sender<Vec<(i64, String)>>)>>,
+    replicas: Mutex<BTreeMap<String, (Replica, Said)>>,
     events: tokio::sync::broadcast::Sender<RuntimeEvent>,
 }
 

@@ -5,7 +5,7 @@
 //! one in `INPUT` lets answers and the router's ports through and drops the rest; one in `DOCKER-USER` drops what goes to denied networks
 //! (cloud metadata). Each instance has its own bridges and chains, so that two of them never see each other's rules.
 
-use std::{process::Stdio, time::Duration};
+use std::{net::IpAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context, bail};
 use tokio::{io::AsyncWriteExt, process::Command};
@@ -48,7 +48,7 @@ pub struct Firewall {
 pub fn check_networks(networks: &[String]) -> anyhow::Result<()> {
     for network in networks {
         let (address, prefix) = network.split_once('/').unwrap_or((network, "0"));
-        if address.parse::<std::net::IpAddr>().is_err() || !prefix.parse::<u8>().is_ok_and(|prefix| prefix <= 128) {
+        if address.parse::<IpAddr>().is_err() || !prefix.parse::<u8>().is_ok_and(|prefix| prefix <= 128) {
             bail!("{network:?} in the denied networks is not a network; write it as 169.254.0.0/16");
         }
     }
@@ -70,12 +70,20 @@ impl Firewall {
 
     /// Both chains in the format of `iptables-restore --noflush`: naming a chain empties it, so applying this twice is the same as once, and
     /// it is applied all at once.
-    fn chains(&self, family: Family) -> String {
+    ///
+    /// `resolvers` are the host's name servers. The engine asks them on a container's behalf, but from the container's address; one that runs
+    /// on this host would be out of reach.
+    fn chains(&self, family: Family, resolvers: &[IpAddr]) -> String {
         let Self { to_host, onward, .. } = self;
         let mut text = format!("*filter\n:{to_host} - [0:0]\n:{onward} - [0:0]\n");
         text += &format!("-A {to_host} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n");
         for port in &self.host_ports {
             text += &format!("-A {to_host} -p tcp -m tcp --dport {port} -j ACCEPT\n");
+        }
+        for resolver in resolvers.iter().filter(|address| address.is_ipv6() == (family == Family::V6)) {
+            for protocol in ["udp", "tcp"] {
+                text += &format!("-A {to_host} -d {resolver} -p {protocol} -m {protocol} --dport 53 -j ACCEPT\n");
+            }
         }
         text += &format!("-A {to_host} -j DROP\n");
         for network in self.denied_networks.iter().filter(|network| network.contains(':') == (family == Family::V6)) {
@@ -98,7 +106,8 @@ impl Firewall {
 
     async fn ensure_family(&self, family: Family) -> anyhow::Result<()> {
         let restore = format!("{}-restore", family.tool());
-        run(&restore, &["--noflush", "--wait", "10"], Some(self.chains(family))).await?;
+        let resolvers = resolvers(&tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default());
+        run(&restore, &["--noflush", "--wait", "10"], Some(self.chains(family, &resolvers))).await?;
         for (hook, chain) in self.hooks(family).await {
             let jump = ["-i", &self.bridges, "-j", chain];
             if iptables(family, "-C", &hook, &jump).await.is_err() {
@@ -128,6 +137,12 @@ impl Firewall {
             }
         }
     }
+}
+
+/// The name servers of a `resolv.conf(5)`, but for those on loopback: the engine asks these from the host itself.
+fn resolvers(text: &str) -> Vec<IpAddr> {
+    let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    servers.filter_map(|server| server.trim().parse::<IpAddr>().ok()).filter(|address| !address.is_loopback()).collect()
 }
 
 async fn iptables(family: Family, command: &str, chain: &str, rest: &[&str]) -> anyhow::Result<()> {
@@ -180,16 +195,22 @@ mod tests {
         let names = Names::new("berth", "one", String::new());
         let denied = ["169.254.0.0/16".to_owned(), "fd00:ec2::254/128".to_owned()];
         let firewall = Firewall::new(&names, &[8080, 8443], &denied);
+        let resolvers = resolvers(
+            "# x\nnameserver 127.0.0.53\nnameserver 10.0.0.53\nsearch a b\nnameserver fd00::53\nnameserver x\n",
+        );
         let tag = names.tag().to_ascii_uppercase();
-        let v4 = firewall.chains(Family::V4).replace(&tag, "TAG");
+        let v4 = firewall.chains(Family::V4, &resolvers).replace(&tag, "TAG");
         let want = "*filter\n:BERTH-TAG-IN - [0:0]\n:BERTH-TAG-FWD - [0:0]\n\
             -A BERTH-TAG-IN -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n\
             -A BERTH-TAG-IN -p tcp -m tcp --dport 8080 -j ACCEPT\n\
             -A BERTH-TAG-IN -p tcp -m tcp --dport 8443 -j ACCEPT\n\
+            -A BERTH-TAG-IN -d 10.0.0.53 -p udp -m udp --dport 53 -j ACCEPT\n\
+            -A BERTH-TAG-IN -d 10.0.0.53 -p tcp -m tcp --dport 53 -j ACCEPT\n\
             -A BERTH-TAG-IN -j DROP\n\
             -A BERTH-TAG-FWD -d 169.254.0.0/16 -j DROP\nCOMMIT\n";
         assert_eq!(v4, want);
-        let v6 = firewall.chains(Family::V6);
+        let v6 = firewall.chains(Family::V6, &resolvers);
         assert!(v6.contains("fd00:ec2::254/128") && !v6.contains("169.254"));
+        assert!(v6.contains("-d fd00::53 ") && !v6.contains("10.0.0.53"));
     }
 }
