@@ -1,6 +1,14 @@
 //! Wires everything, owns the tasks, shuts down in order.
+//!
+//! [`cli`] is what is typed on the host. `serve` is the control plane, `data_plane` the router. Only this module names concrete
+//! adapters.
 
+pub mod cli;
 pub mod cli_validate;
 pub mod config;
 mod data_dir;
+mod data_plane;
+mod doctor;
+mod engine;
 pub mod telemetry;
+mod teardown;

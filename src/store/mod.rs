@@ -18,7 +18,7 @@ use futures::stream::BoxStream;
 pub use events::NewEvent;
 pub use memory::MemoryKv;
 pub use records::Record;
-pub use sled_kv::SledKv;
+pub use sled_kv::{SledKv, open_store};
 pub use typed::{Store, StoreError, Stored, Transaction};
 
 /// Grows with every commit, over all keys; the first is 1.

@@ -1,0 +1,118 @@
+//! The command line of the binary itself: what is typed on the host. Commands of users are in `commands`.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use super::{cli_validate, config::Config};
+use crate::{
+    control::client,
+    domain::{EnvName, UserName},
+};
+
+/// A self-hosted git-push build-and-deploy server.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, about, max_term_width = 100)]
+struct CommandLine {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the configuration and the data are.
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// Configuration file (else /etc/berth/berth.yaml or config/berth.yaml, if there is one)
+    #[arg(long, global = true, env = "BERTH_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Data directory
+    #[arg(long, global = true, env = "BERTH_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Place {
+    /// The configuration, with the data directory of the command line.
+    pub(super) fn load(&self) -> anyhow::Result<Config> {
+        let mut config = Config::load(self.config.as_deref(), std::env::vars())?;
+        if let Some(directory) = &self.data_dir {
+            config.data_dir = directory.clone();
+        }
+        config.data_dir = std::path::absolute(&config.data_dir)?;
+        Ok(config)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the control plane: SSH, builds, deployments
+    Serve,
+    /// Run the data plane: HTTP to the apps
+    Router {
+        /// Address to listen on instead of the configured ones; may be given more than once
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: Vec<SocketAddr>,
+    },
+    /// Check that this host has what Berth needs
+    Doctor,
+    /// Check a berth.yaml before pushing it
+    Validate {
+        #[arg(default_value = ".")]
+        directory: PathBuf,
+        /// With the overrides of this environment
+        #[arg(long)]
+        env: Option<EnvName>,
+    },
+    /// Print the JSON Schema of berth.yaml
+    Schema,
+    /// Register the public key(s) on standard input for a user; the first user becomes an operator
+    UploadKey { name: UserName },
+    /// Say whether the server runs and is ready
+    Status,
+    /// Remove everything this server made on the container engine; the data directory is kept
+    Teardown {
+        /// Really
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// What git hooks run
+    #[command(hide = true)]
+    Hook { name: String },
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    let done = match line.command {
+        Command::Serve => super::serve::run(&line.place),
+        Command::Router { listen } => super::data_plane::run(&line.place, listen),
+        Command::Doctor => super::doctor::run(&line.place),
+        Command::Validate { directory, env } => Ok(cli_validate::validate(&directory, env.as_ref()).report()),
+        Command::Schema => {
+            print!("{}", cli_validate::schema());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::UploadKey { name } => host_command(&line.place, &["upload-key", name.as_str()]),
+        Command::Status => host_command(&line.place, &["whoami"]),
+        Command::Teardown { yes } => super::teardown::run(&line.place, yes),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut CommandLine::command(), "berth", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Hook { name } if name == "pre-receive" => client::hook().map(ExitCode::from),
+        Command::Hook { name } => Err(anyhow::anyhow!("there is no hook {name:?}")),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!(" !     {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs a command of `commands` as the host does: through the control socket, with this process's standard input.
+fn host_command(place: &Place, words: &[&str]) -> anyhow::Result<ExitCode> {
+    let socket = place.load()?.control_socket();
+    let words = words.iter().map(|word| (*word).to_owned()).collect();
+    client::run(&socket, words, std::io::stdin()).map(ExitCode::from)
+}

@@ -1,0 +1,170 @@
+//! `berth doctor`: does this host have what Berth needs? Looks, changes nothing.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use super::{cli::Place, config::Config};
+use crate::control::client;
+
+/// Free disk space below which pushes will soon fail, in bytes.
+const WANTED_SPACE: u64 = 5 << 30;
+/// The oldest git that knows every setting that Berth relies on (`safe.bareRepository`).
+const OLDEST_GIT: (u32, u32) = (2, 38);
+
+/// What a check found.
+enum Finding {
+    Good(String),
+    /// It works, but; and what to do.
+    Doubtful(String, String),
+    /// It will not work; and what to do.
+    Bad(String, String),
+}
+use Finding::{Bad, Doubtful, Good};
+
+/// Looks at everything and says what it found; fails when something will not work.
+pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
+    let config = place.load()?;
+    let findings = [
+        ("engine", engine(&config)),
+        ("git", git()),
+        ("registry", registry(&config)),
+        ("stacks", stacks(&config)),
+        ("data directory", data_directory(&config)),
+        ("disk", disk(&config)),
+        ("packet filter", packet_filter()),
+        ("certificates", certificates(&config)),
+        ("server", server(&config)),
+    ];
+    let mut bad = 0;
+    for (name, finding) in findings {
+        let (mark, text, advice) = match finding {
+            Good(text) => ("ok  ", text, None),
+            Doubtful(text, advice) => ("warn", text, Some(advice)),
+            Bad(text, advice) => ("FAIL", text, Some(advice)),
+        };
+        bad += usize::from(mark == "FAIL");
+        println!("{mark}  {name:<15} {text}");
+        if let Some(advice) = advice {
+            println!("      {:<15} → {advice}", "");
+        }
+    }
+    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The first line that a program prints about its version.
+fn version_of(program: &str, argument: &str) -> Option<String> {
+    let output = Command::new(program).arg(argument).output().ok().filter(|output| output.status.success())?;
+    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
+}
+
+fn engine(config: &Config) -> Finding {
+    let socket = config.runtime.socket.display().to_string();
+    let look = async {
+        let docker = bollard::Docker::connect_with_unix(&socket, 10, bollard::API_DEFAULT_VERSION)?.negotiate_version().await?;
+        docker.info().await
+    };
+    let info = tokio::runtime::Runtime::new().map_err(|error| error.to_string());
+    match info.and_then(|runtime| runtime.block_on(look).map_err(|error| error.to_string())) {
+        Err(error) => Bad(format!("no engine answers at {socket}: {error}"), "start it: scripts/setup, or systemctl start docker".into()),
+        Ok(info) => {
+            let version = info.server_version.unwrap_or_default();
+            if info.memory_limit.unwrap_or(false) && info.cpu_cfs_quota.unwrap_or(false) {
+                Good(format!("Docker {version}"))
+            } else {
+                Doubtful(format!("Docker {version} cannot limit memory or CPU"), "enable the cgroup controllers memory and cpu".into())
+            }
+        }
+    }
+}
+
+fn git() -> Finding {
+    let Some(version) = version_of("git", "--version") else { return Bad("not installed".into(), "apt-get install git".into()) };
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
+    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if found >= OLDEST_GIT { Good(version) } else { Bad(version, format!("git {}.{} or newer is needed", OLDEST_GIT.0, OLDEST_GIT.1)) }
+}
+
+fn registry(config: &Config) -> Finding {
+    let address = &config.registry.address;
+    if !config.registry.managed {
+        return Good(format!("{address}, not managed by Berth"));
+    }
+    match version_of("docker-registry", "--version") {
+        Some(version) => Good(format!("{version}, managed, at {address}")),
+        None => Bad(
+            "docker-registry is not installed".into(),
+            "apt-get install docker-registry, or name another registry with registry.managed: false".into(),
+        ),
+    }
+}
+
+fn stacks(config: &Config) -> Finding {
+    let file = config.data_dir.join("stacks/current.json");
+    if file.exists() {
+        Good(format!("described in {}", file.display()))
+    } else {
+        Bad("the stack images are not there".into(), format!("scripts/stacks {}", config.data_dir.join("stacks").display()))
+    }
+}
+
+fn data_directory(config: &Config) -> Finding {
+    let directory = &config.data_dir;
+    let writable = |path: &Path| nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok();
+    let existing = directory.ancestors().find(|path| path.exists());
+    match existing {
+        Some(path) if writable(path) => Good(directory.display().to_string()),
+        _ => Bad(
+            format!("{} cannot be written to by this user", directory.display()),
+            "run as root, or name another one with --data-dir".into(),
+        ),
+    }
+}
+
+fn disk(config: &Config) -> Finding {
+    let Some(path) = config.data_dir.ancestors().find(|path| path.exists()) else { return Good("unknown".into()) };
+    match rustix::fs::statvfs(path) {
+        Err(error) => Doubtful(format!("free space unknown: {error}"), "look at it with df".into()),
+        Ok(space) => {
+            let free = space.f_bavail * space.f_frsize;
+            let text = format!("{} GiB free", free >> 30);
+            if free >= WANTED_SPACE { Good(text) } else { Doubtful(text, "make room: images and caches need several GiB".into()) }
+        }
+    }
+}
+
+fn packet_filter() -> Finding {
+    match version_of("iptables", "--version") {
+        Some(version) if nix::unistd::geteuid().is_root() => Good(version),
+        Some(version) => {
+            Doubtful(version, "run `berth serve` as root, else containers can reach this host's own ports".into())
+        }
+        None => Doubtful("iptables is not installed".into(), "apt-get install iptables, else containers can reach this host's own ports".into()),
+    }
+}
+
+fn certificates(config: &Config) -> Finding {
+    let bundle = &config.builds.ca_bundle;
+    if bundle.as_os_str().is_empty() {
+        return Good("builds trust the stack's own".into());
+    }
+    if bundle.is_file() {
+        return Good(format!("builds trust {}", bundle.display()));
+    }
+    Doubtful(format!("{} does not exist", bundle.display()), "apt-get install ca-certificates, or set builds.ca_bundle".into())
+}
+
+/// Runs already, or its ports are free.
+fn server(config: &Config) -> Finding {
+    if client::run(&config.control_socket(), vec!["whoami".into()], std::io::empty()).is_ok() {
+        return Good("running".into());
+    }
+    let taken = |address: &&SocketAddr| TcpListener::bind(address).is_err();
+    let taken: Vec<String> = config.ssh.listen.iter().filter(taken).map(SocketAddr::to_string).collect();
+    if taken.is_empty() {
+        return Good("not running; its ports are free".into());
+    }
+    Bad(format!("not running, and {} cannot be listened on", taken.join(", ")), "end what listens there, or change ssh.listen".into())
+}

@@ -1,0 +1,18 @@
+//! The concrete runtime: Docker, as the configuration says.
+
+use super::{config::Config, data_dir::DataDir};
+use crate::runtime::docker::{DockerRuntime, DockerSettings};
+
+/// Connects to the engine.
+pub(super) async fn connect(config: &Config, data: &DataDir) -> anyhow::Result<DockerRuntime> {
+    let login = config.registry.username.clone().zip(config.registry.password.clone());
+    let host_ports = config.router.listen.iter().map(std::net::SocketAddr::port).chain(config.router.public_port);
+    let settings = DockerSettings {
+        socket: config.runtime.socket.clone(),
+        registry_login: login,
+        host_ports: host_ports.collect(),
+        network_pool: config.runtime.subnet_pool.clone(),
+        ..DockerSettings::new(&config.registry.address, data.instance())
+    };
+    DockerRuntime::connect(settings).await
+}
