@@ -2,6 +2,8 @@
 //! is started in the run stack and asked over HTTP. `BERTH_STACKS_DIR` says where the stacks are (default `target/stacks`;
 //! they are built there when missing).
 
+#[path = "buildpacks/engine.rs"]
+mod engine;
 #[path = "buildpacks/harness.rs"]
 mod harness;
 #[path = "buildpacks/nodejs.rs"]

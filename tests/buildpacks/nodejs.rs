@@ -78,8 +78,14 @@ fn typescript_is_built_with_development_dependencies_then_pruned() {
 #[test]
 fn heroku_postbuild_replaces_build() {
     let manifest =
-        r#"{"scripts": {"build": "echo BUILT-A", "heroku-postbuild": "echo BUILT-B", "start": "node x.js"}}"#;
-    source(manifest).build().succeeded().says(&["BUILT-B"]).does_not_say(&["BUILT-A"]);
+        r#"{"scripts": {"build": "echo BUILT-A", "heroku-postbuild": "bin/postbuild", "start": "node x.js"}}"#;
+    source(manifest)
+        .file("bin/postbuild", "#!/bin/sh\necho BUILT-B\n")
+        .executable("bin/postbuild")
+        .build()
+        .succeeded()
+        .says(&["BUILT-B"])
+        .does_not_say(&["BUILT-A"]);
 }
 
 #[test]
@@ -212,8 +218,11 @@ fn no_buildpack_fits() {
     Case::empty().file("x", "").buildpacks(&["ruby"]).build().refused(&["no buildpack named \"ruby\"", "nodejs"]);
 }
 
-/// (files, what the plan or the refusal says): decided without a build.
-const PLANS: &[(&[(&str, &str)], &[&str])] = &[
+/// Files of an app (path, content), and what the plan or the refusal says of them.
+type Plan = (&'static [(&'static str, &'static str)], &'static [&'static str]);
+
+/// Decided without a build.
+const PLANS: &[Plan] = &[
     (
         &[("package.json", r#"{"engines": {"node": "20.18.0"}}"#)],
         &["PLAN_NODE_VERSION='20.18.0'", "PLAN_NPM_VERSION='10.8.2'"],
