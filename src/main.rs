@@ -27,6 +27,9 @@ struct RouterArgs {
     /// Address to listen on; may be given more than once. [default: [::]:8080 and 0.0.0.0:8080]
     #[arg(long)]
     listen: Vec<SocketAddr>,
+    /// Milliseconds that a client has to send a request's head.
+    #[arg(long, default_value_t = 60_000)]
+    head_limit: u64,
     /// Milliseconds from the end of a request to the first byte of its answer.
     #[arg(long, default_value_t = 30_000)]
     first_byte_limit: u64,
@@ -47,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         .init();
     let mut settings = RouterSettings {
         directory: args.data_dir.join("router"),
+        head_limit: Duration::from_millis(args.head_limit),
         first_byte_limit: Duration::from_millis(args.first_byte_limit),
         drain: Duration::from_millis(args.drain),
         ..RouterSettings::default()
