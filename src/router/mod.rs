@@ -39,6 +39,8 @@ pub struct RouterSettings {
     pub listen: Vec<SocketAddr>,
     /// `DATA/router`: routes, acknowledgement, access socket.
     pub directory: PathBuf,
+    /// From a connection being ready for a request to the end of the request's head; also how long an idle connection is kept.
+    pub head_limit: Duration,
     /// From the end of a request to the first byte of a replica's answer.
     pub first_byte_limit: Duration,
     /// How long connecting to a replica may take.
@@ -60,6 +62,7 @@ impl Default for RouterSettings {
         Self {
             listen: vec![(Ipv6Addr::UNSPECIFIED, 8080).into(), (Ipv4Addr::UNSPECIFIED, 8080).into()],
             directory: PathBuf::from("/var/lib/berth/router"),
+            head_limit: Duration::from_secs(60),
             first_byte_limit: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(3),
             drain: Duration::from_secs(30),

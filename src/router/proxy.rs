@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{StatusCode, Version, header};
 use pingora::{
     Error, ErrorSource,
     ErrorType::{self, ConnectionClosed, HTTPStatus, ReadError, WriteError},
@@ -292,6 +292,21 @@ impl ProxyHttp for Proxy {
         headers::prepare_response(response);
         if session.is_process_shutting_down() {
             // The answer says so (Connection: close), and the client opens its next connection elsewhere.
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _request: &mut Request,
+    ) -> pingora::Result<()> {
+        if session.req_header().version == Version::HTTP_10 && response.headers.contains_key(header::TRANSFER_ENCODING)
+        {
+            // Chunks came with HTTP/1.1. Without them the end of the connection is the end of the answer.
+            response.remove_header(&header::TRANSFER_ENCODING);
             session.set_keepalive(None);
         }
         Ok(())

@@ -27,8 +27,6 @@ use super::{
     watchdog::{Limits, guard},
 };
 
-/// From a connection being ready for a request to the end of the request's head; also how long an idle connection is kept.
-const HEAD_LIMIT: Duration = Duration::from_secs(60);
 /// Requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 /// How long to wait when the process has no file descriptor left for another connection.
@@ -79,11 +77,12 @@ impl Server {
         let mut proxy = HttpProxy::new(proxy, Arc::new(conf));
         proxy.handle_init_modules();
         let proxy = Arc::new(proxy);
-        let limits = Limits { head: HEAD_LIMIT, first_byte: settings.first_byte_limit, client_pause: CLIENT_PAUSE };
+        let limits =
+            Limits { head: settings.head_limit, first_byte: settings.first_byte_limit, client_pause: CLIENT_PAUSE };
         let guarded = |h2c: bool| {
             let mut options = HttpServerOptions::default();
             options.h2c = h2c;
-            options.h2_idle_timeout = Some(HEAD_LIMIT);
+            options.h2_idle_timeout = Some(limits.head);
             Arc::new(Guarded { proxy: proxy.clone(), limits, options })
         };
         Arc::new(Self {
@@ -161,7 +160,7 @@ impl Server {
         let mut shutdown = self.shutdown.subscribe();
         let mut stream = Box::new(ClientStream::new(stream, client, local));
         let http2 = tokio::select! {
-            http2 = timeout(HEAD_LIMIT, stream.begins_with_h2_preface()) => http2,
+            http2 = timeout(self.http1.limits.head, stream.begins_with_h2_preface()) => http2,
             _ = shutdown.wait_for(|stop| *stop) => return,
         };
         // Otherwise the client closed, or said nothing for too long.

@@ -11,6 +11,7 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::Context;
@@ -94,6 +95,9 @@ pub struct AccessRecord {
 /// # Errors
 /// When the directory cannot be made or written.
 pub fn publish(dir: &Path, table: &RoutesTable) -> anyhow::Result<()> {
+    // One at a time, as they share the temporary file's name.
+    static PUBLISHING: Mutex<()> = Mutex::new(());
+    let _turn = PUBLISHING.lock().unwrap_or_else(PoisonError::into_inner);
     let text = serde_json::to_vec(table).context("the routes table cannot be written as JSON")?;
     let path = dir.join(ROUTES_FILE);
     fs::create_dir_all(dir)
@@ -137,7 +141,7 @@ pub(super) fn replace(path: &Path, contents: &[u8], durable: bool) -> io::Result
     }
 }
 
-/// A name beside `path` that no other process uses.
+/// A name beside `path` that no other process uses; the same each time, so that a crash leaves at most one such file behind.
 fn temporary_name(path: &Path) -> PathBuf {
     let mut name = path.file_name().map(|name| name.to_owned()).unwrap_or_default();
     name.push(format!(".{}.tmp", std::process::id()));

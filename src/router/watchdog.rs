@@ -6,7 +6,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    os::fd::{BorrowedFd, RawFd},
+    os::fd::RawFd,
     pin::pin,
     sync::{
         Arc,
@@ -105,10 +105,9 @@ impl Watchdog {
         }
         self.rest();
         self.fired.store(true, Relaxed);
-        // SAFETY: the proxy's session owns the socket and keeps it open while the first byte is awaited (`await_first_byte`); that
-        // session belongs to the future that `guard` polls, and it is not being polled now.
-        let socket = unsafe { BorrowedFd::borrow_raw(socket) };
-        if let Err(error) = shutdown(std::os::fd::AsRawFd::as_raw_fd(&socket), Shutdown::Both) {
+        // The proxy's session owns the socket and keeps it open while the first byte is awaited (`await_first_byte`), so the number
+        // means that socket; the session belongs to the future that `guard` polls, and it is not being polled now.
+        if let Err(error) = shutdown(socket, Shutdown::Both) {
             tracing::debug!(%error, "a late replica's socket was closed already");
         }
         false

@@ -1,8 +1,10 @@
 //! Requests that are meant to be misunderstood, or never to end.
 
-use tokio::io::AsyncWriteExt;
+use std::time::{Duration, Instant};
 
-use crate::harness::{HOST, Replica, Router, read_answer, status};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::harness::{HOST, LIMIT, Replica, Router, read_answer, status};
 
 /// Framing that a replica could understand differently: refused, and nothing after it is read as a request.
 #[tokio::test]
@@ -86,4 +88,44 @@ async fn pipelined_requests_do_not_mix() {
         let answer = read_answer(&mut stream).await;
         assert!(answer.contains(&format!("POST {path} ")) && answer.ends_with("body"), "{answer}");
     }
+}
+
+/// However a client dawdles with its head, the connection ends in time.
+#[tokio::test]
+async fn a_slow_head_is_not_waited_for() {
+    let mut router = Router::start(&["--head-limit", "500"]).await;
+    let replica = Replica::start("web.1").await;
+    router.serve(&[&replica]).await;
+    let first = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    let endless = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(10_000));
+    // Nothing at all, a head byte by byte, half a preface, and a head byte by byte after a request that was in order.
+    for (before, drip) in [("", ""), ("", endless.as_str()), ("", "PRI * HTTP"), (first.as_str(), endless.as_str())] {
+        let mut stream = router.connect().await;
+        if !before.is_empty() {
+            stream.write_all(before.as_bytes()).await.unwrap();
+            read_answer(&mut stream).await;
+        }
+        let start = Instant::now();
+        let (mut read, mut write) = stream.split();
+        let dripping = async {
+            for byte in drip.as_bytes().chunks(1) {
+                write.write_all(byte).await?;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            std::future::pending::<std::io::Result<()>>().await
+        };
+        let mut byte = [0];
+        let ended = tokio::select! {
+            read = read.read(&mut byte) => read.unwrap_or(0),
+            _refused = dripping => 0,
+            () = tokio::time::sleep(LIMIT) => panic!("the connection is kept"),
+        };
+        assert_eq!(ended, 0, "it was answered");
+        assert!(
+            (Duration::from_millis(400)..Duration::from_secs(3)).contains(&start.elapsed()),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+    assert_eq!(status(&router.get("/").await), 200);
 }

@@ -173,8 +173,8 @@ pub fn status(answer: &str) -> u16 {
 /// A replica: a small HTTP/1.1 server that tells what it was asked.
 ///
 /// Every answer but the special ones has as its body the replica's name, the request head as it came and the request body. Special:
-/// `/sleep/MS` answers late; `/never` never; `/close` closes without an answer; `/stream` sends a chunk for every chunk it gets; `/half`
-/// answers less than it announces; any `Upgrade: websocket` is accepted and echoed.
+/// `/sleep/MS` answers late; `/never` never; `/close` closes without an answer; `/stream` sends a chunk for every chunk it gets; `/chunked` answers
+/// in chunks; `/half` answers less than it announces; any `Upgrade: websocket` is accepted and echoed.
 pub struct Replica {
     pub name: String,
     pub release: u64,
@@ -255,6 +255,12 @@ async fn while_open(mut stream: TcpStream, name: &str, requests: &AtomicUsize) {
         match target.as_str() {
             "/close" => return,
             "/never" => return std::future::pending().await,
+            "/chunked" => {
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+                    .await;
+                continue;
+            }
             "/half" => {
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
                 return;

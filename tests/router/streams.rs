@@ -148,3 +148,15 @@ async fn a_broken_answer_is_seen_as_broken() {
     let answer = async { client.get(url).header("host", HOST).send().await?.bytes().await };
     assert!(answer.await.is_err(), "a truncated answer must not look complete");
 }
+
+/// Chunks came with HTTP/1.1: an older client gets the bytes alone, up to the end of the connection.
+#[tokio::test]
+async fn an_old_client_gets_no_chunks() {
+    let mut router = Router::start(&[]).await;
+    let replica = Replica::start("web.1").await;
+    router.serve(&[&replica]).await;
+    let answer = router.raw(format!("GET /chunked HTTP/1.0\r\nHost: {HOST}\r\n\r\n").as_bytes()).await;
+    assert!(status(&answer) == 200 && answer.ends_with("\r\n\r\nhello"), "{answer}");
+    assert!(!answer.to_lowercase().contains("transfer-encoding"), "{answer}");
+    assert!(router.get("/chunked").await.ends_with("5\r\nhello\r\n0\r\n\r\n"));
+}
