@@ -1,7 +1,8 @@
 //! The engine that runs containers, as Berth needs it.
 //!
 //! The port speaks domain types alone. Every operation is idempotent, and containers carry their identity as labels, so
-//! that a fresh process rebuilds the world from [`Runtime::observe`]. One contract suite (`contract`) runs against every adapter.
+//! that a fresh process rebuilds the world from [`Runtime::observe`]. One contract suite (`tests/runtime_contract`) runs against
+//! every adapter.
 
 pub mod docker;
 pub mod fake;
@@ -183,7 +184,7 @@ pub trait Runtime: Send + Sync {
     /// replaced. Returns when the missing ones are started; stopping goes on by itself.
     async fn apply(&self, set: &ReplicaSet) -> Result<(), RuntimeError>;
 
-    /// Every replica that carries Berth's labels, running or not.
+    /// Every replica that carries Berth's labels, running or not, but for those that have been told to stop.
     async fn observe(&self) -> Result<Vec<Replica>, RuntimeError>;
 
     /// Stops and removes all replicas of the set: SIGTERM, `grace`, SIGKILL. Returns when they are gone.

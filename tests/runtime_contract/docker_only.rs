@@ -26,6 +26,7 @@ pub async fn run(runner: &mut Runner<Both>) {
     runner.case("images are pulled once and collected", images).await;
     runner.case("an engine that is not there is said so", no_engine).await;
     runner.case("mounts are read-only", mounts).await;
+    runner.case("there is room for many tenants", many_tenants).await;
     runner.case("timings", timings).await;
 }
 
@@ -215,6 +216,17 @@ async fn mounts((engine, world): Both) {
     let (out, err, exit) = run_job(&world, &spec).await;
     assert_eq!(out, "certificate");
     assert!(exit.code != 0 && err.contains("Read-only"), "{err}");
+}
+
+/// The engine's own address pools end at about thirty.
+async fn many_tenants((_, world): Both) {
+    let tenants: Vec<berth::domain::TenantName> = (0..36).map(|n| format!("many-{n}").parse().unwrap()).collect();
+    for result in join_all(tenants.iter().map(|tenant| world.runtime.prepare_tenant(tenant))).await {
+        result.unwrap();
+    }
+    for result in join_all(tenants.iter().map(|tenant| world.runtime.forget(tenant, None))).await {
+        result.unwrap();
+    }
 }
 
 /// Not a bar, only the figures.

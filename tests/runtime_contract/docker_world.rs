@@ -206,7 +206,11 @@ impl Engine {
         self.runtime.teardown().await;
         left.extend(self.traces());
         self.sweep();
-        if left.is_empty() { None } else { Some(left.join(", ")) }
+        if left.is_empty() {
+            None
+        } else {
+            Some(format!("{} things: {}", left.len(), left[..left.len().min(20)].join(", ")))
+        }
     }
 
     /// Removes everything by hand.

@@ -17,6 +17,7 @@ fn script(command: &str) -> Script {
     let mut script = Script { stop_delay: Duration::from_millis(50), ..Script::default() };
     match command {
         "exec sleep 3600" => {}
+        "trap '' TERM; while :; do sleep 1; done" => script.stop_delay = Duration::MAX,
         "exit 3" => script.ends = Some((Duration::from_millis(20), 3)),
         "echo one; echo two >&2; exec sleep 3600" => {
             script.lines = vec![(Source::Stdout, "one".to_owned()), (Source::Stderr, "two".to_owned())];

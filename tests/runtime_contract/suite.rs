@@ -14,6 +14,7 @@ use super::support::{DEADLINE, Runner, World, eventually, exited, job, read_all,
 const FOREVER: &str = "exec sleep 3600";
 const FAILS: &str = "exit 3";
 const PRINTS: &str = "echo one; echo two >&2; exec sleep 3600";
+const STUBBORN: &str = "trap '' TERM; while :; do sleep 1; done";
 const NO_GRACE: Duration = Duration::ZERO;
 
 pub async fn run(runner: &mut Runner<World>) {
@@ -22,6 +23,7 @@ pub async fn run(runner: &mut Runner<World>) {
     runner.case("sets do not mix", separate_sets).await;
     runner.case("an exited replica is seen and replaced", exits).await;
     runner.case("a stopped replica is replaced", stop_one).await;
+    runner.case("a stubborn replica is killed after its grace", stubborn).await;
     runner.case("a restarted server sees the same world", restart).await;
     runner.case("events tell of changes", events).await;
     runner.case("logs have lines, sources, and an end", logs).await;
@@ -119,6 +121,20 @@ async fn stop_one(world: World) {
     assert_eq!((after.len(), &after[1]), (2, &before[1]));
     assert_ne!(after[0].id, before[0].id);
     runtime.remove(&set.id, NO_GRACE).await.unwrap();
+}
+
+async fn stubborn(world: World) {
+    let set = set(&world, "stubborn", STUBBORN, 1);
+    world.runtime.apply(&set).await.unwrap();
+    let grace = Duration::from_secs(2);
+    let clock = std::time::Instant::now();
+    let (runtime, id) = (world.runtime.clone(), set.id.clone());
+    let removal = tokio::spawn(async move { runtime.remove(&id, grace).await });
+    eventually("it is not shown any more", async || replicas(&*world.runtime, &set.id).await.is_empty().then_some(()))
+        .await;
+    assert!(!removal.is_finished(), "it is only told to stop");
+    removal.await.unwrap().unwrap();
+    assert!(clock.elapsed() >= grace, "killed after {:?}", clock.elapsed());
 }
 
 async fn restart(world: World) {

@@ -59,7 +59,8 @@ pub async fn pull(engine: &Engine, image: &ImageRef) -> Result<(), RuntimeError>
 /// Removes the images that came from Berth's registry, are not in `keep`, and belong to no container. Returns how many.
 pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, RuntimeError> {
     let keep: HashSet<String> = keep.iter().map(|image| engine.recipe.image(image)).collect();
-    let registry = format!("{}/", engine.recipe.settings.registry);
+    let settings = &engine.recipe.settings;
+    let ours = format!("{}/{}", settings.registry, settings.repository_prefix);
     let options = ListImagesOptionsBuilder::default().build();
     let images = engine.docker.list_images(Some(options)).await.map_err(|error| failed("listing images", &error))?;
     // The engine lets an image be removed by digest while a stopped container is made from it; a replica about to be replaced
@@ -68,7 +69,7 @@ pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, Runtim
     let used: HashSet<String> = containers.into_iter().filter_map(|container| container.image_id).collect();
     let mut removed = 0;
     for image in images.into_iter().filter(|image| !used.contains(&image.id)) {
-        for name in image.repo_digests.iter().filter(|name| name.starts_with(&registry) && !keep.contains(*name)) {
+        for name in image.repo_digests.iter().filter(|name| name.starts_with(&ours) && !keep.contains(*name)) {
             let _turn = engine.pulls.lock(name.clone()).await;
             let options = RemoveImageOptionsBuilder::default().build();
             match engine.docker.remove_image(name, Some(options), None).await {

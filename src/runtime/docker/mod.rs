@@ -26,7 +26,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -36,6 +36,7 @@ use bollard::{
     query_parameters::{ListVolumesOptionsBuilder, RemoveVolumeOptions},
 };
 use futures::{StreamExt, stream::BoxStream};
+use tokio::sync::Mutex;
 
 pub use settings::DockerSettings;
 
@@ -64,6 +65,8 @@ struct Inner {
     firewall: Firewall,
     /// Whether the packet filter rules were in place when last looked after.
     isolated: AtomicBool,
+    /// When looking after them last began; many who want that at once share one look.
+    guarded_at: Mutex<Option<Instant>>,
     stops: Stops,
     sets: KeyedLocks<SetId>,
     memory: replicas::Memory,
@@ -101,6 +104,7 @@ impl DockerRuntime {
             networks: Networks::new(pool),
             firewall,
             isolated: AtomicBool::new(true),
+            guarded_at: Mutex::new(None),
             stops: Stops::new(),
             sets: KeyedLocks::default(),
             memory: replicas::Memory::default(),
@@ -127,6 +131,12 @@ impl DockerRuntime {
 impl Inner {
     /// Puts the packet filter rules in place, and says it once when that fails and once when it works again.
     async fn guard_host(&self) {
+        let asked = Instant::now();
+        let mut guarded_at = self.guarded_at.lock().await;
+        if guarded_at.is_some_and(|at| at >= asked) {
+            return;
+        }
+        *guarded_at = Some(Instant::now());
         let result = self.firewall.ensure().await;
         let before = self.isolated.swap(result.is_ok(), Ordering::Relaxed);
         match result {

@@ -104,12 +104,13 @@ pub struct Networks {
     pool: Subnet,
     turns: KeyedLocks<TenantName>,
     ready: Mutex<HashSet<TenantName>>,
+    creation: tokio::sync::Mutex<()>,
 }
 
 impl Networks {
     /// Networks out of `pool`.
     pub fn new(pool: Subnet) -> Self {
-        Self { pool, turns: KeyedLocks::default(), ready: Mutex::default() }
+        Self { pool, turns: KeyedLocks::default(), ready: Mutex::default(), creation: tokio::sync::Mutex::default() }
     }
 
     fn ready(&self) -> std::sync::MutexGuard<'_, HashSet<TenantName>> {
@@ -144,10 +145,14 @@ impl Networks {
         let seed = seed_of(&[names.tag(), tenant.as_str()]);
         let mut refusal = String::new();
         let mut bridge = 0;
-        for attempt in 0..ATTEMPTS {
-            // Looked up each time: a refusal means that the world has changed since.
-            let taken = self.taken(engine).await?;
-            let Some(subnet) = self.pool.free(seed, &taken).nth(attempt as usize / 4) else {
+        let mut refused = Vec::new();
+        // Two tenants' networks being made at once would want the same addresses.
+        let _alone = self.creation.lock().await;
+        for _ in 0..ATTEMPTS {
+            // Looked up each time: a refusal means that the world has changed since. A network being made by another Berth is not listed yet.
+            let mut taken = self.taken(engine).await?;
+            taken.extend(&refused);
+            let Some(subnet) = self.pool.free(seed, &taken).next() else {
                 return Err(RuntimeError::Refused(format!(
                     "no free network is left in {} for tenant {tenant}; give Berth a larger `network_pool`",
                     self.pool
@@ -158,7 +163,11 @@ impl Networks {
                 Err(error) if matches!(status(&error), Some(403 | 409 | 500)) => {
                     refusal = error.to_string();
                     // Two tenants' bridge names may collide; another Berth process may have made this very network.
-                    bridge += u32::from(refusal.contains("bridge name"));
+                    if refusal.contains("bridge name") {
+                        bridge += 1;
+                    } else {
+                        refused.push(subnet);
+                    }
                     if engine.docker.inspect_network(name, None).await.is_ok() {
                         return Ok(());
                     }

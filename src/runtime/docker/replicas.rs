@@ -15,6 +15,7 @@ use super::{
     Inner,
     engine::{Created, no_such_network},
     names,
+    stops::Stop,
 };
 use crate::domain::{Replica, ReplicaId, ReplicaSet, ReplicaState, SetId, Timestamp};
 use crate::runtime::RuntimeError;
@@ -132,9 +133,7 @@ impl Inner {
         let seen: Vec<Seen> = listed.iter().filter_map(Seen::of).collect();
         let plan = plan(&seen, set.count, &names::spec_hash(set));
         for (id, name) in &plan.retire {
-            // The new name says so to every process; whether or not this one lives to stop it.
-            self.engine.rename(id, &names::retired_name(name, id)).await?;
-            self.stops.begin(&self.engine, id, set.stop_grace);
+            self.retire(id, name, set.stop_grace).await?;
         }
         for id in &plan.retired {
             self.stops.begin(&self.engine, id, set.stop_grace);
@@ -261,27 +260,33 @@ impl Inner {
 
     /// See [`crate::runtime::Runtime::remove`].
     pub(super) async fn remove_set(&self, set: &SetId, grace: Duration) -> Result<(), RuntimeError> {
-        let listed = {
+        let mut stops = Vec::new();
+        {
             let _turn = self.sets.lock(set.clone()).await;
-            self.engine.list(self.engine.recipe.names.set_filter(set)).await?
-        };
-        let ids: Vec<String> = listed.into_iter().filter_map(|container| container.id).collect();
-        let stops: Vec<_> = ids.iter().map(|id| self.stops.begin(&self.engine, id, grace)).collect();
+            let listed = self.engine.list(self.engine.recipe.names.set_filter(set)).await?;
+            for one in listed.iter().filter_map(Seen::of) {
+                stops.push(self.retire(&one.id, &one.name, grace).await?);
+            }
+        }
         for stop in stops {
             stop.finished().await?;
         }
         Ok(())
     }
 
+    /// Begins to stop a replica. Its new name says so to every process, whether or not this one lives to see it stopped.
+    async fn retire(&self, id: &str, name: &str, grace: Duration) -> Result<Stop, RuntimeError> {
+        if !names::is_retired(name) {
+            self.engine.rename(id, &names::retired_name(name, id)).await?;
+        }
+        Ok(self.stops.begin(&self.engine, id, grace))
+    }
+
     /// See [`crate::runtime::Runtime::stop_replica`].
     pub(super) async fn stop_replica(&self, replica: &ReplicaId, grace: Duration) -> Result<(), RuntimeError> {
         let Some(found) = self.own_replica(replica).await? else { return Ok(()) };
         let name = found.name.unwrap_or_default();
-        let name = name.trim_start_matches('/');
-        if !names::is_retired(name) {
-            self.engine.rename(&replica.0, &names::retired_name(name, &replica.0)).await?;
-        }
-        self.stops.begin(&self.engine, &replica.0, grace).finished().await
+        self.retire(&replica.0, name.trim_start_matches('/'), grace).await?.finished().await
     }
 
     /// The container, if there is one and it is a replica of this Berth: an id alone is no right to touch it.

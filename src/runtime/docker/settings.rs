@@ -9,6 +9,8 @@ pub struct DockerSettings {
     pub socket: PathBuf,
     /// The registry as the engine reaches it, `127.0.0.1:5000`; images are pulled as `REGISTRY/REPOSITORY@DIGEST`.
     pub registry: String,
+    /// How the repositories of Berth's own images begin; other images from the same registry are not Berth's to remove.
+    pub repository_prefix: String,
     /// User name and password for pulling, when the registry asks for them. Never given to a container.
     pub registry_login: Option<(String, String)>,
     /// Identity of this Berth (its data directory's id). Everything made on the engine is labelled with it, and nothing
@@ -38,6 +40,7 @@ impl DockerSettings {
         Self {
             socket: PathBuf::from("/var/run/docker.sock"),
             registry: registry.into(),
+            repository_prefix: "berth/".to_owned(),
             registry_login: None,
             instance: instance.into(),
             name_prefix: "berth".to_owned(),

@@ -301,3 +301,70 @@ impl Engine {
         self.announce(RuntimeEvent::Changed { set: kept.set.id.clone(), replica: id.clone(), what });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Digest, Limits, ReleaseVersion};
+
+    fn set(count: u32) -> ReplicaSet {
+        ReplicaSet {
+            id: SetId {
+                env: "acme/shop/dev".parse().unwrap(),
+                process: "web".parse().unwrap(),
+                release: ReleaseVersion(1),
+                restarts: 0,
+            },
+            image: ImageRef { repository: "berth/acme/shop".to_owned(), digest: Digest::from_sha256([0; 32]) },
+            command: "run".to_owned(),
+            environment: [].into(),
+            count,
+            limits: Limits { cpu_millis: 100, memory: 1 << 20, pids: 10 },
+            stop_grace: Duration::from_secs(1),
+        }
+    }
+
+    async fn states(runtime: &FakeRuntime) -> Vec<(u32, ReplicaState)> {
+        runtime.observe().await.unwrap().into_iter().map(|replica| (replica.index, replica.state)).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn scripts_take_time_and_fail() {
+        let runtime = FakeRuntime::new(Behaviour::default().replicas(|_, index| Script {
+            start_delay: Duration::from_secs(5),
+            start_error: (index == 2).then(|| "no room".to_owned()),
+            ends: (index == 3).then_some((Duration::from_secs(7), 9)),
+            ..Script::default()
+        }));
+        let began = tokio::time::Instant::now();
+        let error = runtime.apply(&set(3)).await.unwrap_err().to_string();
+        assert!(error.contains("no room"), "{error}");
+        assert_eq!(began.elapsed(), Duration::from_secs(5), "starts overlap");
+        let want = [(1, ReplicaState::Running), (2, ReplicaState::Created), (3, ReplicaState::Running)];
+        assert_eq!(states(&runtime).await, want);
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        assert_eq!(states(&runtime).await[2], (3, ReplicaState::Exited { code: 9, out_of_memory: false }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_tests_can_do_to_it() {
+        let runtime = FakeRuntime::new(Behaviour::default());
+        let mut events = runtime.events().await.unwrap();
+        runtime.apply(&set(1)).await.unwrap();
+        let replica = runtime.observe().await.unwrap().remove(0);
+        assert!(replica.address.is_some_and(|address| address.is_loopback()));
+        runtime.kill(&replica.id, 137, true);
+        assert_eq!(states(&runtime).await, [(1, ReplicaState::Exited { code: 137, out_of_memory: true })]);
+        runtime.set_dead(true);
+        assert!(matches!(runtime.observe().await, Err(RuntimeError::Unavailable(_))));
+        assert!(matches!(runtime.apply(&set(1)).await, Err(RuntimeError::Unavailable(_))));
+        runtime.set_dead(false);
+        let mut seen = Vec::new();
+        while seen.last() != Some(&RuntimeEvent::Resync) {
+            seen.push(events.next().await.unwrap());
+        }
+        let changed = |what| RuntimeEvent::Changed { set: set(1).id, replica: replica.id.clone(), what };
+        let want = [Change::Started, Change::OutOfMemory, Change::Died].map(changed);
+        assert_eq!(seen[..3], want);
+    }
+}
