@@ -37,7 +37,10 @@ impl Receive {
             say(Refusal::new("This hook belongs to no push that the server knows of.").render()).await;
             return Verdict::Reject;
         };
-        match self.admit(&push, &request).await {
+        // In a task of its own: a hook that dies must not leave a push half-way between the queue and its pin.
+        let (receive, judged) = (self.clone(), push.clone());
+        let admitted = self.0.tasks.spawn(async move { receive.admit(&judged, &request).await }).await;
+        match admitted.unwrap_or_else(|error| Err(error.into())) {
             Ok(None) => Verdict::Accept,
             Ok(Some(queued)) if queued.detached => {
                 let env = &push.env;

@@ -1,0 +1,115 @@
+//! The client's end: blocking, and without a runtime, since a hook has milliseconds.
+
+use std::{
+    env,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::protocol::{CHUNK, MAX_LINE, ToClient, ToServer, decode, encode, line};
+use crate::receive::{HookRequest, Update};
+
+/// Push options that are looked at (`GIT_PUSH_OPTION_COUNT`, githooks(5)).
+const MAX_OPTIONS: usize = 100;
+
+/// `berth hook pre-receive`: asks the server about the push that git's hook was started for; the exit status is git's to act on.
+pub fn hook() -> Result<u8> {
+    let variable = |name: &str| {
+        env::var(name).with_context(|| format!("{name} is not set; this command is for git's hooks, not for people"))
+    };
+    let socket = PathBuf::from(variable("BERTH_CONTROL")?);
+    let request = HookRequest {
+        token: variable("BERTH_PUSH")?,
+        quarantine: PathBuf::from(variable("GIT_QUARANTINE_PATH")?),
+        updates: read_updates(io::stdin().lock())?,
+        options: push_options(),
+    };
+    let mut stream = connect(&socket)?;
+    stream.write_all(&line(&ToServer::PreReceive(request))?)?;
+    relay(stream)
+}
+
+/// Runs a command of Berth's on the server that listens on `socket`, with `stdin` as its input; returns its exit status.
+pub fn run(socket: &Path, argv: Vec<String>, stdin: impl Read + Send + 'static) -> Result<u8> {
+    let mut stream = connect(socket)?;
+    stream.write_all(&line(&ToServer::Command { argv })?)?;
+    let input = stream.try_clone().context("the connection cannot be shared")?;
+    // It ends with the process: nobody can interrupt a read of a terminal.
+    thread::spawn(move || forward(stdin, input));
+    relay(stream)
+}
+
+fn connect(socket: &Path) -> Result<UnixStream> {
+    UnixStream::connect(socket).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => "is `berth serve` running, with this data directory?",
+            io::ErrorKind::PermissionDenied => "run it as the user that `berth serve` runs as, or with sudo",
+            _ => "see the server's log",
+        };
+        anyhow::anyhow!("the server cannot be reached at {}: {error}; {why}", socket.display())
+    })
+}
+
+fn read_updates(input: impl BufRead) -> Result<Vec<Update>> {
+    let mut updates = Vec::new();
+    for text in input.take(MAX_LINE as u64 / 2).lines() {
+        let text = text.context("git gave no list of refs")?;
+        let update = Update::parse(&text).with_context(|| format!("git gave a line that is no ref update: {text:?}"))?;
+        updates.push(update);
+    }
+    if updates.is_empty() {
+        bail!("git gave an empty list of refs");
+    }
+    Ok(updates)
+}
+
+fn push_options() -> Vec<String> {
+    let count = env::var("GIT_PUSH_OPTION_COUNT").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+    let option = |index| env::var(format!("GIT_PUSH_OPTION_{index}")).unwrap_or_default();
+    (0..count).take(MAX_OPTIONS).map(option).collect()
+}
+
+/// Copies input to the server until either ends.
+fn forward(mut from: impl Read, mut to: UnixStream) {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let message = match from.read(&mut buffer) {
+            Ok(0) => ToServer::Eof,
+            Ok(length) => ToServer::Stdin(encode(&buffer[..length])),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // As good as its end; the command says what it lacks.
+            Err(_) => ToServer::Eof,
+        };
+        let is_last = matches!(message, ToServer::Eof);
+        let sent = line(&message).and_then(|line| to.write_all(&line));
+        if is_last || sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// Prints what the server says until it says how it ended.
+fn relay(stream: UnixStream) -> Result<u8> {
+    let mut lines = BufReader::new(stream);
+    let mut text = Vec::new();
+    loop {
+        text.clear();
+        let length = (&mut lines).take(MAX_LINE as u64).read_until(b'\n', &mut text).context("the server is gone")?;
+        if length == 0 || text.last() != Some(&b'\n') {
+            bail!("the server went away before it answered; see its log");
+        }
+        match serde_json::from_slice(&text).context("the server is of another version; restart it")? {
+            ToClient::Stdout(bytes) => print(&mut io::stdout().lock(), &decode(&bytes)?)?,
+            ToClient::Stderr(bytes) => print(&mut io::stderr().lock(), &decode(&bytes)?)?,
+            ToClient::Exit(status) => return Ok(status),
+        }
+    }
+}
+
+fn print(to: &mut impl Write, bytes: &[u8]) -> Result<()> {
+    to.write_all(bytes).and_then(|()| to.flush()).context("nobody reads the output any more")
+}
