@@ -18,7 +18,7 @@ fn a_folder_of_files_is_served_with_caching_and_without_secrets() {
         Case::fixture("static-plain").file(".env", "SECRET=1").file("Procfile", "worker: sleep 1").build().succeeded();
     assert_eq!(build.process("web").as_deref(), Some(".berth/static/start"));
     let inputs: Vec<&str> = build.meta("inputs").lines().collect();
-    assert_eq!(inputs, [".htpasswd", ".static", "Staticfile", "Staticfile.auth", "static.json"]);
+    assert_eq!(inputs, [".berth/**", ".htpasswd", ".static", "Staticfile", "Staticfile.auth", "static.json"]);
     let running = build.start_command(".berth/static/start", &[("SOURCE_VERSION", "abc"), ("BERTH_RELEASE", "v7")]);
     let statuses = [
         ("/", 200),
@@ -105,8 +105,11 @@ fn a_site_with_a_password_is_never_open() {
     assert_eq!(header(&inside.head, "Strict-Transport-Security"), Some("max-age=31536000"));
     assert_eq!(header(&inside.head, "Cache-Control"), Some("private, no-cache"));
 
-    let build =
-        Case::empty().file("static.json", r#"{"basic_auth": true}"#).file("index.html", "inside").build().succeeded();
+    let build = Case::empty()
+        .file("static.json", r#"{"basic_auth": true, "basic_auth_htpasswd_path": "who/may"}"#)
+        .file("index.html", "inside")
+        .build()
+        .succeeded();
     let (status, said) = build.command("PORT=5000 .berth/static/start");
     assert_eq!(status, 1, "{said}");
     assert!(said.contains("set BASIC_AUTH_USERNAME and BASIC_AUTH_PASSWORD"), "{said}");
@@ -115,6 +118,11 @@ fn a_site_with_a_password_is_never_open() {
     assert_eq!(running.get("/").status, 401);
     let inside = running.request("GET", "/", "Authorization: Basic Ym9iOiRhe2J9ImM=\r\n").unwrap();
     assert_eq!(inside.body, "inside");
+    drop(running);
+    assert_eq!(build.command("mkdir who && echo 'bob:{PLAIN}$a{b}\"c' > who/may").0, 0);
+    let running = build.start();
+    let ask = |path: &str| running.request("GET", path, "Authorization: Basic Ym9iOiRhe2J9ImM=\r\n").unwrap().status;
+    assert_eq!((ask("/"), ask("/who/may")), (200, 404), "the passwords are not for those who are in either");
 }
 
 #[test]
@@ -172,6 +180,7 @@ fn settings_that_are_not_supported_are_refused_by_name() {
         ),
         (&[page, ("Staticfile", ""), ("Staticfile.auth", "# nobody\n")], &["names nobody", "status 1"]),
         (&[page, ("static.json", "{}"), ("Staticfile.auth", "a:$1$b$c\n")], &["does not use it", "status 1"]),
+        (&[page, ("out", "->."), ("static.json", r#"{"root": "out"}"#)], &["leads to the app itself", "status 1"]),
         (&[page, ("out", "->/etc"), ("static.json", r#"{"root": "out"}"#)], &["leads out of the app", "status 1"]),
     ];
     expect_each(cases, GENERATE);
@@ -184,9 +193,10 @@ fn another_buildpacks_folder_is_served_with_a_fallback_for_pages() {
     let said = in_build_stack(
         directory.path(),
         "cp -r /work /tmp/app && cd /tmp/app && /buildpacks/static/bin/serve-folder /tmp/app dist 2>/tmp/messages
-         cat /tmp/messages; export PORT=5000; .berth/static/start & curl -s --retry 40 --retry-connrefused --retry-delay 0 -o /dev/null localhost:5000/
+         cat /tmp/messages; export PORT=5000; .berth/static/start &
+         for try in $(seq 400); do curl -s -o /dev/null 127.0.0.1:5000/ && break; sleep 0.05; done
          for path in / /deep/link /app.js /gone.js /secret.js /../secret.js; do
-           curl -s --path-as-is -o /tmp/body -w \"$path %{http_code} \" localhost:5000$path; head -c 20 /tmp/body | head -n 1; echo
+           curl -s --path-as-is -o /tmp/body -w \"$path %{http_code} \" 127.0.0.1:5000$path; head -c 20 /tmp/body | head -n 1; echo
          done; kill $!; wait $!; echo status $?",
     );
     for words in [

@@ -29,7 +29,7 @@ LOCK_COMMAND = {"pipenv": "pipenv lock", "poetry": "poetry lock", "uv": "uv lock
 ALWAYS = [
     "requirements.txt", "Pipfile", "Pipfile.lock", "poetry.lock", "uv.lock", "pyproject.toml", "setup.py", "setup.cfg",
     ".python-version", "runtime.txt", "bin/pre_compile", "bin/post_compile", "{*,*/*}/manage.py", "manage.py",
-    "*/pyvenv.cfg", "poetry.toml", "uv.toml",
+    "*/pyvenv.cfg", ".venv", ".venv/**", ".berth/**", "poetry.toml", "uv.toml",
 ]  # fmt: skip
 EVERYTHING = "**"
 PURE_BACKENDS = {"hatchling.build", "uv_build", "poetry.core.masonry.api", "flit_core.buildapi"}

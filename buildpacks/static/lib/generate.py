@@ -22,6 +22,8 @@ def prepare(build_dir: Path, built: str | None) -> Settings:
     app = build_dir.resolve()
     if root != app and app not in root.parents:
         raise Refused(f"The root {settings.root} leads out of the app.", "Name a folder inside it.")
+    if root == app and settings.root != ".":
+        raise Refused(f"The root {settings.root} leads to the app itself.", "If that is meant, let root be . and nothing else.")
     if not root.is_dir():
         raise Refused(
             f"The root {settings.root}/ is not there" + (f" (named in {settings.source})." if settings.root_is_set else "."),

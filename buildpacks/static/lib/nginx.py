@@ -18,7 +18,7 @@ TEXT_TYPES = (
     "application/javascript application/json application/manifest+json application/rss+xml application/xml text/css "
     "text/javascript text/markdown text/plain text/xml"
 )
-# Files that configure the site; they lie in its root when the root is that of the app.
+# Files that configure the site; they lie among those to be served when its root is that of the app.
 PRIVATE = ["Staticfile", "Staticfile.auth", "static.json", "berth.yaml", "Procfile"]
 # Names that build tools give files after their content: at least eight hexadecimal digits, with a letter among them, or,
 # in the folders of such tools, eight characters of all kinds.
@@ -120,14 +120,22 @@ def _server(settings: Settings):
     if settings.directory_listing:
         yield "    autoindex on;\n"
     clean = "$uri.html " if settings.clean_urls else ""
-    private = "|".join(re.escape(name) for name in PRIVATE)
-    yield f'    location ~ {quote_pattern("^/(?:" + private + ")$")} {{ return 404; }}\n'
+    private = _private(settings)
+    if private:
+        yield f'    location ~ {quote_pattern("^/(?:" + "|".join(map(re.escape, private)) + ")$")} {{ return 404; }}\n'
     yield '    location ~ "/\\.(?!well-known(?:/|$))" { return 404; }\n'
     for index, (path, (status, url)) in enumerate(settings.redirects.items()):
         yield f"    location = {quote_pattern(path)} {{ try_files $uri {clean}@redirect_{index}; }}\n"
         yield f"    location @redirect_{index} {{ return {status} {quote(url)}; }}\n"
     route = "$berth_route " if settings.routes else ""
     yield f"    location / {{ try_files {clean}$uri $uri/ {route}=404; }}\n"
+
+
+def _private(settings: Settings) -> list[str]:
+    if settings.root == ".":
+        return [*PRIVATE, *filter(None, [settings.auth_file])]
+    below = settings.root + "/"
+    return [settings.auth_file.removeprefix(below)] if settings.auth_file.startswith(below) else []
 
 
 _HTTP = """# Made by the static buildpack; %%NAMES%% are filled in when the site starts.
