@@ -260,12 +260,11 @@ fn startable(scope: &Scope, set: &SetId, wanted: u32, room: u32, now: Timestamp,
     if let Some(count) = (lowest..=reach).rev().find(fits).filter(|count| scope.missing(set, *count) > 0) {
         return Ok(count);
     }
-    // Low indexes died while higher ones, not wanted any more, are all that serves. These indexes ran a moment ago, so there is
-    // capacity for them; taking the last healthy ones away would be worse.
-    let at_rest =
-        scope.alive().all(|replica| matches!(replica.phase, Phase::Ready | Phase::Unhealthy) && !replica.stopping);
-    let surplus = scope.highest_alive(set) > wanted && scope.alive().all(|replica| replica.set == *set);
-    if surplus && at_rest && scope.healthy() <= scope.bounds.min_healthy {
+    // Low indexes died, and the higher ones are among the last healthy ones: neither may they be taken away nor is there room for all the
+    // gaps below them. Those ran a moment ago, so there is capacity for them; a healthy one too few would be worse than one too many.
+    let at_rest = scope.launching_in_all() == 0 && scope.alive().all(|replica| scope.serves(replica));
+    let gaps = lowest == scope.highest_alive(set) && scope.missing(set, lowest) > 0;
+    if gaps && at_rest && scope.healthy() <= scope.bounds.min_healthy {
         return Ok(lowest);
     }
     Err(Why::Room { running: scope.running(), max: scope.bounds.max_running })
