@@ -1,1 +1,271 @@
 //! From a release to N healthy replicas behind the router: observe → plan → execute, level-triggered; events only nudge.
+//!
+//! One actor per environment (`actor`) compares what should run (the records) with what does (`world`, one picture for all; `watcher`,
+//! one prober per replica) and with what the router serves (`routes`, the one owner of the routes table), asks [`crate::plan`] what to do,
+//! and does it. Nothing depends on having seen an event: a fresh process rebuilds everything from the runtime, the store and the routes
+//! table, and goes on with deployments that were under way. What serves when the control plane dies serves when it comes back.
+//!
+//! [`Deployer`] is the handle that others hold; [`DeployService`] owns the tasks.
+
+mod actor;
+mod api;
+mod clock;
+mod hosts;
+mod probe;
+mod progress;
+mod releases;
+mod routes;
+mod service;
+mod spec;
+#[cfg(test)]
+mod tests;
+mod watcher;
+mod world;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
+};
+
+use self::{
+    actor::{Address, Message},
+    clock::Steady,
+    progress::NOTES,
+    routes::{Routes, RoutesTask},
+    service::Directory,
+    world::{Observer, World},
+};
+pub use self::{
+    api::{
+        DeployFailure, DeploySettings, Deployed, Derive, EnvStatus, NewRelease, ProcessStatus, ReplicaHealth,
+        ReplicaStatus,
+    },
+    clock::{Clock, SystemClock},
+    probe::{NetProber, ProbeError, ProbeTarget, Prober},
+    progress::{Progress, SilentProgress},
+    routes::RoutePublisher,
+    service::DeployService,
+};
+use crate::{
+    domain::{EnvRef, Environment, EventKind, ImageRef, Release, ReleaseVersion},
+    plan::retention,
+    runtime::Runtime,
+    store::{NewEvent, Store, StoreError},
+};
+
+/// How long an actor may take to answer before its last known status is given.
+const REFRESH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What all parts of the deployer share.
+struct Parts {
+    settings: DeploySettings,
+    store: Store,
+    runtime: Arc<dyn Runtime>,
+    prober: Arc<dyn Prober>,
+    clock: Arc<dyn Clock>,
+    steady: Steady,
+    world: World,
+    routes: Routes,
+    events: mpsc::Sender<NewEvent>,
+}
+
+impl Parts {
+    /// Has an event recorded, off the path of whoever caused it.
+    fn event(&self, event: NewEvent) {
+        if self.events.try_send(event).is_err() {
+            tracing::warn!("an event is not recorded: too many wait, or the server is stopping");
+        }
+    }
+
+    fn url(&self, env: &EnvRef) -> String {
+        let host = env.host(&self.settings.base_domain);
+        match self.settings.router_port {
+            80 => format!("http://{host}"),
+            port => format!("http://{host}:{port}"),
+        }
+    }
+}
+
+/// Deploys. Clones share it.
+#[derive(Clone)]
+pub struct Deployer {
+    parts: Arc<Parts>,
+    directory: Directory,
+}
+
+impl Deployer {
+    /// A deployer and the service that does its work; nothing happens before [`DeployService::run`].
+    pub fn start(
+        settings: DeploySettings,
+        store: Store,
+        runtime: Arc<dyn Runtime>,
+        publisher: Arc<dyn RoutePublisher>,
+        prober: Arc<dyn Prober>,
+        clock: Arc<dyn Clock>,
+    ) -> (Self, DeployService) {
+        let (world, observer) = Observer::new(runtime.clone());
+        let (routes, routes_task) = RoutesTask::new(publisher, &settings);
+        let (events, event_queue) = mpsc::channel(service::EVENTS);
+        let steady = Steady::starting_at(clock.now());
+        let parts = Arc::new(Parts { settings, store, runtime, prober, clock, steady, world, routes, events });
+        let (directory, asks) = Directory::new();
+        let service = DeployService::new(parts.clone(), asks, observer, routes_task, event_queue);
+        (Self { parts, directory }, service)
+    }
+
+    /// Where the environment answers.
+    pub fn url(&self, env: &EnvRef) -> String {
+        self.parts.url(env)
+    }
+
+    /// Points the environment at the release and waits until that serves or has failed (then what served before does, and the environment
+    /// points back at it). Deploying a release again that is under way or over tells how that goes or went. Dropping the future does
+    /// not stop the deployment.
+    ///
+    /// # Errors
+    /// See [`DeployFailure`].
+    pub async fn deploy(
+        &self,
+        env: &EnvRef,
+        version: ReleaseVersion,
+        progress: &dyn Progress,
+    ) -> Result<Deployed, DeployFailure> {
+        progress.step(&format!("Deploying {version}"));
+        let stopped = || {
+            DeployFailure::Store(StoreError::Failed(
+                "the deployer is stopping; the deployment goes on once it is back".into(),
+            ))
+        };
+        loop {
+            let address = self.directory.open(env).await.ok_or_else(stopped)?;
+            let (notes, mut heard) = mpsc::channel(NOTES);
+            let (reply, mut outcome) = oneshot::channel();
+            if address.inbox.send(Message::Deploy { version, notes, reply }).await.is_err() {
+                // The actor ended (its environment was destroyed and perhaps made anew); the directory knows better by now.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let outcome = loop {
+                tokio::select! {
+                    biased;
+                    Some(note) = heard.recv() => note.tell(progress),
+                    outcome = &mut outcome => break outcome,
+                }
+            };
+            while let Ok(note) = heard.try_recv() {
+                note.tell(progress);
+            }
+            match outcome {
+                Ok(outcome) => return outcome.into_result(),
+                // The actor failed or was replaced: ask its successor, which knows how far it is.
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// What runs of the environment, what should, and what is waited for and why.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] without the environment; else the store's own.
+    pub async fn status(&self, env: &EnvRef) -> Result<EnvStatus, StoreError> {
+        self.parts.store.need::<Environment>(env).await?;
+        let Some(address) = self.directory.open(env).await else {
+            return Ok(EnvStatus::unknown(env.clone(), "the deployer is stopping"));
+        };
+        Ok(EnvStatus::clone(&*self.refreshed(&address).await))
+    }
+
+    /// The status after the actor has read the records anew and acted on them.
+    async fn refreshed(&self, address: &Address) -> Arc<EnvStatus> {
+        let (done, refreshed) = oneshot::channel();
+        let ask = async {
+            address.inbox.send(Message::Refresh(done)).await.ok()?;
+            refreshed.await.ok()
+        };
+        if timeout(REFRESH_DEADLINE, ask).await.is_err() {
+            tracing::debug!("an environment's actor is busy; its last status is used");
+        }
+        address.status.borrow().clone()
+    }
+
+    /// Stops and removes everything of a destroyed environment: after its record was deleted, so that nothing brings it back.
+    ///
+    /// # Errors
+    /// When it is not gone in time; it goes on all the same.
+    pub async fn retire(&self, env: &EnvRef) -> anyhow::Result<()> {
+        let settings = &self.parts.settings;
+        let limit = settings.drain_timeout + settings.stop_grace + Duration::from_secs(60);
+        let gone = async {
+            let address = self.directory.open(env).await.context("the deployer is stopping")?;
+            let (done, gone) = oneshot::channel();
+            // An error either way means that the actor has ended, which it does only when all is gone.
+            if address.inbox.send(Message::Retire(done)).await.is_ok() {
+                let _ = gone.await;
+            }
+            anyhow::Ok(())
+        };
+        timeout(limit, gone).await.with_context(|| format!("{env} is still being stopped; it goes on"))?
+    }
+
+    /// The desired state changed (scale, restart, domains): look again now.
+    pub fn nudge(&self, env: &EnvRef) {
+        self.directory.nudge(env);
+    }
+
+    /// Waits until what runs is what the records say now. The error is how far it got.
+    ///
+    /// # Errors
+    /// The status at the deadline.
+    pub async fn await_settled(&self, env: &EnvRef, deadline: Duration) -> Result<EnvStatus, EnvStatus> {
+        let until = Instant::now() + deadline;
+        let stopping = || EnvStatus::unknown(env.clone(), "the deployer is stopping");
+        let address = self.directory.open(env).await.ok_or_else(stopping)?;
+        self.refreshed(&address).await;
+        let mut status: watch::Receiver<Arc<EnvStatus>> = address.status;
+        let settled = timeout_at(until, status.wait_for(|status| status.settled)).await.ok().and_then(Result::ok);
+        match settled.map(|status| status.clone()) {
+            Some(status) => Ok(EnvStatus::clone(&status)),
+            None => Err(EnvStatus::clone(&*status.borrow())),
+        }
+    }
+
+    /// The images that must stay: of what runs or may, and of the newest releases, for rollbacks. Everything else of the environments
+    /// may be collected.
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn images_to_keep(&self) -> Result<Vec<ImageRef>, StoreError> {
+        let mut keep = Vec::new();
+        for stored in self.parts.store.list::<Environment>("").await? {
+            let releases = self.parts.store.list::<Release>(&format!("{}/", stored.name)).await?;
+            let releases: Vec<Release> = releases.into_iter().map(|release| release.record).collect();
+            let in_use: Vec<ReleaseVersion> = [stored.current, stored.target].into_iter().flatten().collect();
+            keep.extend(retention::images_to_keep(&releases, &in_use, retention::KEPT_RELEASES));
+        }
+        Ok(keep)
+    }
+
+    /// Brings what a release needs to the engine while its records are being written.
+    fn prepare(&self, env: &EnvRef, image: &ImageRef) {
+        let (runtime, tenant, image) = (self.parts.runtime.clone(), env.tenant.clone(), image.clone());
+        self.directory.spawn(async move {
+            let prepare = futures::future::join(runtime.prepare_image(&image), runtime.prepare_tenant(&tenant));
+            match timeout(service::PREPARE_DEADLINE, prepare).await {
+                Ok((Err(error), _) | (_, Err(error))) => {
+                    tracing::warn!(%error, "an image cannot be brought ahead of time")
+                }
+                Err(_) => tracing::warn!(%image, "an image is not there in time"),
+                Ok((Ok(()), Ok(()))) => {}
+            }
+        });
+    }
+
+    fn created(&self, release: &Release) {
+        let message = format!("{} ({})", release.version, release.reason);
+        let event = NewEvent::new(EventKind::ReleaseCreated, release.created_at, message);
+        self.parts.event(event.env(&release.env).by(&release.created_by));
+    }
+}

@@ -1,0 +1,160 @@
+//! Doing what the plan says. What takes time runs in a task with a deadline and reports back; the plan is told of it meanwhile.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::time::{sleep, timeout};
+
+use super::{Actor, ReleaseVersion};
+use crate::{
+    deploy::{routes::EnvRoutes, spec},
+    domain::{ReplicaId, SetId},
+    plan::{Plan, Start},
+    router::table::{Route, Upstream},
+    runtime::RuntimeError,
+};
+
+/// How long a start may take; it may have to wait for the image.
+const START_DEADLINE: Duration = Duration::from_secs(300);
+/// How much longer than its grace time a stop may take.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// Pause before a stop that failed is tried again.
+const STOP_AGAIN: Duration = Duration::from_secs(1);
+
+/// A start that is under way, or over and not seen yet.
+pub(super) struct Launch {
+    pub(super) count: u32,
+    /// Once it is over: the picture that shows what came of it.
+    pub(super) seen_by: Option<u64>,
+}
+
+/// What a task reports.
+pub(super) enum Done {
+    Started { set: SetId, ticket: u64, result: Result<(), RuntimeError> },
+    Stopped { replica: ReplicaId, ticket: u64, result: Result<(), RuntimeError> },
+    Tail { set: SetId, replica: ReplicaId, lines: Vec<String> },
+    Phase { version: ReleaseVersion, result: Result<(), (String, Vec<String>)> },
+}
+
+impl Actor {
+    /// Routes first, so that nothing is stopped or started on the strength of routes that are not published.
+    pub(super) async fn execute(&mut self, plan: &Plan) {
+        self.route(&plan.route).await;
+        for replica in &plan.stop {
+            self.stop(replica);
+        }
+        for start in &plan.start {
+            self.start(start);
+        }
+        if let Some(moment) = plan.wake {
+            self.wake_by(self.parts.steady.instant(moment));
+        }
+    }
+
+    async fn route(&mut self, wanted: &BTreeSet<ReplicaId>) {
+        let Some(record) = &self.record else { return self.ask_routes(EnvRoutes::default()).await };
+        let mut upstreams: Vec<Upstream> =
+            wanted.iter().filter_map(|id| self.upstream(self.replicas.get(id)?)).collect();
+        upstreams.sort();
+        let mut domains = record.domains.clone();
+        let release = self.goal_version().and_then(|version| self.releases.get(&version));
+        domains.extend(release.iter().flat_map(|release| release.domains.clone()));
+        let released = record.current.is_some() || !upstreams.is_empty();
+        for id in wanted {
+            if let Some(one) = self.replicas.get_mut(id) {
+                one.was_routed = true;
+            }
+        }
+        self.ask_routes(EnvRoutes { route: Route { released, upstreams }, domains }).await;
+    }
+
+    async fn ask_routes(&mut self, routes: EnvRoutes) {
+        if self.asked.as_ref() != Some(&routes) {
+            self.parts.routes.set(&self.env, routes.clone()).await;
+            self.asked = Some(routes);
+        }
+    }
+
+    fn start(&mut self, start: &Start) {
+        let Start { set, count } = start;
+        let settings = &self.parts.settings;
+        let release = self.releases.get(&set.release);
+        let replica_set =
+            release.and_then(|release| spec::replica_set(release, set, *count, settings.pids, settings.stop_grace));
+        let Some(replica_set) = replica_set else { return };
+        tracing::info!(%set, count, "starting replicas");
+        self.starting.insert(set.clone(), Launch { count: *count, seen_by: None });
+        let (runtime, world, set) = (self.parts.runtime.clone(), self.parts.world.clone(), set.clone());
+        self.tasks.spawn(async move {
+            let result =
+                timeout(START_DEADLINE, runtime.apply(&replica_set)).await.unwrap_or_else(|_| late(START_DEADLINE));
+            Done::Started { set, ticket: world.look(), result }
+        });
+    }
+
+    fn stop(&mut self, replica: &ReplicaId) {
+        let Some(one) = self.replicas.get_mut(replica) else { return };
+        one.stopping = true;
+        tracing::info!(set = %one.replica.set, index = one.replica.index, "stopping a replica");
+        let grace = self.parts.settings.stop_grace;
+        let (runtime, world, replica) = (self.parts.runtime.clone(), self.parts.world.clone(), replica.clone());
+        self.tasks.spawn(async move {
+            let deadline = grace + STOP_DEADLINE;
+            let stop = timeout(deadline, runtime.stop_replica(&replica, grace)).await;
+            let result = match stop.unwrap_or_else(|_| late(deadline)) {
+                Err(RuntimeError::Gone(_)) => Ok(()),
+                Err(error) => {
+                    sleep(STOP_AGAIN).await;
+                    Err(error)
+                }
+                Ok(()) => Ok(()),
+            };
+            Done::Stopped { replica, ticket: world.look(), result }
+        });
+    }
+
+    /// Takes in what a task reports.
+    pub(super) async fn finished(&mut self, done: Done) {
+        match done {
+            Done::Started { set, ticket, result } => self.started(set, ticket, result),
+            Done::Stopped { replica, ticket, result } => match result {
+                Ok(()) => {
+                    self.replicas.remove(&replica);
+                    self.removed.insert(replica, ticket);
+                }
+                Err(error) => {
+                    tracing::warn!(env = %self.env, %error, "a replica cannot be stopped; trying again");
+                    if let Some(one) = self.replicas.get_mut(&replica) {
+                        one.stopping = false;
+                    }
+                }
+            },
+            Done::Tail { set, replica, lines } => {
+                if let Some(state) = self.sets.get_mut(&set) {
+                    state.tails.remove(&replica);
+                    if !lines.is_empty() {
+                        state.tail = lines;
+                    }
+                }
+            }
+            Done::Phase { version, result } => self.phase_over(version, result).await,
+        }
+    }
+
+    fn started(&mut self, set: SetId, ticket: u64, result: Result<(), RuntimeError>) {
+        if let Some(launch) = self.starting.get_mut(&set) {
+            launch.seen_by = Some(ticket);
+        }
+        let Err(error) = result else { return };
+        tracing::warn!(%set, %error, "replicas cannot be started");
+        let now = self.parts.steady.now();
+        let state = self.sets.entry(set).or_default();
+        state.backoff.failed(now, None);
+        // An engine that does not answer says nothing about the release.
+        state.refusals += u32::from(!matches!(error, RuntimeError::Unavailable(_)));
+        state.trouble = Some(error.to_string());
+    }
+}
+
+fn late(deadline: Duration) -> Result<(), RuntimeError> {
+    Err(RuntimeError::Unavailable(format!("no answer within {} s", deadline.as_secs())))
+}

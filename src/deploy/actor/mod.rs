@@ -1,0 +1,337 @@
+//! The actor of one environment. Whatever wakes it, it does the same: look at what should be and what is, plan, act.
+//!
+//! `absorb` keeps what is known of the replicas; `rollout` moves the environment from release to release; `execute` does what the plan
+//! says, in tasks that report back; `phase` runs release phases; `tail` reads last words; `report` tells people.
+
+mod absorb;
+mod execute;
+mod phase;
+mod report;
+mod rollout;
+mod tail;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use self::{
+    execute::{Done, Launch},
+    rollout::{Outcome, Rollout},
+};
+use super::{
+    EnvStatus, Parts,
+    progress::Note,
+    routes::{EnvRoutes, RoutesView},
+    spec,
+    watcher::Verdict,
+    world::Picture,
+};
+use crate::{
+    domain::{EnvRef, Environment, ProcessType, Release, ReleaseVersion, Replica, ReplicaId, SetId, Timestamp},
+    plan::{self, Backoff, Goal, Phase},
+    store::StoreError,
+};
+
+/// Messages that may wait for an actor.
+const INBOX: usize = 64;
+/// Verdicts that may wait; watchers wait for a place.
+const VERDICTS: usize = 256;
+/// Pause before something that failed in the store is tried again.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+
+/// What an actor is asked.
+pub(super) enum Message {
+    /// Move to this release and say how it went.
+    Deploy { version: ReleaseVersion, notes: mpsc::Sender<Note>, reply: oneshot::Sender<Outcome> },
+    /// Read the records anew, act on them, then answer.
+    Refresh(oneshot::Sender<()>),
+    /// Stop and remove everything, then end.
+    Retire(oneshot::Sender<()>),
+}
+
+/// How to reach an actor.
+#[derive(Clone)]
+pub(super) struct Address {
+    pub(super) inbox: mpsc::Sender<Message>,
+    pub(super) nudge: Arc<Notify>,
+    pub(super) status: watch::Receiver<Arc<EnvStatus>>,
+}
+
+/// What is known of a replica beyond what the runtime says.
+struct Tracked {
+    replica: Replica,
+    phase: Phase,
+    /// Why it is not ready, in words.
+    reason: Option<String>,
+    ready_since: Option<Timestamp>,
+    /// It is or was in the routes table.
+    was_routed: bool,
+    stopping: bool,
+    /// Probes it; ends when dropped.
+    watcher: Option<AbortOnDropHandle<()>>,
+}
+
+/// What is known of a replica set beyond its replicas.
+#[derive(Default)]
+struct SetState {
+    backoff: Backoff,
+    /// Replicas that died young.
+    crashes: u32,
+    /// Times the engine could not start it.
+    refusals: u32,
+    /// One was ready once.
+    ever_ready: bool,
+    /// A replica's grace time went by without it being ready.
+    grace_over: bool,
+    /// What went wrong last.
+    trouble: Option<String>,
+    /// The last output of the replica that went wrong last.
+    tail: Vec<String>,
+    /// Replicas whose last output is being read.
+    tails: BTreeSet<ReplicaId>,
+}
+
+/// The actor of one environment.
+pub(super) struct Actor {
+    env: EnvRef,
+    parts: Arc<Parts>,
+    inbox: mpsc::Receiver<Message>,
+    nudge: Arc<Notify>,
+    status: watch::Sender<Arc<EnvStatus>>,
+    pictures: watch::Receiver<Arc<Picture>>,
+    views: watch::Receiver<Arc<RoutesView>>,
+    verdicts: (mpsc::Sender<Verdict>, mpsc::Receiver<Verdict>),
+    tasks: JoinSet<Done>,
+    /// The environment as it was read last; `None` once it is gone.
+    record: Option<Environment>,
+    /// Whether the record may have changed since it was read.
+    stale: bool,
+    trouble: Option<String>,
+    releases: BTreeMap<ReleaseVersion, Release>,
+    replicas: BTreeMap<ReplicaId, Tracked>,
+    /// Whether what runs has been seen at all.
+    met: bool,
+    sets: BTreeMap<SetId, SetState>,
+    starting: BTreeMap<SetId, Launch>,
+    /// Replicas that were removed; pictures taken before this ticket may still show them.
+    removed: BTreeMap<ReplicaId, u64>,
+    /// The routes asked for last.
+    asked: Option<EnvRoutes>,
+    rollout: Option<Rollout>,
+    /// The release whose release phase is running.
+    phase: Option<ReleaseVersion>,
+    refreshes: Vec<oneshot::Sender<()>>,
+    /// Who waits for the environment to be gone; `Some` once it is to go.
+    retiring: Option<Vec<oneshot::Sender<()>>>,
+    wake: Option<Instant>,
+}
+
+impl Actor {
+    /// An actor and how to reach it.
+    pub(super) fn new(env: EnvRef, parts: Arc<Parts>) -> (Address, Self) {
+        let (inbox, receiver) = mpsc::channel(INBOX);
+        let nudge = Arc::new(Notify::new());
+        let unknown = EnvStatus::unknown(env.clone(), "what runs has not been observed yet");
+        let (status, watcher) = watch::channel(Arc::new(unknown));
+        let actor = Self {
+            pictures: parts.world.pictures(),
+            views: parts.routes.view(),
+            env,
+            parts,
+            inbox: receiver,
+            nudge: nudge.clone(),
+            status,
+            verdicts: mpsc::channel(VERDICTS),
+            tasks: JoinSet::new(),
+            record: None,
+            stale: true,
+            trouble: None,
+            releases: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            met: false,
+            sets: BTreeMap::new(),
+            starting: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            asked: None,
+            rollout: None,
+            phase: None,
+            refreshes: Vec::new(),
+            retiring: None,
+            wake: None,
+        };
+        (Address { inbox, nudge, status: watcher }, actor)
+    }
+
+    /// Runs until the environment is gone or the server stops. What runs goes on running.
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> EnvRef {
+        loop {
+            self.pass().await;
+            if self.is_gone().await {
+                return self.env;
+            }
+            let far = Instant::now() + Duration::from_secs(3600);
+            tokio::select! {
+                () = shutdown.cancelled() => return self.env,
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.take(message).await,
+                    None => return self.env,
+                },
+                () = self.nudge.notified() => self.stale = true,
+                Ok(()) = self.pictures.changed() => {}
+                Ok(()) = self.views.changed() => {}
+                Some(verdict) = self.verdicts.1.recv() => self.judge(verdict),
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => self.finished(done).await,
+                    Err(error) => tracing::error!(env = %self.env, %error, "a task of the deployer failed"),
+                },
+                () = sleep_until(self.wake.unwrap_or(far)) => {}
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Message) {
+        self.stale = true;
+        match message {
+            Message::Deploy { version, notes, reply } => self.begin(version, notes, reply).await,
+            Message::Refresh(done) => self.refreshes.push(done),
+            Message::Retire(done) => self.retiring.get_or_insert_default().push(done),
+        }
+    }
+
+    /// Looks, plans and acts, once.
+    async fn pass(&mut self) {
+        self.wake = None;
+        let picture = self.pictures.borrow_and_update().clone();
+        if let Err(error) = self.reload(&picture).await {
+            tracing::error!(env = %self.env, %error, "the records of an environment cannot be read; trying again");
+            self.trouble = Some(error.to_string());
+            self.wake_by(Instant::now() + STORE_AGAIN);
+            return self.report(&Goal::default(), None);
+        }
+        self.trouble = None;
+        self.views.mark_unchanged();
+        self.absorb(&picture);
+        if !picture.known || picture.error.is_some() {
+            return self.report(&self.goal(), None);
+        }
+        self.care_for_rollout().await;
+        let mut goal = self.goal();
+        let mut plan = plan::plan(&goal, &self.observed(), self.parts.steady.now());
+        if plan.deployed && self.rolls_out_now() {
+            self.succeed(&goal).await;
+            goal = self.goal();
+            plan = plan::plan(&goal, &self.observed(), self.parts.steady.now());
+        }
+        self.execute(&plan).await;
+        self.report(&goal, Some(&plan));
+        for done in self.refreshes.drain(..) {
+            // Nobody waits any more: nothing to tell.
+            let _ = done.send(());
+        }
+        self.forget_sets(&goal);
+    }
+
+    /// Reads the environment, if it may have changed, and the releases that matter.
+    async fn reload(&mut self, picture: &Picture) -> Result<(), StoreError> {
+        let store = &self.parts.store;
+        if self.stale {
+            self.record = store.get::<Environment>(&self.env).await?.map(|stored| stored.record);
+            if self.record.is_none() {
+                self.retiring.get_or_insert_default();
+            }
+            self.stale = false;
+        }
+        let known = self.replicas.values().map(|one| &one.replica);
+        let seen = picture.replicas.get(&self.env).into_iter().flatten();
+        let mut needed: BTreeSet<ReleaseVersion> = known.chain(seen).map(|replica| replica.set.release).collect();
+        needed.extend(self.record.iter().flat_map(|record| [record.target, record.current]).flatten());
+        self.releases.retain(|version, _| needed.contains(version));
+        for version in needed {
+            if !self.releases.contains_key(&version) {
+                let release = store.get::<Release>(&(self.env.clone(), version)).await?;
+                self.releases.extend(release.map(|stored| (version, stored.record)));
+            }
+        }
+        Ok(())
+    }
+
+    fn wake_by(&mut self, moment: Instant) {
+        self.wake = Some(self.wake.map_or(moment, |wake| wake.min(moment)));
+    }
+
+    fn note(&self, kind: crate::domain::EventKind, message: String) {
+        self.parts.event(crate::store::NewEvent::new(kind, self.parts.clock.now(), message).env(&self.env));
+    }
+
+    /// The release to work towards: the newest whose release phase is over.
+    fn goal_version(&self) -> Option<ReleaseVersion> {
+        let record = self.record.as_ref().filter(|_| self.retiring.is_none())?;
+        let target = record.target.filter(|version| {
+            Some(*version) == record.current || self.releases.get(version).is_some_and(|r| r.release_phase_done)
+        });
+        target.or(record.current)
+    }
+
+    fn goal(&self) -> Goal {
+        let release = self.goal_version().and_then(|version| self.releases.get(&version));
+        match (&self.record, release) {
+            (Some(record), Some(release)) => spec::goal(record, release, self.fallback(record, release)),
+            _ => Goal::default(),
+        }
+    }
+
+    /// The sets that served before: those of the current release, or of this one before it was restarted.
+    fn fallback(&self, record: &Environment, release: &Release) -> BTreeMap<ProcessType, SetId> {
+        let current = record.current.filter(|version| self.releases.contains_key(version));
+        let Some(current) = current else { return BTreeMap::new() };
+        let mut fallback = BTreeMap::new();
+        for process in self.releases[&current].processes.keys() {
+            let sets = self.replicas.values().map(|one| &one.replica.set);
+            let of_current = sets.filter(|set| set.process == *process && set.release == current);
+            let newest = of_current.filter(|set| current != release.version || set.restarts < record.restarts);
+            let restarts = newest.map(|set| set.restarts).max();
+            let restarts = restarts.or((current != release.version).then_some(record.restarts));
+            let set = |restarts| SetId { env: self.env.clone(), process: process.clone(), release: current, restarts };
+            fallback.extend(restarts.map(|restarts| (process.clone(), set(restarts))));
+        }
+        fallback
+    }
+
+    /// Whether the goal is to have nothing, and nothing is left.
+    async fn is_gone(&mut self) -> bool {
+        let busy = !self.replicas.is_empty() || !self.starting.is_empty() || !self.met;
+        let Some(waiting) = self.retiring.as_mut().filter(|_| !busy) else { return false };
+        let waiting = std::mem::take(waiting);
+        self.parts.routes.remove(&self.env).await;
+        for done in waiting {
+            let _ = done.send(());
+        }
+        true
+    }
+
+    /// Drops what is known of sets that are of no more interest.
+    fn forget_sets(&mut self, goal: &Goal) {
+        let replicas = &self.replicas;
+        let starting = &self.starting;
+        self.sets.retain(|set, state| {
+            goal.processes.values().any(|process| process.set == *set)
+                || goal.fallback.values().any(|fallback| fallback == set)
+                || replicas.values().any(|one| one.replica.set == *set)
+                || starting.contains_key(set)
+                || !state.tails.is_empty()
+        });
+    }
+
+    fn rolls_out_now(&self) -> bool {
+        self.rollout.as_ref().is_some_and(|rollout| self.goal_version() == Some(rollout.version))
+    }
+}

@@ -1,0 +1,172 @@
+//! What callers of the deployer say and hear.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use serde::Serialize;
+
+use crate::domain::{
+    BuildNumber, Deployment, EnvRef, ImageRef, ProcessSpec, ProcessType, ReleaseVersion, ReplicaState, Timestamp,
+    UpgradePolicy, UserName,
+};
+use crate::store::StoreError;
+
+/// How the deployer works; from the server's configuration.
+#[derive(Debug, Clone)]
+pub struct DeploySettings {
+    /// Environments answer below this domain.
+    pub base_domain: String,
+    /// Port of the router, for URLs.
+    pub router_port: u16,
+    /// `DATA/router`.
+    pub router_dir: PathBuf,
+    /// How long requests of a replica that is to be stopped may go on.
+    pub drain_timeout: Duration,
+    /// Time between SIGTERM and SIGKILL.
+    pub stop_grace: Duration,
+    /// How long a router that does not acknowledge is waited for. After that nothing can be known of it, and a deployment goes on.
+    pub ack_timeout: Duration,
+    /// How long a process without a port must have run to count as ready: long enough for a wrong command, a missing module or missing
+    /// configuration to end it (well below a second for Node and Python), short enough to wait for in every push.
+    pub stability: Duration,
+    /// How long a release phase may take.
+    pub release_phase_timeout: Duration,
+    /// Processes and threads per replica.
+    pub pids: u32,
+    /// Replicas of a release that may die before any of its process type was ready; then the deployment has failed.
+    pub crashes: u32,
+}
+
+impl Default for DeploySettings {
+    fn default() -> Self {
+        Self {
+            base_domain: "localhost".to_owned(),
+            router_port: 8080,
+            router_dir: PathBuf::from("/var/lib/berth/router"),
+            drain_timeout: Duration::from_secs(30),
+            stop_grace: Duration::from_secs(10),
+            ack_timeout: Duration::from_secs(5),
+            stability: Duration::from_secs(1),
+            release_phase_timeout: Duration::from_secs(900),
+            pids: 1024,
+            crashes: 3,
+        }
+    }
+}
+
+/// A release to be made. Its configuration is the environment's at that moment.
+#[derive(Debug, Clone)]
+pub struct NewRelease {
+    pub env: EnvRef,
+    pub image: ImageRef,
+    /// 40 hexadecimal digits.
+    pub commit: String,
+    pub build: Option<BuildNumber>,
+    pub processes: BTreeMap<ProcessType, ProcessSpec>,
+    pub release_command: Option<String>,
+    pub upgrade: UpgradePolicy,
+    pub domains: Vec<String>,
+    pub created_by: UserName,
+    /// For people: `push 1a2b3c4`.
+    pub reason: String,
+    /// Whether the release phase is to run: for new code, not for new configuration.
+    pub run_release_phase: bool,
+}
+
+/// How a derived release differs from the one it is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Derive {
+    /// Only in its configuration, which is the environment's now.
+    ConfigOfEnvironment,
+    /// In nothing (a rollback); the configuration is written back to the environment.
+    Everything,
+}
+
+/// A deployment that serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deployed {
+    pub release: ReleaseVersion,
+    pub url: String,
+    /// Ready replicas by process type.
+    pub healthy: Vec<(ProcessType, u32)>,
+    /// Milliseconds by stage, in order.
+    pub timings: Vec<(String, u64)>,
+}
+
+/// A deployment that does not.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployFailure {
+    /// It did not become healthy, or its release phase failed. What served before still does.
+    #[error("{release} was not deployed: {reason}")]
+    Failed { release: ReleaseVersion, reason: String, last_log_lines: Vec<String> },
+    /// A newer release took its place.
+    #[error("superseded by {by}")]
+    Superseded { by: ReleaseVersion },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// An environment as it runs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EnvStatus {
+    pub env: EnvRef,
+    /// The release that should run, and the one that was last deployed with success.
+    pub target: Option<ReleaseVersion>,
+    pub current: Option<ReleaseVersion>,
+    pub processes: Vec<ProcessStatus>,
+    /// The deployment under way.
+    pub deployment: Option<Deployment>,
+    /// What is waited for and why, one line each; also what is wrong (the engine or the router does not answer, a domain is taken).
+    pub waits: Vec<String>,
+    /// What runs is what should.
+    pub settled: bool,
+}
+
+/// One process type as it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProcessStatus {
+    pub process: ProcessType,
+    /// Replicas wanted.
+    pub wanted: u32,
+    /// Replicas of the wanted release that are ready.
+    pub ready: u32,
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// One replica as it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReplicaStatus {
+    pub index: u32,
+    pub release: ReleaseVersion,
+    #[serde(flatten)]
+    pub state: ReplicaState,
+    pub health: ReplicaHealth,
+    pub started_at: Option<Timestamp>,
+    /// Why it is not ready, in words.
+    pub reason: Option<String>,
+}
+
+/// What a replica is worth, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicaHealth {
+    Starting,
+    Ready,
+    Unhealthy,
+    Stopping,
+    Exited,
+}
+
+impl EnvStatus {
+    /// The status of an environment nothing is known of yet.
+    pub(super) fn unknown(env: EnvRef, why: &str) -> Self {
+        Self {
+            env,
+            target: None,
+            current: None,
+            processes: Vec::new(),
+            deployment: None,
+            waits: vec![why.to_owned()],
+            settled: false,
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Making releases: number and configuration snapshot in one transaction.
+
+use super::{Deployer, Derive, NewRelease};
+use crate::domain::{EnvRef, Environment, Release, ReleaseVersion, UserName};
+use crate::store::{Store, StoreError};
+
+/// How often a release is tried to be made while others change the environment.
+const TRIES: usize = 32;
+
+impl Deployer {
+    /// Makes the next release of the environment, durably. It is not deployed thereby. The image is brought to the engine meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] without the environment; else the store's own.
+    pub async fn create_release(&self, new: NewRelease) -> Result<Release, StoreError> {
+        self.prepare(&new.env, &new.image);
+        let now = self.parts.clock.now();
+        let release = make(&self.parts.store, &new.env.clone(), |environment| {
+            let no_phase = new.release_command.is_none() || !new.run_release_phase;
+            Release {
+                env: new.env.clone(),
+                version: ReleaseVersion(environment.last_release),
+                image: new.image.clone(),
+                commit: new.commit.clone(),
+                build: new.build,
+                config: environment.config.clone(),
+                processes: new.processes.clone(),
+                release_command: new.release_command.clone(),
+                upgrade: new.upgrade.clone(),
+                domains: new.domains.clone(),
+                created_at: now,
+                created_by: new.created_by.clone(),
+                reason: new.reason.clone(),
+                release_phase_done: no_phase,
+            }
+        })
+        .await?;
+        self.created(&release);
+        Ok(release)
+    }
+
+    /// Makes a new release alike `from`; see [`Derive`]. Its release phase does not run.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] without the environment or the release; else the store's own.
+    pub async fn derive_release(
+        &self,
+        env: &EnvRef,
+        from: ReleaseVersion,
+        change: Derive,
+        by: &UserName,
+        reason: &str,
+    ) -> Result<Release, StoreError> {
+        let old = self.parts.store.need::<Release>(&(env.clone(), from)).await?.record;
+        self.prepare(env, &old.image);
+        let now = self.parts.clock.now();
+        let release = make(&self.parts.store, env, |environment| {
+            let config = match change {
+                Derive::ConfigOfEnvironment => environment.config.clone(),
+                Derive::Everything => {
+                    environment.config = old.config.clone();
+                    old.config.clone()
+                }
+            };
+            Release {
+                version: ReleaseVersion(environment.last_release),
+                config,
+                created_at: now,
+                created_by: by.clone(),
+                reason: reason.to_owned(),
+                release_phase_done: true,
+                ..old.clone()
+            }
+        })
+        .await?;
+        self.created(&release);
+        Ok(release)
+    }
+}
+
+async fn make(
+    store: &Store,
+    env: &EnvRef,
+    mut release: impl FnMut(&mut Environment) -> Release,
+) -> Result<Release, StoreError> {
+    for _ in 0..TRIES {
+        let stored = store.need::<Environment>(env).await?;
+        let mut environment = stored.record.clone();
+        environment.last_release += 1;
+        let release = release(&mut environment);
+        match store.transaction().update(&stored, &environment).create(&release).commit().await {
+            Ok(_) => return Ok(release),
+            Err(StoreError::Conflict(_)) => continue,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(StoreError::Conflict(env.to_string()))
+}

@@ -1,0 +1,335 @@
+//! An engine made of memory whose replicas behave as told.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream, stream::BoxStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::broadcast,
+    time::{Instant, sleep},
+};
+use tokio_stream::wrappers::BroadcastStream;
+
+use crate::{
+    deploy::{ProbeError, ProbeTarget, Prober},
+    domain::*,
+    runtime::*,
+};
+
+/// How the replicas of a release behave.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) enum Behaviour {
+    /// Answers this long after its start.
+    #[default]
+    Good,
+    /// Ends this long after its start.
+    Crashes(Duration),
+    /// Runs and never answers on its port, but on this one.
+    Elsewhere(u16),
+    /// Its image cannot be pulled.
+    NoImage,
+}
+
+pub(super) const START_TIME: Duration = Duration::from_millis(400);
+pub(super) const READY_TIME: Duration = Duration::from_millis(300);
+const GRACE: Duration = Duration::from_millis(100);
+
+#[derive(Default)]
+struct State {
+    replicas: Vec<(Replica, Instant)>,
+    sick: BTreeSet<SocketAddr>,
+    behaviours: BTreeMap<u64, Behaviour>,
+    next: u64,
+    phases: Vec<String>,
+    phase_exit: i64,
+    down: bool,
+    stopped: Vec<(SetId, u32)>,
+}
+
+#[derive(Clone)]
+pub(super) struct Engine {
+    state: Arc<Mutex<State>>,
+    events: broadcast::Sender<RuntimeEvent>,
+}
+
+impl Engine {
+    pub(super) fn new() -> Self {
+        Self { state: Arc::default(), events: broadcast::channel(1024).0 }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(super) fn behave(&self, release: u64, behaviour: Behaviour) {
+        self.state().behaviours.insert(release, behaviour);
+    }
+
+    pub(super) fn phase_exits(&self, code: i64) {
+        self.state().phase_exit = code;
+    }
+
+    pub(super) fn phases(&self) -> Vec<String> {
+        self.state().phases.clone()
+    }
+
+    pub(super) fn set_down(&self, down: bool) {
+        self.state().down = down;
+        let _ = self.events.send(RuntimeEvent::Resync);
+    }
+
+    /// Running replicas as `web.1 v3 r0`.
+    pub(super) fn running(&self) -> Vec<String> {
+        let state = self.state();
+        let running = state.replicas.iter().filter(|(replica, _)| replica.state == ReplicaState::Running);
+        let mut names: Vec<String> = running
+            .map(|(r, _)| format!("{}.{} {} r{}", r.set.process, r.index, r.set.release, r.set.restarts))
+            .collect();
+        names.sort();
+        names
+    }
+
+    pub(super) fn containers(&self) -> usize {
+        self.state().replicas.len()
+    }
+
+    pub(super) fn stopped(&self) -> Vec<(SetId, u32)> {
+        self.state().stopped.clone()
+    }
+
+    /// Whether something that answers runs at this address.
+    pub(super) fn answers(&self, address: SocketAddr) -> bool {
+        let state = self.state();
+        let found = state.replicas.iter().find(|(replica, _)| replica.address == Some(address.ip()));
+        let Some((replica, since)) = found else { return false };
+        let behaviour = state.behaviours.get(&replica.set.release.0).cloned().unwrap_or_default();
+        let ready = behaviour == Behaviour::Good && since.elapsed() >= READY_TIME;
+        replica.state == ReplicaState::Running && ready && !state.sick.contains(&address)
+    }
+
+    /// Makes the replica fail its probes.
+    pub(super) fn sicken(&self, process: &str, index: u32) {
+        let mut state = self.state();
+        let found = state.replicas.iter().find(|(r, _)| r.set.process.as_str() == process && r.index == index);
+        let address = SocketAddr::new(found.unwrap().0.address.unwrap(), 5000);
+        state.sick.insert(address);
+    }
+
+    /// Ends a running replica as `kill -9` does.
+    pub(super) fn kill(&self, process: &str, index: u32) {
+        let id = {
+            let state = self.state();
+            let found = state.replicas.iter().find(|(r, _)| {
+                r.set.process.as_str() == process && r.index == index && r.state == ReplicaState::Running
+            });
+            found.unwrap().0.id.clone()
+        };
+        self.exit(&id, 137);
+    }
+
+    fn exit(&self, id: &ReplicaId, code: i64) {
+        let set = {
+            let mut state = self.state();
+            let Some((replica, _)) = state.replicas.iter_mut().find(|(replica, _)| replica.id == *id) else { return };
+            replica.state = ReplicaState::Exited { code, out_of_memory: false };
+            replica.address = None;
+            replica.set.clone()
+        };
+        self.changed(set, id.clone(), Change::Died);
+    }
+
+    fn changed(&self, set: SetId, replica: ReplicaId, what: Change) {
+        let _ = self.events.send(RuntimeEvent::Changed { set, replica, what });
+    }
+
+    fn start_one(&self, set: &ReplicaSet, index: u32) {
+        let mut state = self.state();
+        state.replicas.retain(|(r, _)| r.set != set.id || r.index != index);
+        // The lowest free address, as Docker does: addresses are used again at once.
+        let used: BTreeSet<_> = state.replicas.iter().filter_map(|(replica, _)| replica.address).collect();
+        let address = (2..).map(|last| IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))).find(|a| !used.contains(a)).unwrap();
+        state.sick.remove(&SocketAddr::new(address, 5000));
+        state.next += 1;
+        let id = ReplicaId(format!("c{}", state.next));
+        let replica = Replica {
+            id: id.clone(),
+            set: set.id.clone(),
+            index,
+            state: ReplicaState::Running,
+            address: Some(address),
+            started_at: None,
+            finished_at: None,
+        };
+        state.replicas.push((replica, Instant::now()));
+        let behaviour = state.behaviours.get(&set.id.release.0).cloned();
+        drop(state);
+        if let Some(Behaviour::Crashes(after)) = behaviour {
+            let (engine, id) = (self.clone(), id.clone());
+            tokio::spawn(async move {
+                sleep(after).await;
+                engine.exit(&id, 3);
+            });
+        }
+        self.changed(set.id.clone(), id, Change::Started);
+    }
+
+    async fn stop(&self, id: &ReplicaId) {
+        sleep(GRACE).await;
+        let mut state = self.state();
+        let Some(place) = state.replicas.iter().position(|(replica, _)| replica.id == *id) else { return };
+        let (replica, _) = state.replicas.remove(place);
+        state.stopped.push((replica.set.clone(), replica.index));
+        drop(state);
+        self.changed(replica.set, id.clone(), Change::Removed);
+    }
+
+    fn check(&self) -> Result<(), RuntimeError> {
+        if self.state().down { Err(RuntimeError::Unavailable("connection refused".into())) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl Prober for Engine {
+    async fn probe(&self, target: &ProbeTarget) -> Result<(), ProbeError> {
+        if self.answers(target.address) { Ok(()) } else { Err(ProbeError::Refused(target.address.port())) }
+    }
+}
+
+#[async_trait]
+impl Runtime for Engine {
+    fn capabilities(&self) -> Capabilities {
+        let engine = "memory".to_owned();
+        Capabilities { engine, cpu_limits: true, memory_limits: true, host_isolation: true }
+    }
+    async fn prepare_tenant(&self, _: &TenantName) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+    async fn forget(&self, _: &TenantName, _: Option<&AppRef>) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+    async fn prepare_image(&self, _: &ImageRef) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn apply(&self, set: &ReplicaSet) -> Result<(), RuntimeError> {
+        self.check()?;
+        if self.state().behaviours.get(&set.id.release.0) == Some(&Behaviour::NoImage) {
+            return Err(RuntimeError::Image { image: "x".into(), reason: "not found".into() });
+        }
+        let there: Vec<(ReplicaId, u32, bool)> = {
+            let state = self.state();
+            let of = state.replicas.iter().filter(|(replica, _)| replica.set == set.id);
+            of.map(|(r, _)| (r.id.clone(), r.index, r.state == ReplicaState::Running)).collect()
+        };
+        for (id, _, _) in there.iter().filter(|(_, index, _)| *index > set.count) {
+            self.stop(id).await;
+        }
+        sleep(START_TIME).await;
+        for index in 1..=set.count {
+            if !there.iter().any(|(_, other, runs)| *other == index && *runs) {
+                self.start_one(set, index);
+            }
+        }
+        Ok(())
+    }
+
+    async fn observe(&self) -> Result<Vec<Replica>, RuntimeError> {
+        self.check()?;
+        Ok(self.state().replicas.iter().map(|(replica, _)| replica.clone()).collect())
+    }
+
+    async fn remove(&self, _: &SetId, _: Duration) -> Result<(), RuntimeError> {
+        unreachable!("the deployer stops replicas one by one")
+    }
+
+    async fn stop_replica(&self, replica: &ReplicaId, _: Duration) -> Result<(), RuntimeError> {
+        self.check()?;
+        self.stop(replica).await;
+        Ok(())
+    }
+
+    async fn events(&self) -> Result<BoxStream<'static, RuntimeEvent>, RuntimeError> {
+        let events = BroadcastStream::new(self.events.subscribe());
+        Ok(events.map(|event| event.unwrap_or(RuntimeEvent::Resync)).boxed())
+    }
+
+    async fn logs(
+        &self,
+        replica: &ReplicaId,
+        _: Option<Timestamp>,
+    ) -> Result<BoxStream<'static, Result<LogLine, RuntimeError>>, RuntimeError> {
+        let line =
+            |text: String| Ok(LogLine { at: Timestamp::UNIX_EPOCH, source: Source::Stderr, bytes: Bytes::from(text) });
+        Ok(stream::iter([line("Error: no DATABASE_URL".into()), line(format!("of {}", replica.0))]).boxed())
+    }
+
+    async fn listeners(&self, replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError> {
+        let state = self.state();
+        let release = state.replicas.iter().find(|(r, _)| r.id == *replica).map(|(r, _)| r.set.release.0);
+        let behaviour = release.and_then(|release| state.behaviours.get(&release));
+        Ok(match behaviour {
+            Some(Behaviour::Elsewhere(port)) => vec![Listener { address: Ipv4Addr::UNSPECIFIED.into(), port: *port }],
+            _ => vec![],
+        })
+    }
+
+    async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {
+        self.check()?;
+        let mut state = self.state();
+        let command = spec.argv.last().unwrap().clone();
+        state.phases.push(format!("{} {command} {}", spec.name, spec.environment["SOURCE_VERSION"].len()));
+        Ok(Box::new(MemoryJob(state.phase_exit)))
+    }
+    async fn end_orphaned_jobs(&self) -> Result<usize, RuntimeError> {
+        Ok(0)
+    }
+    async fn purge_cache(&self, _: &AppRef) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+    async fn collect_images(&self, _: &[ImageRef]) -> Result<usize, RuntimeError> {
+        Ok(0)
+    }
+}
+
+struct MemoryJob(i64);
+
+#[async_trait]
+impl Job for MemoryJob {
+    async fn upload(&mut self, _: &str, _: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), RuntimeError> {
+        unreachable!("a release phase needs no files")
+    }
+    async fn start(&mut self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+    fn output(&mut self) -> BoxStream<'static, Result<Output, RuntimeError>> {
+        let chunk = |text: &'static str| Ok(Output { source: Source::Stdout, bytes: Bytes::from(text) });
+        stream::iter([chunk("migrating\n"), chunk("column missing\n")])
+            .then(|chunk| async {
+                sleep(Duration::from_secs(12)).await;
+                chunk
+            })
+            .boxed()
+    }
+    fn stdin(&mut self) -> Option<Box<dyn AsyncWrite + Send + Unpin>> {
+        None
+    }
+    fn control(&self) -> Box<dyn JobControl> {
+        unreachable!("nobody signals a release phase")
+    }
+    async fn wait(&mut self) -> Result<JobExit, RuntimeError> {
+        Ok(JobExit { code: self.0, out_of_memory: false })
+    }
+    async fn download(&mut self, _: &str) -> Result<Box<dyn AsyncRead + Send + Unpin>, RuntimeError> {
+        unreachable!("a release phase makes no files")
+    }
+    async fn finish(self: Box<Self>) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+}

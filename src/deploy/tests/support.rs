@@ -1,0 +1,325 @@
+//! A platform in memory: store, engine, router, and a deployer that can be killed.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::engine::Engine;
+use crate::{
+    deploy::{clock::Steady, *},
+    domain::*,
+    router::table::{Ack, RoutesTable},
+    store::MemoryKv,
+};
+
+pub(crate) fn env() -> EnvRef {
+    "acme/shop/dev".parse().unwrap()
+}
+
+pub(crate) fn set(process: &str, release: u64, restarts: u64) -> SetId {
+    SetId { env: env(), process: process.parse().unwrap(), release: ReleaseVersion(release), restarts }
+}
+
+pub(crate) fn processes(counts: &[(&str, u32)]) -> BTreeMap<ProcessType, ProcessSpec> {
+    let spec = |name: &str, replicas| ProcessSpec {
+        command: format!("run {name}"),
+        replicas,
+        cpu_millis: 500,
+        memory: 256 << 20,
+        port: 5000,
+        health: Health {
+            probe: if name == "web" { HealthProbe::Tcp } else { HealthProbe::Running },
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            grace: Duration::from_secs(30),
+            failures: 3,
+        },
+    };
+    counts.iter().map(|(name, count)| (name.parse().unwrap(), spec(name, *count))).collect()
+}
+
+pub(crate) fn release(version: u64, counts: &[(&str, u32)]) -> Release {
+    Release {
+        env: env(),
+        version: ReleaseVersion(version),
+        image: image(),
+        commit: "a".repeat(40),
+        build: None,
+        config: BTreeMap::new(),
+        processes: processes(counts),
+        release_command: None,
+        upgrade: UpgradePolicy::default(),
+        domains: vec![],
+        created_at: Timestamp::UNIX_EPOCH,
+        created_by: "alice".parse().unwrap(),
+        reason: "test".into(),
+        release_phase_done: true,
+    }
+}
+
+fn image() -> ImageRef {
+    ImageRef { repository: "berth/acme/shop".into(), digest: Digest::from_sha256([1; 32]) }
+}
+
+/// A router that takes up what is published after a moment, or never.
+pub(super) struct Router {
+    published: Mutex<RoutesTable>,
+    served: Mutex<RoutesTable>,
+    pub(super) asleep: Mutex<bool>,
+    changed: Notify,
+}
+
+impl Router {
+    pub(super) fn table(&self) -> RoutesTable {
+        self.served.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl RoutePublisher for Router {
+    fn load(&self) -> anyhow::Result<Option<RoutesTable>> {
+        Ok(Some(self.published.lock().unwrap().clone()))
+    }
+    fn acknowledged(&self) -> Option<Ack> {
+        let generation = self.served.lock().unwrap().generation;
+        Some(Ack { generation, ..Ack::default() })
+    }
+    async fn publish(&self, table: &RoutesTable) -> anyhow::Result<()> {
+        let before = self.published.lock().unwrap().generation;
+        assert!(table.generation > before, "generation {before} → {}", table.generation);
+        *self.published.lock().unwrap() = table.clone();
+        self.changed.notify_waiters();
+        Ok(())
+    }
+    async fn in_force(&self, generation: u64, _: &[SocketAddr], deadline: Instant) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            if self.served.lock().unwrap().generation >= generation {
+                return true;
+            }
+            if timeout_at(deadline, changed).await.is_err() {
+                return false;
+            }
+        }
+    }
+}
+
+impl Router {
+    /// Takes up what is published a moment later, for as long as the test lives.
+    async fn run(self: Arc<Self>) {
+        loop {
+            sleep(Duration::from_millis(3)).await;
+            let published = self.published.lock().unwrap().clone();
+            let mut served = self.served.lock().unwrap();
+            if *served != published && !*self.asleep.lock().unwrap() {
+                *served = published;
+                self.changed.notify_waiters();
+            }
+        }
+    }
+}
+
+/// A clock that goes with the runtime's paused time.
+struct TestClock(Steady);
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+}
+
+/// Keeps what a deployment says.
+#[derive(Default)]
+pub(super) struct Heard(Mutex<Vec<(Duration, String)>>, Mutex<Option<Instant>>);
+
+impl Heard {
+    fn push(&self, text: String) {
+        let now = Instant::now();
+        let since = self.1.lock().unwrap().replace(now).map_or(Duration::ZERO, |before| now - before);
+        self.0.lock().unwrap().push((since, text));
+    }
+    pub(super) fn text(&self) -> String {
+        self.0.lock().unwrap().iter().map(|(_, text)| format!("{text}\n")).collect()
+    }
+    pub(super) fn longest_silence(&self) -> Duration {
+        self.0.lock().unwrap().iter().map(|(since, _)| *since).max().unwrap_or_default()
+    }
+}
+
+impl Progress for Heard {
+    fn step(&self, text: &str) {
+        self.push(format!("-----> {text}"));
+    }
+    fn heading(&self, text: &str) {
+        self.push(format!("=====> {text}"));
+    }
+    fn detail(&self, text: &str) {
+        self.push(format!("       {text}"));
+    }
+    fn error(&self, text: &str) {
+        self.push(format!(" !     {text}"));
+    }
+    fn raw(&self, bytes: &[u8]) {
+        self.push(String::from_utf8_lossy(bytes).trim_end().to_owned());
+    }
+}
+
+pub(super) struct Platform {
+    pub(super) engine: Engine,
+    pub(super) router: Arc<Router>,
+    pub(super) store: Store,
+    pub(super) deployer: Deployer,
+    service: JoinHandle<()>,
+    /// What the watchman saw go wrong.
+    faults: Arc<Mutex<Vec<String>>>,
+    /// Replicas that must serve at any moment, once set.
+    pub(super) least: Arc<Mutex<usize>>,
+}
+
+impl Platform {
+    pub(super) async fn new() -> Self {
+        let router = Arc::new(Router {
+            published: Mutex::default(),
+            served: Mutex::default(),
+            asleep: Mutex::default(),
+            changed: Notify::new(),
+        });
+        tokio::spawn(router.clone().run());
+        let (engine, store) = (Engine::new(), Store::new(Arc::new(MemoryKv::new())));
+        let record = Environment {
+            name: env(),
+            created_at: Timestamp::UNIX_EPOCH,
+            deploy_branch: None,
+            config: BTreeMap::new(),
+            scale: BTreeMap::new(),
+            domains: vec![],
+            target: None,
+            current: None,
+            last_release: 0,
+            last_build: 0,
+            restarts: 0,
+        };
+        store.transaction().create(&record).commit().await.unwrap();
+        let (deployer, service) = Self::boot(&engine, &router, &store);
+        let (faults, least) = (Arc::default(), Arc::default());
+        let platform = Self { engine, router, store, deployer, service, faults, least };
+        platform.watch_traffic();
+        platform
+    }
+
+    fn boot(engine: &Engine, router: &Arc<Router>, store: &Store) -> (Deployer, JoinHandle<()>) {
+        let clock = Arc::new(TestClock(Steady::starting_at(Timestamp::UNIX_EPOCH)));
+        let (deployer, service) = Deployer::start(
+            DeploySettings::default(),
+            store.clone(),
+            Arc::new(engine.clone()),
+            router.clone(),
+            Arc::new(engine.clone()),
+            clock,
+        );
+        (deployer, tokio::spawn(service.run(CancellationToken::new())))
+    }
+
+    /// `kill -9` of the control plane.
+    pub(super) async fn kill(&mut self) {
+        self.service.abort();
+        let _ = (&mut self.service).await;
+    }
+
+    pub(super) fn restart(&mut self) {
+        (self.deployer, self.service) = Self::boot(&self.engine, &self.router, &self.store);
+    }
+
+    /// Sends a request, so to speak, to every upstream all the time.
+    fn watch_traffic(&self) {
+        let (engine, router, faults) = (self.engine.clone(), self.router.clone(), self.faults.clone());
+        let least = self.least.clone();
+        tokio::spawn(async move {
+            loop {
+                sleep(Duration::from_millis(7)).await;
+                let table = router.table();
+                let upstreams = table.environments.get(&env()).map(|route| route.upstreams.clone()).unwrap_or_default();
+                let answering = upstreams.iter().filter(|upstream| engine.answers(upstream.address)).count();
+                let least = *least.lock().unwrap();
+                if least > 0 && (answering < least || answering < upstreams.len()) {
+                    let text = format!("{answering} of {upstreams:?} answer, {least} should");
+                    faults.lock().unwrap().push(text);
+                }
+            }
+        });
+    }
+
+    /// From now on, this many upstreams must answer, and none must not.
+    pub(super) fn expect(&self, least: usize) {
+        *self.least.lock().unwrap() = least;
+    }
+
+    pub(super) fn assert_no_faults(&self) {
+        let faults = self.faults.lock().unwrap();
+        assert!(faults.is_empty(), "{} faults, first: {}", faults.len(), faults[0]);
+    }
+
+    pub(super) fn new_release(&self, counts: &[(&str, u32)]) -> NewRelease {
+        let release = release(0, counts);
+        NewRelease {
+            env: env(),
+            image: release.image,
+            commit: release.commit,
+            build: None,
+            processes: release.processes,
+            release_command: None,
+            upgrade: release.upgrade,
+            domains: vec!["shop.example.com".into()],
+            created_by: release.created_by,
+            reason: "push".into(),
+            run_release_phase: true,
+        }
+    }
+
+    pub(super) async fn create(&self, counts: &[(&str, u32)]) -> ReleaseVersion {
+        self.deployer.create_release(self.new_release(counts)).await.unwrap().version
+    }
+
+    pub(super) async fn deploy(&self, version: ReleaseVersion) -> Result<Deployed, DeployFailure> {
+        self.deployer.deploy(&env(), version, &SilentProgress).await
+    }
+
+    pub(super) async fn record(&self) -> Environment {
+        self.store.need::<Environment>(&env()).await.unwrap().record
+    }
+
+    pub(super) async fn change(&self, change: impl Fn(&mut Environment) + Send) {
+        self.store
+            .modify::<Environment, StoreError>(&env(), |record| {
+                change(record);
+                Ok(())
+            })
+            .await
+            .unwrap();
+        self.deployer.nudge(&env());
+    }
+
+    pub(super) async fn settle(&self) -> EnvStatus {
+        self.deployer.await_settled(&env(), Duration::from_secs(120)).await.expect("it settles")
+    }
+
+    /// Waits for a condition of the world.
+    pub(super) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "never: {what}; running: {:?}", self.engine.running());
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! One task per running replica: probes it for as long as it runs, and tells its environment's actor when the verdict changes.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    clock::{Steady, elapsed},
+    probe::{ProbeError, ProbeTarget, Prober},
+};
+use crate::{
+    domain::{Health, HealthProbe, ReplicaId, Timestamp},
+    plan::{Phase, ProbeSchedule, Tracker},
+    runtime::{Listener, Runtime},
+};
+
+/// After this long without an answer it is looked up what the replica listens on instead.
+const LOOK_AFTER: Duration = Duration::from_secs(3);
+/// Pause between two such looks.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long such a look may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// A probe that took this much longer than it was allowed says more about a busy host than about the replica.
+const OWN_DELAY: Duration = Duration::from_secs(1);
+
+/// What a watcher found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) replica: ReplicaId,
+    pub(super) phase: Phase,
+    /// Why it is not ready, in words.
+    pub(super) reason: Option<String>,
+}
+
+/// What a watcher needs to know.
+pub(super) struct Watcher {
+    pub(super) replica: ReplicaId,
+    pub(super) address: Option<IpAddr>,
+    pub(super) port: u16,
+    pub(super) host: String,
+    pub(super) health: Health,
+    /// On the planner's time line.
+    pub(super) started_at: Timestamp,
+    /// It was found serving, and counts as ready until its probes say otherwise.
+    pub(super) adopted: bool,
+    /// See [`super::DeploySettings::stability`].
+    pub(super) stability: Duration,
+    pub(super) steady: Steady,
+    pub(super) prober: Arc<dyn Prober>,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) verdicts: mpsc::Sender<Verdict>,
+}
+
+impl Watcher {
+    /// Runs until its actor is gone (or aborts it).
+    pub(super) async fn run(self) {
+        match (&self.health.probe, self.address) {
+            (HealthProbe::Running, _) => self.wait_for_stability().await,
+            (_, Some(address)) => self.probe(SocketAddr::new(address, self.port)).await,
+            (_, None) => self.tell(Phase::Starting, Some("it has no network address".to_owned())).await,
+        }
+    }
+
+    async fn tell(&self, phase: Phase, reason: Option<String>) {
+        // An error means that the actor is gone, and this task with it soon.
+        let _ = self.verdicts.send(Verdict { replica: self.replica.clone(), phase, reason }).await;
+    }
+
+    fn age(&self) -> Duration {
+        elapsed(self.started_at, self.steady.now())
+    }
+
+    async fn wait_for_stability(&self) {
+        if !self.adopted {
+            sleep(self.stability.saturating_sub(self.age())).await;
+        }
+        self.tell(Phase::Ready, None).await;
+    }
+
+    async fn probe(&self, address: SocketAddr) {
+        let target = ProbeTarget {
+            address,
+            probe: self.health.probe.clone(),
+            host: self.host.clone(),
+            timeout: self.health.timeout,
+        };
+        let since = self.started_at;
+        let mut tracker = match self.adopted {
+            true => Tracker::adopted(self.health.clone(), since),
+            false => Tracker::starting(self.health.clone(), since),
+        };
+        let mut told = (tracker.phase(), None);
+        let mut schedule = ProbeSchedule::default();
+        let mut look_at = LOOK_AFTER;
+        let mut hint = None;
+        while !self.verdicts.is_closed() {
+            if let Some(result) = self.ask(&target).await {
+                let phase = tracker.observe(result.is_ok(), self.steady.now());
+                if matches!(result, Err(ProbeError::Refused(_))) && self.age() >= look_at {
+                    hint = self.look(address).await;
+                    look_at = self.age() + LOOK_AGAIN;
+                } else if result.is_ok() {
+                    hint = None;
+                }
+                let reason = result.err().map(|error| hint.clone().unwrap_or_else(|| error.to_string()));
+                let now = (phase, reason);
+                if now != told {
+                    self.tell(now.0, now.1.clone()).await;
+                    told = now;
+                }
+            }
+            let pause = match tracker.phase() {
+                Phase::Starting => schedule.pause(self.age()),
+                _ => self.health.interval.max(Duration::from_millis(100)),
+            };
+            sleep(pause).await;
+        }
+    }
+
+    /// Asks once; `None` when this host was too busy to ask properly.
+    async fn ask(&self, target: &ProbeTarget) -> Option<Result<(), ProbeError>> {
+        let began = Instant::now();
+        let result = self.prober.probe(target).await;
+        let late = began.elapsed() > target.timeout + OWN_DELAY;
+        (result.is_ok() || !late).then_some(result)
+    }
+
+    /// What the replica listens on instead of its port, if that can be found out and explains why it does not answer.
+    async fn look(&self, address: SocketAddr) -> Option<String> {
+        let found = timeout(LOOK_TIMEOUT, self.runtime.listeners(&self.replica)).await.ok()?.ok()?;
+        Some(explain(&found, address.port()))
+    }
+}
+
+/// Why nothing answers on `port`, given what is listened on.
+fn explain(found: &[Listener], port: u16) -> String {
+    let is_loopback = |address: &IpAddr| match address {
+        IpAddr::V4(address) => address.is_loopback(),
+        IpAddr::V6(address) => {
+            address.is_loopback() || address.to_ipv4_mapped().is_some_and(|mapped| mapped.is_loopback())
+        }
+    };
+    if found.iter().any(|listener| listener.port == port && is_loopback(&listener.address)) {
+        return format!(
+            "it listens on port {port} of loopback only (127.0.0.1), where nobody outside the container reaches it; let it listen on 0.0.0.0"
+        );
+    }
+    let mut others: Vec<u16> =
+        found.iter().filter(|listener| !is_loopback(&listener.address)).map(|listener| listener.port).collect();
+    others.sort_unstable();
+    others.dedup();
+    // Some programs open many; a handful is enough to see what is wrong.
+    let list = others.iter().take(5).map(u16::to_string).collect::<Vec<_>>().join(", ");
+    match others.first() {
+        Some(first) => format!(
+            "nothing listens on port {port} (the value of PORT), but on {list}; let it listen on $PORT, or say `port: {first}` for this process in berth.yaml"
+        ),
+        None => format!("nothing listens on port {port} (the value of PORT) yet"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_listened_on_instead() {
+        let on = |address: &str, port| Listener { address: address.parse().unwrap(), port };
+        for (found, want) in [
+            (vec![on("127.0.0.1", 5000)], "loopback only"),
+            (vec![on("::1", 5000), on("0.0.0.0", 9000)], "loopback only"),
+            (vec![on("0.0.0.0", 3000), on("::", 3000)], "but on 3000; let it listen on $PORT, or say `port: 3000`"),
+            (vec![on("127.0.0.1", 3000)], "nothing listens on port 5000 (the value of PORT) yet"),
+            (vec![], "yet"),
+        ] {
+            let text = explain(&found, 5000);
+            assert!(text.contains(want), "{text}");
+        }
+    }
+}

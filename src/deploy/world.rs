@@ -1,0 +1,129 @@
+//! What runs, as one picture for all environments: observed when something hints at a change, never by each of them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::BoxStream};
+use tokio::{
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    domain::{EnvRef, Replica},
+    runtime::{Runtime, RuntimeError, RuntimeEvent},
+};
+
+/// How long an observation may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// First and longest pause before an engine that does not answer is asked again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Hints can get lost in ways nobody thought of; what runs is looked at this often in any case.
+const ANYWAY: Duration = Duration::from_secs(60);
+
+/// The newest picture.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Picture {
+    /// Requests up to this one were made before the picture was taken.
+    pub(super) ticket: u64,
+    /// Whether there has been an observation at all.
+    pub(super) known: bool,
+    pub(super) replicas: BTreeMap<EnvRef, Vec<Replica>>,
+    /// Why there is no newer one.
+    pub(super) error: Option<String>,
+}
+
+/// Asks for pictures and sees them.
+#[derive(Clone)]
+pub(super) struct World {
+    wanted: Arc<AtomicU64>,
+    wake: Arc<Notify>,
+    picture: watch::Receiver<Arc<Picture>>,
+}
+
+impl World {
+    /// Asks for a new picture. One with at least the returned ticket was taken after this call.
+    pub(super) fn look(&self) -> u64 {
+        let ticket = self.wanted.fetch_add(1, Ordering::SeqCst) + 1;
+        self.wake.notify_one();
+        ticket
+    }
+
+    pub(super) fn pictures(&self) -> watch::Receiver<Arc<Picture>> {
+        self.picture.clone()
+    }
+}
+
+/// Takes the pictures.
+pub(super) struct Observer {
+    runtime: Arc<dyn Runtime>,
+    world: World,
+    picture: watch::Sender<Arc<Picture>>,
+}
+
+impl Observer {
+    pub(super) fn new(runtime: Arc<dyn Runtime>) -> (World, Self) {
+        let (picture, receiver) = watch::channel(Arc::new(Picture::default()));
+        let world = World { wanted: Arc::default(), wake: Arc::default(), picture: receiver };
+        (world.clone(), Self { runtime, world, picture })
+    }
+
+    /// Runs until it is dropped.
+    pub(super) async fn run(self) {
+        let mut events: Option<BoxStream<'static, RuntimeEvent>> = None;
+        let mut pause = RETRY.0;
+        loop {
+            if events.is_none() {
+                // Before the look, so that nothing falls between.
+                events = timeout(DEADLINE, self.runtime.events()).await.ok().and_then(Result::ok);
+            }
+            if self.observe().await && events.is_some() {
+                pause = RETRY.0;
+            } else {
+                sleep(pause).await;
+                pause = (pause * 2).min(RETRY.1);
+                continue;
+            }
+            tokio::select! {
+                () = self.world.wake.notified() => {}
+                event = next(&mut events) => if event.is_none() { events = None },
+                () = sleep(ANYWAY) => {}
+            }
+        }
+    }
+
+    async fn observe(&self) -> bool {
+        let ticket = self.world.wanted.load(Ordering::SeqCst);
+        let late = || Err(RuntimeError::Unavailable(format!("no answer within {DEADLINE:?}")));
+        match timeout(DEADLINE, self.runtime.observe()).await.unwrap_or_else(|_| late()) {
+            Ok(replicas) => {
+                let mut by_env: BTreeMap<EnvRef, Vec<Replica>> = BTreeMap::new();
+                for replica in replicas {
+                    by_env.entry(replica.set.env.clone()).or_default().push(replica);
+                }
+                self.picture.send_replace(Arc::new(Picture { ticket, known: true, replicas: by_env, error: None }));
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what runs cannot be observed; trying again");
+                let before = self.picture.borrow().clone();
+                let error = Some(error.to_string());
+                self.picture.send_replace(Arc::new(Picture { error, ..Picture::clone(&before) }));
+                false
+            }
+        }
+    }
+}
+
+async fn next(events: &mut Option<BoxStream<'static, RuntimeEvent>>) -> Option<RuntimeEvent> {
+    match events {
+        Some(events) => events.next().await,
+        None => std::future::pending().await,
+    }
+}

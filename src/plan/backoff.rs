@@ -1,0 +1,82 @@
+//! When a set whose replicas keep dying may be started again: Marathon's launch delay, 1 s × 1.15ⁿ up to 300 s.
+
+use std::time::Duration;
+
+use crate::domain::Timestamp;
+
+/// Delay after the first failure.
+pub const FIRST: Duration = Duration::from_secs(1);
+/// Growth with each further failure.
+const FACTOR: f64 = 1.15;
+/// The longest delay.
+pub const LONGEST: Duration = Duration::from_secs(300);
+/// A replica that was ready for this long before it died says nothing against its set: the delay begins anew, and the replacement
+/// is started at once.
+pub const HEALTHY_WHILE: Duration = Duration::from_secs(10);
+
+/// The launch delay of one replica set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Backoff {
+    failures: u32,
+    until: Option<Timestamp>,
+}
+
+impl Backoff {
+    /// A replica died, or could not be started. `ready_for` is how long it had been ready, if it ever was.
+    pub fn failed(&mut self, now: Timestamp, ready_for: Option<Duration>) {
+        if ready_for.is_some_and(|time| time >= HEALTHY_WHILE) {
+            *self = Self::default();
+            return;
+        }
+        let until = now + delay(self.failures);
+        self.failures = self.failures.saturating_add(1);
+        self.until = Some(self.until.map_or(until, |before| before.max(until)));
+    }
+
+    /// A replica has been ready for `time`: the past is forgotten after a healthy while.
+    pub fn healthy(&mut self, time: Duration) {
+        if time >= HEALTHY_WHILE {
+            *self = Self::default();
+        }
+    }
+
+    /// Until when nothing may be started, if that is after `now`.
+    pub fn until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.until.filter(|until| *until > now)
+    }
+
+    /// Failures since the last healthy while.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+}
+
+fn delay(failures: u32) -> Duration {
+    let exponent = i32::try_from(failures.min(100)).unwrap_or(100);
+    FIRST.mul_f64(FACTOR.powi(exponent)).min(LONGEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_to_its_limit_and_resets() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.until(now), None);
+        backoff.failed(now, None);
+        assert_eq!(backoff.until(now), Some(now + Duration::from_secs(1)));
+        backoff.failed(now, Some(Duration::from_secs(2)));
+        assert_eq!(backoff.until(now), Some(now + Duration::from_millis(1150)));
+        for _ in 0..1000 {
+            backoff.failed(now, None);
+        }
+        assert_eq!(backoff.until(now), Some(now + LONGEST));
+        assert_eq!(backoff.until(now + LONGEST), None);
+        backoff.healthy(Duration::from_secs(1));
+        assert!(backoff.failures() > 0);
+        backoff.failed(now, Some(HEALTHY_WHILE));
+        assert_eq!(backoff, Backoff::default());
+    }
+}

@@ -1,0 +1,300 @@
+//! The decision for one process type.
+
+use std::collections::BTreeSet;
+
+use crate::domain::{ProcessType, ReplicaId, SetId, Timestamp};
+
+use super::{
+    bounds::Bounds,
+    rollout::{Observed, Phase, RouteState, Seen, Start},
+    wait::{Wait, Why},
+};
+
+/// One process type with all that bears on it.
+pub(super) struct Scope<'a> {
+    pub(super) process: &'a ProcessType,
+    /// The new set; `None` when the type goes away.
+    pub(super) target: Option<&'a SetId>,
+    pub(super) fallback: Option<&'a SetId>,
+    pub(super) count: u32,
+    pub(super) bounds: Bounds,
+    pub(super) replicas: Vec<&'a Seen>,
+    pub(super) observed: &'a Observed,
+}
+
+/// What to do about one process type.
+#[derive(Default)]
+pub(super) struct Step {
+    pub(super) route: Vec<ReplicaId>,
+    pub(super) start: Vec<Start>,
+    pub(super) stop: Vec<ReplicaId>,
+    pub(super) wait: Option<Wait>,
+    pub(super) wake: Option<Timestamp>,
+    pub(super) settled: bool,
+}
+
+fn size<T>(items: impl IntoIterator<Item = T>) -> u32 {
+    u32::try_from(items.into_iter().count()).unwrap_or(u32::MAX)
+}
+
+impl<'a> Scope<'a> {
+    fn alive(&self) -> impl Iterator<Item = &'a Seen> + '_ {
+        self.replicas.iter().copied().filter(|replica| replica.phase != Phase::Exited)
+    }
+
+    fn is_new(&self, replica: &Seen) -> bool {
+        self.target == Some(&replica.set)
+    }
+
+    fn is_fallback(&self, replica: &Seen) -> bool {
+        !self.is_new(replica) && self.fallback == Some(&replica.set)
+    }
+
+    /// New and wanted.
+    fn is_kept(&self, replica: &Seen) -> bool {
+        self.is_new(replica) && replica.index <= self.count
+    }
+
+    /// Ready, not going away, and requests reach it if it is to have any.
+    fn serves(&self, replica: &Seen) -> bool {
+        let reached = !self.process.is_web() || replica.route == RouteState::In;
+        replica.phase == Phase::Ready && !replica.stopping && reached
+    }
+
+    /// Indexes of a set that are starting by a call that is under way and are not seen yet.
+    fn launching(&self, set: &SetId) -> u32 {
+        let count = self.observed.starting.get(set).copied().unwrap_or(0);
+        let seen = size(self.alive().filter(|replica| replica.set == *set && replica.index <= count));
+        count.saturating_sub(seen)
+    }
+
+    fn launching_in_all(&self) -> u32 {
+        let sets = self.observed.starting.keys().filter(|set| set.process == *self.process);
+        sets.map(|set| self.launching(set)).sum()
+    }
+
+    fn running(&self) -> u32 {
+        size(self.alive()) + self.launching_in_all()
+    }
+
+    fn healthy(&self) -> u32 {
+        size(self.alive().filter(|replica| self.serves(replica)))
+    }
+
+    fn new_serving(&self) -> u32 {
+        size(self.alive().filter(|replica| self.is_kept(replica) && self.serves(replica)))
+    }
+
+    /// Whether all new replicas serve.
+    pub(super) fn deployed(&self) -> bool {
+        self.new_serving() >= self.count
+    }
+
+    fn highest_alive(&self, set: &SetId) -> u32 {
+        let staying = self.alive().filter(|replica| replica.set == *set && !replica.stopping);
+        staying.map(|replica| replica.index).max().unwrap_or(0)
+    }
+
+    /// Replicas of `set` that a start up to `count` would add.
+    fn missing(&self, set: &SetId, count: u32) -> u32 {
+        let present = size(self.alive().filter(|replica| replica.set == *set && replica.index <= count));
+        count.saturating_sub(present)
+    }
+}
+
+/// Decides; `deployed` says whether all process types are, so that those that go away may.
+pub(super) fn decide(scope: &Scope, deployed: bool, now: Timestamp) -> Step {
+    let leaving = choose_leaving(scope, deployed);
+    let mut step = Step::default();
+    if scope.process.is_web() {
+        let routed =
+            |replica: &&Seen| replica.phase == Phase::Ready && !replica.stopping && !leaving.contains(&replica.id);
+        step.route = scope.alive().filter(routed).map(|replica| replica.id.clone()).collect();
+    }
+    stop(scope, &leaving, deployed, &mut step);
+    let mut why = start(scope, now, &mut step);
+    if step.start.is_empty() && step.stop.is_empty() {
+        why = why.or_else(|| explain(scope, &leaving, deployed));
+    }
+    let remains = scope.replicas.iter().any(|replica| !scope.is_kept(replica));
+    step.settled = why.is_none() && !remains;
+    step.wait =
+        why.map(|why| Wait { process: scope.process.clone(), ready: scope.new_serving(), wanted: scope.count, why });
+    step
+}
+
+/// Which running replicas should get no more requests and then be stopped.
+fn choose_leaving(scope: &Scope, deployed: bool) -> BTreeSet<ReplicaId> {
+    let mut leaving = choose_replaced(scope);
+    // Old replicas of a type that is not wanted any more stay until all others are deployed: a rollback would want them.
+    let gate_open = scope.count > 0 || deployed;
+    let mut candidates: Vec<&Seen> = scope
+        .alive()
+        .filter(|replica| !replica.stopping && !scope.is_kept(replica))
+        .filter(|replica| gate_open || scope.is_new(replica) || !scope.is_fallback(replica))
+        .collect();
+    // Best to keep first: those of the fallback, those with requests, then by index.
+    candidates.sort_by_key(|replica| {
+        let kind = if scope.is_fallback(replica) {
+            1
+        } else if scope.is_new(replica) {
+            0
+        } else {
+            2
+        };
+        (kind, replica.route != RouteState::In, replica.route != RouteState::Entering, replica.index)
+    });
+    let (serving, idle): (Vec<&Seen>, Vec<&Seen>) = candidates.into_iter().partition(|replica| scope.serves(replica));
+    let spare = scope.healthy().saturating_sub(scope.bounds.min_healthy);
+    let go = usize::try_from(spare).unwrap_or(usize::MAX);
+    leaving.extend(serving.iter().rev().take(go).map(|replica| replica.id.clone()));
+    leaving.extend(choose_idle(scope, &idle));
+    leaving
+}
+
+/// Among replicas that serve nothing and are not wanted: all but those needed to come back up to the healthy minimum.
+fn choose_idle(scope: &Scope, idle: &[&Seen]) -> Vec<ReplicaId> {
+    let soon = size(scope.alive().filter(|replica| {
+        scope.serves(replica) || scope.is_kept(replica) && replica.phase == Phase::Ready && !replica.stopping
+    }));
+    let mut short = scope.bounds.min_healthy.saturating_sub(soon);
+    let mut keep = |useful: bool| {
+        let kept = useful && short > 0;
+        short -= u32::from(kept);
+        kept
+    };
+    let mut leaving = Vec::new();
+    let (ready, others): (Vec<&Seen>, Vec<&Seen>) =
+        idle.iter().copied().partition(|replica| replica.phase == Phase::Ready);
+    for replica in ready.into_iter().chain(others) {
+        let useful = match replica.phase {
+            Phase::Ready => true,
+            Phase::Starting => scope.is_fallback(replica),
+            Phase::Unhealthy | Phase::Exited => false,
+        };
+        if !keep(useful) {
+            leaving.push(replica.id.clone());
+        }
+    }
+    leaving
+}
+
+/// Which wanted replicas are to be replaced since their probes fail. Not all at once: when every replica fails (a database is away),
+/// starting all of them anew would only add to the trouble.
+fn choose_replaced(scope: &Scope) -> BTreeSet<ReplicaId> {
+    let kept = || scope.alive().filter(|replica| scope.is_kept(replica));
+    let under_way = size(kept().filter(|replica| replica.phase == Phase::Starting || replica.stopping))
+        + scope.target.map_or(0, |set| scope.launching(set));
+    let at_once = scope.count.saturating_sub(scope.bounds.min_healthy).max(1);
+    let free = usize::try_from(at_once.saturating_sub(under_way)).unwrap_or(usize::MAX);
+    let unhealthy = kept().filter(|replica| replica.phase == Phase::Unhealthy && !replica.stopping);
+    unhealthy.take(free).map(|replica| replica.id.clone()).collect()
+}
+
+fn stop(scope: &Scope, leaving: &BTreeSet<ReplicaId>, deployed: bool, step: &mut Step) {
+    let out = |replica: &&&Seen| !scope.process.is_web() || replica.route == RouteState::Out;
+    let chosen = |replica: &&&Seen| replica.phase != Phase::Exited && leaving.contains(&replica.id);
+    step.stop.extend(scope.replicas.iter().filter(chosen).filter(out).map(|replica| replica.id.clone()));
+    // The remains of dead ones are removed, but for those that a start replaces.
+    let replaceable = |replica: &Seen| {
+        let wanted_back = scope.is_fallback(replica) && !(deployed && scope.deployed());
+        scope.is_kept(replica) || wanted_back
+    };
+    let dead = scope.replicas.iter().filter(|replica| replica.phase == Phase::Exited && !replica.stopping);
+    let remains = dead.filter(|replica| !replaceable(replica) && !scope.observed.busy.contains(&replica.set));
+    step.stop.extend(remains.map(|replica| replica.id.clone()));
+}
+
+/// Starts what is missing: of the new set first, then of the fallback what the healthy minimum lacks. Says what keeps it from it.
+fn start(scope: &Scope, now: Timestamp, step: &mut Step) -> Option<Why> {
+    let mut room = scope.bounds.max_running.saturating_sub(scope.running());
+    let mut why = None;
+    if let Some(set) = scope.target
+        && scope.missing(set, scope.count) > scope.launching(set)
+    {
+        match startable(scope, set, scope.count, room, now, step) {
+            Ok(count) => {
+                room = room.saturating_sub(scope.missing(set, count));
+                step.start.push(Start { set: set.clone(), count });
+            }
+            Err(reason) => why = Some(reason),
+        }
+    }
+    if let Some(set) = scope.fallback.filter(|set| scope.target.is_some() && scope.target != Some(set)) {
+        let needed = scope.bounds.min_healthy.saturating_sub(scope.new_serving());
+        let usable = |replica: &&Seen| replica.set == *set && !replica.stopping && replica.phase != Phase::Unhealthy;
+        let there = size(scope.alive().filter(usable)) + scope.launching(set);
+        if there < needed
+            && let Ok(count) = startable(scope, set, needed, room, now, step)
+            && scope.missing(set, count) <= room
+        {
+            step.start.push(Start { set: set.clone(), count });
+        }
+    }
+    why
+}
+
+/// The count to ask for so that as many as possible of `wanted` are started within `room`. Asking for less than the highest index that
+/// runs would stop it with requests under way, so gaps below it are filled together.
+fn startable(scope: &Scope, set: &SetId, wanted: u32, room: u32, now: Timestamp, step: &mut Step) -> Result<u32, Why> {
+    if scope.observed.starting.contains_key(set) {
+        return Err(Why::Launch(scope.launching(set)));
+    }
+    if let Some(until) = scope.observed.held.get(set).filter(|until| **until > now) {
+        step.wake = Some(step.wake.map_or(*until, |wake| wake.min(*until)));
+        return Err(Why::Backoff(*until));
+    }
+    if scope.observed.busy.contains(set) {
+        return Err(Why::LastOutput);
+    }
+    if scope.process.is_web() && scope.observed.stale_routes {
+        return Err(Why::RouteOutDead);
+    }
+    let lowest = scope.highest_alive(set).max(1);
+    let reach = wanted.max(lowest);
+    if scope.alive().any(|replica| replica.set == *set && replica.stopping && replica.index <= reach) {
+        // A start now could find the container that is going away in its place.
+        return Err(Why::Stopping(size(scope.alive().filter(|replica| replica.stopping))));
+    }
+    let fits = |count: &u32| scope.missing(set, *count) <= room;
+    if let Some(count) = (lowest..=reach).rev().find(fits).filter(|count| scope.missing(set, *count) > 0) {
+        return Ok(count);
+    }
+    // Low indexes died, and the higher ones are among the last healthy ones: neither may they be taken away nor is there room for all the
+    // gaps below them. Those ran a moment ago, so there is capacity for them; a healthy one too few would be worse than one too many.
+    let at_rest = scope.launching_in_all() == 0 && scope.alive().all(|replica| scope.serves(replica));
+    let gaps = lowest == scope.highest_alive(set) && scope.missing(set, lowest) > 0;
+    if gaps && at_rest && scope.healthy() <= scope.bounds.min_healthy {
+        return Ok(lowest);
+    }
+    Err(Why::Room { running: scope.running(), max: scope.bounds.max_running })
+}
+
+/// Why nothing happens though something is left to do.
+fn explain(scope: &Scope, leaving: &BTreeSet<ReplicaId>, deployed: bool) -> Option<Why> {
+    let launching = scope.launching_in_all();
+    let kept = || scope.alive().filter(|replica| scope.is_kept(replica) && !replica.stopping);
+    let indexes =
+        |phase: &dyn Fn(&Seen) -> bool| kept().filter(|replica| phase(replica)).map(|r| r.index).collect::<Vec<_>>();
+    let unready = indexes(&|replica| replica.phase != Phase::Ready);
+    let entering = indexes(&|replica| replica.phase == Phase::Ready && !scope.serves(replica));
+    let stopping = size(scope.replicas.iter().filter(|replica| replica.stopping));
+    let old = scope.alive().any(|replica| !scope.is_kept(replica));
+    if launching > 0 {
+        Some(Why::Launch(launching))
+    } else if !unready.is_empty() {
+        Some(Why::Ready(unready))
+    } else if !entering.is_empty() {
+        Some(Why::RouterIn)
+    } else if stopping > 0 {
+        Some(Why::Stopping(stopping))
+    } else if !leaving.is_empty() {
+        Some(Why::Drain)
+    } else if old && scope.count == 0 && !deployed {
+        Some(Why::OthersFirst)
+    } else if old {
+        Some(Why::MinHealthy { healthy: scope.healthy(), min: scope.bounds.min_healthy })
+    } else {
+        None
+    }
+}

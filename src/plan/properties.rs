@@ -1,0 +1,286 @@
+//! What no rollout may ever do, tried on many.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::{prelude::*, test_runner::TestRng};
+
+use super::{rollout::*, *};
+use crate::domain::{ProcessType, ReleaseVersion, ReplicaId, SetId, Timestamp, UpgradePolicy};
+
+fn set(process: &str, release: u64) -> SetId {
+    let process = process.parse().unwrap();
+    SetId { env: "acme/shop/dev".parse().unwrap(), process, release: ReleaseVersion(release), restarts: 0 }
+}
+
+fn goal(counts: &[(&str, u32)], release: u64, fallback: Option<u64>, policy: UpgradePolicy) -> Goal {
+    let process = |name: &str| name.parse::<ProcessType>().unwrap();
+    let processes =
+        counts.iter().map(|(name, count)| (process(name), ProcessGoal { set: set(name, release), count: *count }));
+    let types = ["web", "worker", "clock"];
+    let fallback = fallback.map(|version| types.iter().map(|name| (process(name), set(name, version))).collect());
+    Goal { processes: processes.collect(), policy, fallback: fallback.unwrap_or_default() }
+}
+
+/// A world in which everything that the planner asks for happens, in any order, and replicas die.
+#[derive(Default)]
+struct World {
+    replicas: Vec<Seen>,
+    starting: BTreeMap<SetId, u32>,
+    next: u64,
+}
+
+impl World {
+    fn add(&mut self, set: &SetId, index: u32, phase: Phase, route: RouteState) {
+        self.next += 1;
+        let id = ReplicaId(format!("{}-{}", set.release, self.next));
+        self.replicas.push(Seen { id, set: set.clone(), index, phase, route, stopping: false });
+    }
+
+    fn observed(&self) -> Observed {
+        Observed { replicas: self.replicas.clone(), starting: self.starting.clone(), ..Observed::default() }
+    }
+
+    fn serves(replica: &Seen) -> bool {
+        let reached = !replica.set.process.is_web() || replica.route == RouteState::In;
+        replica.phase == Phase::Ready && reached && !replica.stopping
+    }
+
+    fn healthy(&self, process: &ProcessType) -> u32 {
+        self.replicas.iter().filter(|r| r.set.process == *process && Self::serves(r)).count() as u32
+    }
+
+    fn running(&self, process: &ProcessType) -> u32 {
+        let alive = |r: &&Seen| r.set.process == *process && r.phase != Phase::Exited;
+        let there = self.replicas.iter().filter(alive).count() as u32;
+        let launching = self.starting.iter().filter(|(set, _)| set.process == *process).map(|(set, count)| {
+            let seen = self.replicas.iter().filter(alive).filter(|r| r.set == *set && r.index <= *count).count();
+            *count - seen as u32
+        });
+        there + launching.sum::<u32>()
+    }
+
+    /// Does what the plan says, checking that it may be done.
+    fn execute(&mut self, goal: &Goal, plan: &Plan) {
+        let types: BTreeSet<ProcessType> = self.replicas.iter().map(|r| r.set.process.clone()).collect();
+        let before: BTreeMap<&ProcessType, u32> = types.iter().map(|t| (t, self.healthy(t))).collect();
+        for replica in &mut self.replicas {
+            let wanted = plan.route.contains(&replica.id);
+            replica.route = match (wanted, replica.route) {
+                (true, RouteState::Out | RouteState::Leaving) => RouteState::Entering,
+                (false, RouteState::In | RouteState::Entering) => RouteState::Leaving,
+                (_, as_it_is) => as_it_is,
+            };
+        }
+        for id in &plan.stop {
+            let replica = self.replicas.iter_mut().find(|r| r.id == *id).expect("only what exists is stopped");
+            assert!(replica.phase == Phase::Exited || replica.route == RouteState::Out, "stopped while routed");
+            assert!(!replica.stopping, "stopped twice");
+            replica.stopping = true;
+        }
+        for (process, before) in before {
+            let count = goal.processes.get(process).map_or(0, |p| p.count);
+            let min = Bounds::new(count, &goal.policy).min_healthy;
+            let after = self.healthy(process);
+            assert!(after >= min.min(before), "{process}: {before} → {after} healthy, {min} must stay");
+        }
+        for start in &plan.start {
+            let process = &start.set.process;
+            self.replicas.retain(|r| r.set != start.set || r.phase != Phase::Exited || r.index > start.count);
+            let runs = |r: &Seen| r.phase != Phase::Exited && !r.stopping;
+            let torn = self.replicas.iter().any(|r| r.set == start.set && r.index > start.count && runs(r));
+            assert!(!torn, "a start would stop replicas that run");
+            assert!(self.starting.insert(start.set.clone(), start.count).is_none(), "started twice");
+            let max = Bounds::new(goal.processes.get(process).map_or(0, |p| p.count), &goal.policy).max_running;
+            let fills_gaps = self.replicas.iter().any(|r| r.set == start.set && r.index == start.count && runs(r));
+            assert!(self.running(process) <= max || fills_gaps, "{} run of {max}", self.running(process));
+        }
+    }
+
+    /// Something that was asked for happens.
+    fn advance(&mut self, choose: &mut impl FnMut(usize) -> usize) {
+        let mut moves: Vec<Box<dyn Fn(&mut Self)>> = Vec::new();
+        for (set, count) in self.starting.clone() {
+            moves.push(Box::new(move |world| {
+                world.starting.remove(&set);
+                for index in 1..=count {
+                    if !world.replicas.iter().any(|r| r.set == set && r.index == index) {
+                        world.add(&set, index, Phase::Starting, RouteState::Out);
+                    }
+                }
+            }));
+        }
+        for (place, replica) in self.replicas.iter().enumerate() {
+            if replica.stopping {
+                moves.push(Box::new(move |world| drop(world.replicas.remove(place))));
+            } else if replica.phase == Phase::Starting {
+                moves.push(Box::new(move |world| world.replicas[place].phase = Phase::Ready));
+            }
+            match replica.route {
+                RouteState::Entering => moves.push(Box::new(move |w| w.replicas[place].route = RouteState::In)),
+                RouteState::Leaving => moves.push(Box::new(move |w| w.replicas[place].route = RouteState::Out)),
+                RouteState::In | RouteState::Out => {}
+            }
+        }
+        if !moves.is_empty() {
+            let chosen = moves.swap_remove(choose(moves.len()));
+            chosen(self);
+        }
+    }
+
+    fn harm(&mut self, what: u8, choose: &mut impl FnMut(usize) -> usize) {
+        if self.replicas.is_empty() {
+            return;
+        }
+        let place = choose(self.replicas.len());
+        let replica = &mut self.replicas[place];
+        match what {
+            0..=1 => {
+                replica.phase = Phase::Exited;
+                replica.route = RouteState::Out;
+            }
+            2 => {
+                if replica.phase != Phase::Exited {
+                    replica.phase = Phase::Unhealthy;
+                }
+            }
+            _ => drop(self.replicas.remove(place)),
+        }
+    }
+
+    fn run_to_rest(&mut self, goal: &Goal, choose: &mut impl FnMut(usize) -> usize) {
+        for _ in 0..2000 {
+            let plan = plan(goal, &self.observed(), Timestamp::UNIX_EPOCH);
+            self.execute(goal, &plan);
+            if plan.settled {
+                return;
+            }
+            self.advance(choose);
+        }
+        let plan = plan(goal, &self.observed(), Timestamp::UNIX_EPOCH);
+        panic!("does not converge: {:#?}\n{:#?}", self.replicas, plan);
+    }
+
+    fn assert_is(&self, goal: &Goal) {
+        let key = |set: &SetId, index: u32| (set.clone(), index);
+        let there: Vec<_> = self.replicas.iter().map(|r| key(&r.set, r.index)).collect();
+        let wanted: BTreeSet<_> =
+            goal.processes.values().flat_map(|p| (1..=p.count).map(|index| key(&p.set, index))).collect();
+        assert_eq!(there.len(), wanted.len(), "{there:?}");
+        assert_eq!(there.into_iter().collect::<BTreeSet<_>>(), wanted);
+        assert!(self.replicas.iter().all(Self::serves));
+        let again = plan(goal, &self.observed(), Timestamp::UNIX_EPOCH);
+        assert!(again.settled && again.deployed && again.start.is_empty() && again.stop.is_empty(), "{again:?}");
+        assert!(again.waits.is_empty() && again.wake.is_none(), "{again:?}");
+    }
+}
+
+fn policy() -> impl Strategy<Value = UpgradePolicy> {
+    let percent = prop_oneof![Just(0), Just(50), Just(100), 0..=100u32];
+    (percent.clone(), prop_oneof![percent, Just(150)]).prop_map(|(min_healthy, max_over)| UpgradePolicy {
+        min_healthy,
+        max_over,
+        ..UpgradePolicy::default()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Rollouts, scales and supersedings one after another, with replicas dying and failing at any moment.
+    #[test]
+    fn every_rollout_converges_within_its_bounds(
+        policy in policy(),
+        steps in prop::collection::vec((0..6u32, 0..4u32, any::<bool>(), 0..25usize), 1..5),
+        harms in prop::collection::vec((0..60usize, 0..4u8), 0..12),
+        seed in any::<[u8; 32]>(),
+    ) {
+        let mut random = TestRng::from_seed(proptest::test_runner::RngAlgorithm::ChaCha, &seed);
+        let mut choose = |below: usize| (random.next_u64() % below as u64) as usize;
+        let mut world = World::default();
+        let (mut release, mut current, mut moment) = (1, None, 0);
+        let mut last = Goal::default();
+        for (web, worker, new_release, patience) in steps {
+            release += u64::from(new_release);
+            let mut counts = vec![("web", web)];
+            if worker > 0 {
+                counts.push(("worker", worker));
+            }
+            last = goal(&counts, release, current.filter(|version| *version != release), policy.clone());
+            for _ in 0..patience {
+                let plan = plan(&last, &world.observed(), Timestamp::UNIX_EPOCH);
+                world.execute(&last, &plan);
+                if plan.deployed {
+                    current = Some(release);
+                }
+                world.advance(&mut choose);
+                moment += 1;
+                for (_, what) in harms.iter().filter(|(when, _)| *when == moment) {
+                    world.harm(*what, &mut choose);
+                }
+            }
+        }
+        world.run_to_rest(&last, &mut choose);
+        world.assert_is(&last);
+    }
+}
+
+#[test]
+fn with_nothing_ready_nothing_old_is_touched() {
+    let mut world = World::default();
+    for index in 1..=3 {
+        world.add(&set("web", 1), index, Phase::Ready, RouteState::In);
+        world.add(&set("web", 2), index, Phase::Starting, RouteState::Out);
+    }
+    world.add(&set("worker", 1), 1, Phase::Ready, RouteState::Out);
+    let goal = goal(&[("web", 3)], 2, Some(1), UpgradePolicy::default());
+    let plan = plan(&goal, &world.observed(), Timestamp::UNIX_EPOCH);
+    assert_eq!((plan.start.len(), plan.stop.len(), plan.route.len()), (0, 0, 3), "{plan:?}");
+    let waits: Vec<String> = plan.waits.iter().map(Wait::to_string).collect();
+    assert_eq!(
+        waits,
+        [
+            "web: 0/3 ready (waiting for web.1, web.2, web.3 to be ready)",
+            "worker: 0/0 ready (goes away once the other process types are deployed)"
+        ]
+    );
+}
+
+#[test]
+fn a_dead_old_replica_comes_back_while_the_new_release_is_not_ready() {
+    let mut world = World::default();
+    world.add(&set("web", 1), 1, Phase::Ready, RouteState::In);
+    world.add(&set("web", 1), 2, Phase::Exited, RouteState::Out);
+    world.add(&set("web", 2), 1, Phase::Starting, RouteState::Out);
+    world.add(&set("web", 2), 2, Phase::Starting, RouteState::Out);
+    let goal = goal(&[("web", 2)], 2, Some(1), UpgradePolicy::default());
+    let plan = plan(&goal, &world.observed(), Timestamp::UNIX_EPOCH);
+    assert_eq!(plan.start, [Start { set: set("web", 1), count: 2 }]);
+    assert_eq!(plan.stop, []);
+}
+
+#[test]
+fn held_sets_wait_and_say_until_when() {
+    let goal = goal(&[("web", 1)], 1, None, UpgradePolicy::default());
+    let now = Timestamp::UNIX_EPOCH;
+    let later = now + std::time::Duration::from_secs(5);
+    let observed = Observed { held: [(set("web", 1), later)].into(), ..Observed::default() };
+    let held = plan(&goal, &observed, now);
+    assert_eq!((held.start.len(), held.wake, held.waits.len()), (0, Some(later), 1));
+    assert_eq!(plan(&goal, &observed, later).start.len(), 1);
+    let stale = Observed { stale_routes: true, ..Observed::default() };
+    assert_eq!(plan(&goal, &stale, now).waits[0].why, Why::RouteOutDead);
+}
+
+#[test]
+fn unhealthy_replicas_are_replaced_a_few_at_a_time() {
+    let mut world = World::default();
+    for index in 1..=4 {
+        world.add(&set("web", 1), index, Phase::Unhealthy, RouteState::Out);
+    }
+    let all = UpgradePolicy::default();
+    let half = UpgradePolicy { min_healthy: 50, ..all.clone() };
+    for (policy, at_once) in [(all, 1), (half, 2)] {
+        let goal = goal(&[("web", 4)], 1, None, policy);
+        assert_eq!(plan(&goal, &world.observed(), Timestamp::UNIX_EPOCH).stop.len(), at_once);
+    }
+}
