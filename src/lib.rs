@@ -19,3 +19,4 @@ pub mod router;
 pub mod runtime;
 pub mod ssh;
 pub mod store;
+pub mod token;

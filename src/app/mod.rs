@@ -1,1 +1,5 @@
 //! Wires everything, owns the tasks, shuts down in order.
+
+pub mod cli_validate;
+pub mod config;
+pub mod telemetry;

@@ -1,8 +1,50 @@
 //! `berth.yaml` and `Procfile` → a validated [`Definition`]. Pure: text in, definition or [`Problem`]s out.
+//!
+//! A push is read in three steps: [`parse`] the manifest, if there is one, and take [`Manifest::for_environment`] to know
+//! how to build; [`parse_procfile`] of the file in the build root; and, when the buildpacks have named their defaults,
+//! [`resolve`] for the processes of the release. Whatever is wrong is found in the first two, before anything is built.
+
+mod checks;
+mod layer;
+mod procfile;
+mod read;
+mod reader;
+mod resolve;
+pub mod schema;
+mod source;
+mod suggest;
+mod template;
+mod tree;
+mod units;
+
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::domain::{AppRef, EnvName, ProcessType, UpgradePolicy};
+pub use checks::MAX_COMMAND;
+pub use layer::Manifest;
+pub use procfile::{PROCFILE, parse_procfile};
+pub use read::{MAX_PROCESS_TYPES, MAX_REPLICAS};
+pub use resolve::{Defaults, release_command, resolve};
+pub use schema::schema;
+pub use source::{MAX_BYTES, render_problems};
+pub use template::template;
+pub use units::{format_duration, format_memory};
+
+use crate::domain::{AppRef, ProcessType, UpgradePolicy};
+
+/// What the manifest is called, at the root of the repository.
+pub const FILE_NAME: &str = "berth.yaml";
+
+/// Parses and checks a manifest for all its environments; `file_name` is what messages call it, usually [`FILE_NAME`].
+///
+/// Takes any bytes, in bounded time: what is too large, too deep, not UTF-8 or not YAML is a [`Problem`] like any other. All
+/// problems that can be told apart are reported at once, in the order of the file.
+pub fn parse(text: impl AsRef<[u8]>, file_name: &str) -> Result<Manifest, Vec<Problem>> {
+    let source = source::Source::open(text.as_ref(), file_name).map_err(|problem| vec![*problem])?;
+    read::manifest(&source)
+}
 
 /// What a tree says about how to build and run it, for one environment: defaults filled in, overrides merged.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -66,10 +108,9 @@ pub struct Problem {
     pub column: Option<usize>,
     /// The offending line, cleaned of control characters and cut to a sane width.
     pub excerpt: Option<String>,
+    /// Which character of the excerpt, from 0, stands at `column`.
+    pub caret: Option<usize>,
     pub message: String,
     /// What to do next, or a "did you mean".
     pub suggestion: Option<String>,
 }
-
-/// Environments that a manifest names, for messages.
-pub type EnvironmentNames = Vec<EnvName>;

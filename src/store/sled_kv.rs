@@ -6,6 +6,8 @@
 //! would trip over it.
 
 use std::{
+    collections::{BTreeMap, HashSet},
+    ffi::OsString,
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
@@ -110,42 +112,45 @@ fn remove_torn_snapshots(directory: &Path) -> anyhow::Result<()> {
 struct Syncer {
     log: File,
     blobs: PathBuf,
-    directory: File,
-    conf: File,
+    /// Names of the blob files that are durable. sled never changes one, it writes a new one.
+    synced_blobs: HashSet<OsString>,
 }
 
 impl Syncer {
     fn open(directory: &Path) -> anyhow::Result<Self> {
-        let syncer = Self {
-            log: File::open(directory.join("db")).context("cannot open the store's log")?,
-            blobs: directory.join("blobs"),
-            directory: File::open(directory)?,
-            conf: File::open(directory.join("conf")).context("cannot open the store's conf")?,
-        };
+        let log = File::open(directory.join("db")).context("cannot open the store's log")?;
+        let mut syncer = Self { log, blobs: directory.join("blobs"), synced_blobs: HashSet::new() };
         // A store that has just been made must itself survive.
-        syncer.conf.sync_all()?;
-        syncer.log.sync_all()?;
-        syncer.directory.sync_all()?;
-        if let Some(parent) = directory.parent() {
-            File::open(parent)?.sync_all()?;
+        syncer.sync().context("cannot sync the store")?;
+        for path in [Some(directory), Some(&directory.join("conf")), directory.parent()].into_iter().flatten() {
+            File::open(path)?.sync_all()?;
         }
         Ok(syncer)
     }
 
-    /// `has_large`: whether the batch held a value that sled keeps in a file of its own.
-    fn sync(&self, has_large: bool) -> std::io::Result<()> {
-        if has_large && self.blobs.is_dir() {
-            for entry in std::fs::read_dir(&self.blobs)? {
-                File::open(entry?.path())?.sync_all()?;
+    /// sled keeps large pages in files of their own, and rewrites them when small values nearby change. Those files go first: a log
+    /// that points to a missing one is cut off there when it is opened.
+    fn sync(&mut self) -> std::io::Result<()> {
+        let mut present = HashSet::new();
+        for entry in std::fs::read_dir(&self.blobs)? {
+            let name = entry?.file_name();
+            if !self.synced_blobs.contains(&name) {
+                match File::open(self.blobs.join(&name)) {
+                    Ok(file) => file.sync_all()?,
+                    // sled has just removed it, since nothing points to it any more.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                }
             }
+            present.insert(name);
+        }
+        if present != self.synced_blobs {
             File::open(&self.blobs)?.sync_all()?;
+            self.synced_blobs = present;
         }
         self.log.sync_data()
     }
 }
-
-/// Values above this may be kept outside the log by sled (its segments are 512 KiB).
-const LARGE_VALUE: usize = 64 << 10;
 
 struct Writer {
     database: sled::Db,
@@ -165,7 +170,7 @@ impl Writer {
 
     /// One batch, one sync, then the answers. Guards of a later commit see the writes of an earlier one in the same group.
     fn commit_group(&mut self, group: &mut Vec<Commit>) {
-        let mut pending: std::collections::BTreeMap<String, Option<(Vec<u8>, Revision)>> = Default::default();
+        let mut pending: BTreeMap<String, Option<(Vec<u8>, Revision)>> = BTreeMap::new();
         let mut accepted = Vec::new();
         let before = self.revision;
         for commit in group.drain(..) {
@@ -212,13 +217,11 @@ impl Writer {
         split_value(&stored).ok().map(|(revision, _)| revision)
     }
 
-    fn write(&self, pending: std::collections::BTreeMap<String, Option<(Vec<u8>, Revision)>>) -> anyhow::Result<()> {
+    fn write(&mut self, pending: BTreeMap<String, Option<(Vec<u8>, Revision)>>) -> anyhow::Result<()> {
         let mut batch = sled::Batch::default();
-        let mut has_large = false;
         for (key, value) in pending {
             match value {
                 Some((value, revision)) => {
-                    has_large |= value.len() > LARGE_VALUE;
                     batch.insert(key.as_bytes(), [&revision.0.to_be_bytes(), value.as_slice()].concat());
                 }
                 None => batch.remove(key.as_bytes()),
@@ -228,7 +231,7 @@ impl Writer {
         self.meta.insert(REVISION, &self.revision.0.to_be_bytes())?;
         self.database.apply_batch(batch)?;
         self.database.flush()?;
-        self.syncer.sync(has_large)?;
+        self.syncer.sync()?;
         Ok(())
     }
 }

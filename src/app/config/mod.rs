@@ -1,0 +1,126 @@
+//! The server's configuration: `config/berth.yaml`, each key of which an environment variable `BERTH__SECTION__KEY` overrides.
+
+mod overlay;
+mod sections;
+mod units;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Deserialize;
+
+pub use sections::{Builds, Deploy, Git, Logs, Registry, Router, Runtime, Ssh};
+pub use units::Bytes;
+
+/// All of it. Every key has a default, so that an empty file is a valid one.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Host names of environments end in this.
+    pub base_domain: String,
+    pub ssh: Ssh,
+    pub git: Git,
+    pub router: Router,
+    pub registry: Registry,
+    pub runtime: Runtime,
+    pub builds: Builds,
+    pub deploy: Deploy,
+    pub logs: Logs,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/berth".into(),
+            base_domain: "localhost".into(),
+            ssh: Ssh::default(),
+            git: Git::default(),
+            router: Router::default(),
+            registry: Registry::default(),
+            runtime: Runtime::default(),
+            builds: Builds::default(),
+            deploy: Deploy::default(),
+            logs: Logs::default(),
+        }
+    }
+}
+
+/// Where the configuration is looked for when the command line names none.
+const DEFAULT_FILES: [&str; 2] = ["/etc/berth/berth.yaml", "config/berth.yaml"];
+
+impl Config {
+    /// Reads the file (the given one must exist; else the first default one that does, else none) and lays the environment over it.
+    pub fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
+        let found = || DEFAULT_FILES.iter().map(Path::new).find(|path| path.exists());
+        let (text, name) = match file.or_else(found) {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+                (text, path.display().to_string())
+            }
+            None => (String::new(), "the environment".to_owned()),
+        };
+        Self::parse(&text, environment).with_context(|| format!("the configuration in {name} is not valid"))
+    }
+
+    fn parse(text: &str, environment: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
+        // Once by itself, for errors with line and column; then with the environment laid over it.
+        if !text.trim().is_empty() {
+            serde_yaml::from_str::<Option<Self>>(text)?;
+        }
+        let mut value: serde_yaml::Value = serde_yaml::from_str(text)?;
+        overlay::apply(&mut value, environment)?;
+        let config: Option<Self> = serde_yaml::from_value(value).context("a BERTH__ variable does not fit")?;
+        Ok(config.unwrap_or_default())
+    }
+
+    /// The socket that hooks and host commands use.
+    pub fn control_socket(&self) -> PathBuf {
+        self.data_dir.join("control.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn parse(text: &str, environment: &[(&str, &str)]) -> anyhow::Result<Config> {
+        Config::parse(text, environment.iter().map(|(k, v)| (k.to_string(), v.to_string())))
+    }
+
+    #[test]
+    fn the_commented_file_says_the_defaults() {
+        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/berth.yaml")).unwrap();
+        assert_eq!(parse(&text, &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_environment_wins() {
+        let text = "ssh: {listen: ['127.0.0.1:22']}\nbuilds: {time_limit: 5m}\n";
+        let variables = [
+            ("BERTH__SSH__LISTEN", "['127.0.0.1:2022']"),
+            ("BERTH__BUILDS__MEMORY", "3Gi"),
+            ("BERTH__BASE_DOMAIN", "example.com"),
+            ("BERTH_OTHER", "x"),
+        ];
+        let config = parse(text, &variables).unwrap();
+        assert_eq!(config.ssh.listen, ["127.0.0.1:2022".parse().unwrap()]);
+        assert_eq!(config.builds.time_limit, Duration::from_secs(300));
+        assert_eq!(config.builds.memory, Bytes(3 << 30));
+        assert_eq!(config.base_domain, "example.com");
+        assert_eq!(parse("", &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |text, variables| format!("{:#}", parse(text, variables).unwrap_err());
+        assert!(error("ssh:\n  prot: 1\n", &[]).contains("unknown field `prot`"));
+        assert!(error("ssh:\n  prot: 1\n", &[]).contains("line 2"));
+        assert!(error("", &[("BERTH__SSH__PROT", "1")]).contains("unknown field `prot`"));
+        assert!(error("builds: {time_limit: soon}", &[]).contains("time_limit"));
+    }
+}

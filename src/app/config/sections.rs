@@ -1,0 +1,202 @@
+//! The sections. Defaults are said here and, for people, in `config/berth.yaml`; a test keeps the two alike.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
+use serde::Deserialize;
+
+use super::Bytes;
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn every_address(port: u16) -> Vec<SocketAddr> {
+    // On Linux an IPv6 wildcard socket takes IPv4 connections too.
+    vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port))]
+}
+
+/// The SSH door.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ssh {
+    pub listen: Vec<SocketAddr>,
+    /// What the users type as host name; for messages.
+    pub host: String,
+    pub max_connections: usize,
+    pub max_unauthenticated: usize,
+    pub max_unauthenticated_per_address: usize,
+    #[serde(with = "duration")]
+    pub login_grace: Duration,
+    #[serde(with = "duration")]
+    pub keepalive: Duration,
+}
+
+impl Default for Ssh {
+    fn default() -> Self {
+        Self {
+            listen: every_address(2222),
+            host: "localhost".into(),
+            max_connections: 500,
+            max_unauthenticated: 100,
+            max_unauthenticated_per_address: 10,
+            login_grace: seconds(30),
+            keepalive: seconds(15),
+        }
+    }
+}
+
+/// Pushes.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Git {
+    /// Largest pack taken in one push.
+    pub max_input_size: Bytes,
+    /// Whether a push without `berth.yaml` is refused.
+    pub require_manifest: bool,
+}
+
+impl Default for Git {
+    fn default() -> Self {
+        Self { max_input_size: Bytes(1 << 30), require_manifest: false }
+    }
+}
+
+/// The data plane.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Router {
+    pub listen: Vec<SocketAddr>,
+    /// The port that users see, when something in front maps it.
+    pub public_port: Option<u16>,
+    #[serde(with = "duration")]
+    pub first_byte_timeout: Duration,
+    #[serde(with = "duration")]
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            listen: every_address(8080),
+            public_port: None,
+            first_byte_timeout: seconds(30),
+            shutdown_grace: seconds(30),
+        }
+    }
+}
+
+/// Where images are kept.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    /// Whether `berth serve` starts and supervises Debian's `docker-registry` at `address`.
+    pub managed: bool,
+    pub address: String,
+    pub username: Option<String>,
+    pub password: Option<String>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { managed: true, address: "127.0.0.1:5000".into(), username: None, password: None }
+    }
+}
+
+/// The container engine.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Runtime {
+    /// The engine's socket.
+    pub socket: PathBuf,
+    /// Where tenants' networks get their subnets (a /24 each) from.
+    pub subnet_pool: String,
+    /// Processes and threads of one container.
+    pub pids: u32,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { socket: "/var/run/docker.sock".into(), subnet_pool: "10.201.0.0/16".into(), pids: 1024 }
+    }
+}
+
+/// Builds.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Builds {
+    /// Builds at the same time, over all environments.
+    pub concurrency: usize,
+    /// Builds that may wait.
+    pub queue: usize,
+    #[serde(with = "duration")]
+    pub time_limit: Duration,
+    pub memory: Bytes,
+    /// Cores.
+    pub cpu: f64,
+    pub pids: u32,
+    /// Largest slug, uncompressed and without the stack.
+    pub slug_limit: Bytes,
+    /// Certificates that builds trust, from the host; empty for the stack's own.
+    pub ca_bundle: PathBuf,
+    /// Variables that every build sees, such as a proxy's.
+    pub env: BTreeMap<String, String>,
+    /// Prefixes of git URLs that manifests may name as buildpacks.
+    pub allowed_buildpacks: Vec<String>,
+}
+
+impl Default for Builds {
+    fn default() -> Self {
+        Self {
+            concurrency: 2,
+            queue: 100,
+            time_limit: seconds(900),
+            memory: Bytes(2 << 30),
+            cpu: 2.0,
+            pids: 4096,
+            slug_limit: Bytes(500 << 20),
+            ca_bundle: "/etc/ssl/certs/ca-certificates.crt".into(),
+            env: BTreeMap::new(),
+            allowed_buildpacks: Vec::new(),
+        }
+    }
+}
+
+/// What processes get unless their manifest says otherwise, and how replicas are replaced.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Deploy {
+    /// Cores.
+    pub cpu: f64,
+    pub memory: Bytes,
+    /// Longest wait for the requests of a replica that is to stop.
+    #[serde(with = "duration")]
+    pub drain_timeout: Duration,
+    /// Between SIGTERM and SIGKILL.
+    #[serde(with = "duration")]
+    pub stop_grace: Duration,
+}
+
+impl Default for Deploy {
+    fn default() -> Self {
+        Self { cpu: 1.0, memory: Bytes(512 << 20), drain_timeout: seconds(30), stop_grace: seconds(10) }
+    }
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Logs {
+    /// Kept per environment.
+    pub per_environment: Bytes,
+    /// Kept per build.
+    pub per_build: Bytes,
+    /// Build logs kept per environment.
+    pub builds: usize,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { per_environment: Bytes(16 << 20), per_build: Bytes(8 << 20), builds: 50 }
+    }
+}
