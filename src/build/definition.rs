@@ -44,7 +44,15 @@ fn problem(file: &str, error: &SourceError) -> Problem {
         SourceError::NoRoot(_) => Some("name a directory of this repository, relative to its root".to_owned()),
         _ => None,
     };
-    Problem { file: file.to_owned(), line: None, column: None, excerpt: None, message: error.to_string(), suggestion }
+    Problem {
+        file: file.to_owned(),
+        line: None,
+        column: None,
+        excerpt: None,
+        caret: None,
+        message: error.to_string(),
+        suggestion,
+    }
 }
 
 #[cfg(test)]
@@ -59,7 +67,8 @@ mod tests {
 
     #[test]
     fn manifest_and_procfile_of_the_root() {
-        let found = describe(&[("berth.yaml", "build: {root: web}"), ("web/Procfile", "web: node x"), ("Procfile", "web: no")]);
+        let found =
+            describe(&[("berth.yaml", "build: {root: web}"), ("web/Procfile", "web: node x"), ("Procfile", "web: no")]);
         let found = found.unwrap();
         assert_eq!(found.definition.processes[&"web".parse().unwrap()].command, "node x");
         let bare = describe(&[("index.html", "hi")]).unwrap();

@@ -170,7 +170,10 @@ impl SourceTree {
                 submodules.push(lossy(path));
             } else if mode != 0o120_000 {
                 let (size, _) = odb.read_header(oid)?;
-                if size <= LFS_POINTER_SIZE && size > LFS_POINTER.len() && odb.read(oid)?.data().starts_with(LFS_POINTER) {
+                if size <= LFS_POINTER_SIZE
+                    && size > LFS_POINTER.len()
+                    && odb.read(oid)?.data().starts_with(LFS_POINTER)
+                {
                     pointers.push(lossy(path));
                 }
             }
@@ -191,7 +194,8 @@ impl SourceTree {
     fn submodule_problem(&self, path: &str) -> Problem {
         let text = self.read(".gitmodules", 1 << 20).ok().flatten().unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let declares = |line: &str| line.split_once('=').is_some_and(|(key, value)| key.trim() == "path" && value.trim() == path);
+        let declares =
+            |line: &str| line.split_once('=').is_some_and(|(key, value)| key.trim() == "path" && value.trim() == path);
         let line = text.lines().position(declares);
         let excerpt = line.and_then(|line| text.lines().nth(line)).map(|text| text.trim().chars().take(120).collect());
         let (file, line) = line.map_or((path, None), |line| (".gitmodules", Some(line + 1)));
@@ -254,12 +258,21 @@ fn pointer_problem(path: &str) -> Problem {
         Some(1),
         Some(String::from_utf8_lossy(LFS_POINTER).into_owned() + "…"),
         format!("{path} is a Git LFS pointer; the file itself is not part of the push"),
-        Some("take it out of LFS (git lfs migrate export --include=PATH), or let the app fetch it when it starts".to_owned()),
+        Some(
+            "take it out of LFS (git lfs migrate export --include=PATH), or let the app fetch it when it starts"
+                .to_owned(),
+        ),
     )
 }
 
-fn problem(file: &str, line: Option<usize>, excerpt: Option<String>, message: String, suggestion: Option<String>) -> Problem {
-    Problem { file: file.to_owned(), line, column: line.map(|_| 1), excerpt, message, suggestion }
+fn problem(
+    file: &str,
+    line: Option<usize>,
+    excerpt: Option<String>,
+    message: String,
+    suggestion: Option<String>,
+) -> Problem {
+    Problem { file: file.to_owned(), line, column: line.map(|_| 1), excerpt, caret: None, message, suggestion }
 }
 
 #[cfg(test)]
@@ -270,11 +283,19 @@ mod tests {
     #[test]
     fn lists_in_path_order_and_reads_within_limits() {
         let fixture = Fixture::new();
-        let commit = fixture.commit(&[("a/z", "1"), ("a.txt", "2"), ("b", "->a.txt"), ("run.sh", "#!/bin/sh"), ("a-b", "3")]);
+        let commit =
+            fixture.commit(&[("a/z", "1"), ("a.txt", "2"), ("b", "->a.txt"), ("run.sh", "#!/bin/sh"), ("a-b", "3")]);
         let tree = fixture.tree(&commit);
         let root = tree.directory("").unwrap();
-        let paths: Vec<_> = tree.list(root).unwrap().into_iter().map(|entry| (lossy(&entry.path), entry.kind)).collect();
-        let want = [("a-b", Kind::File), ("a.txt", Kind::File), ("a/z", Kind::File), ("b", Kind::Symlink), ("run.sh", Kind::Executable)];
+        let paths: Vec<_> =
+            tree.list(root).unwrap().into_iter().map(|entry| (lossy(&entry.path), entry.kind)).collect();
+        let want = [
+            ("a-b", Kind::File),
+            ("a.txt", Kind::File),
+            ("a/z", Kind::File),
+            ("b", Kind::Symlink),
+            ("run.sh", Kind::Executable),
+        ];
         assert_eq!(paths, want.map(|(path, kind)| (path.to_owned(), kind)));
         assert_eq!(tree.read("a/z", 10).unwrap().unwrap(), b"1");
         assert_eq!(tree.read("nothing", 10).unwrap(), None);
@@ -294,13 +315,20 @@ mod tests {
         assert_eq!(problems.len(), 1);
         assert_eq!((problems[0].file.as_str(), problems[0].line), ("data/model.bin", Some(1)));
         let second = fixture.commit(&[("data/model.bin", pointer), ("ok.txt", "changed")]);
-        assert!(fixture.tree(&second).refusals(Some(&first)).unwrap().is_empty(), "what was taken before is looked at again");
+        assert!(
+            fixture.tree(&second).refusals(Some(&first)).unwrap().is_empty(),
+            "what was taken before is looked at again"
+        );
 
         let gitmodules = "[submodule \"lib\"]\n\tpath = vendor/lib\n\turl = https://example.com/lib\n";
-        let third = fixture.commit(&[(".gitmodules", gitmodules), ("vendor/lib", "=>1111111111111111111111111111111111111111")]);
+        let third = fixture
+            .commit(&[(".gitmodules", gitmodules), ("vendor/lib", "=>1111111111111111111111111111111111111111")]);
         let problems = fixture.tree(&third).refusals(None).unwrap();
         assert_eq!((problems[0].file.as_str(), problems[0].line), (".gitmodules", Some(2)));
         assert!(problems[0].message.contains("vendor/lib"));
-        assert!(matches!(fixture.tree(&third).list(fixture.tree(&third).directory("").unwrap()), Err(SourceError::Submodule(_))));
+        assert!(matches!(
+            fixture.tree(&third).list(fixture.tree(&third).directory("").unwrap()),
+            Err(SourceError::Submodule(_))
+        ));
     }
 }

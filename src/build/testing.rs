@@ -70,3 +70,20 @@ fn entry(path: &str, mode: u32, id: Oid) -> IndexEntry {
         path: path.as_bytes().to_vec(),
     }
 }
+
+/// Stacks of a few bytes, as `scripts/stacks` would leave them in `directory`.
+pub fn fake_stacks(directory: &std::path::Path) {
+    use sha2::{Digest as _, Sha256};
+    for name in ["run", "build"] {
+        let tar = format!("the {name} stack").into_bytes();
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&tar)));
+        let described = serde_json::json!({
+            "name": name, "stack": "berth-12", "hash": "abc", "tar": format!("{name}-abc.tar.gz"), "diff_id": digest, "digest": digest,
+            "size": tar.len(), "env": {"PATH": "/usr/bin:/bin"}, "user": "app", "workdir": "/app",
+        });
+        std::fs::write(directory.join(format!("{name}-abc.tar.gz")), tar).unwrap();
+        std::fs::write(directory.join(format!("{name}-abc.json")), described.to_string()).unwrap();
+    }
+    std::fs::write(directory.join("current.json"), r#"{"run":"run-abc.json","build":"build-abc.json","hash":"abc"}"#)
+        .unwrap();
+}

@@ -54,7 +54,8 @@ mod tests {
     fn patterns() {
         let text = "# comment\n*.psd\n/docs\nspec/\n!keep.psd\n\n";
         let (ignore, messages) = SlugIgnore::parse(text);
-        let paths = ["a.psd", "x/b.psd", "keep.psd", "docs/a", "x/docs/a", "spec/a", "x/spec/b/c", "spec.rb", "index.js"];
+        let paths =
+            ["a.psd", "x/b.psd", "keep.psd", "docs/a", "x/docs/a", "spec/a", "x/spec/b/c", "spec.rb", "index.js"];
         let kept: Vec<_> = ignore.apply(paths.map(entry).to_vec()).iter().map(|entry| lossy(&entry.path)).collect();
         assert_eq!(kept, ["x/docs/a", "spec.rb", "index.js"]);
         assert_eq!(messages.len(), 1, "{messages:?}");

@@ -5,6 +5,7 @@
 //! a code-only push then replaces the topmost layer and nothing else, in the registry and on the hosts. For that to be right the source
 //! layer leaves out what the compile step replaced or deleted (the [`Shadow`]).
 
+mod gzip;
 mod ignore;
 mod image;
 mod layer;
@@ -14,13 +15,12 @@ mod sizes;
 mod source_layer;
 mod split;
 mod spool;
-mod gzip;
 
-pub use ignore::SlugIgnore;
+pub use ignore::{FILE as SLUGIGNORE, SlugIgnore};
 pub use image::{ImageDescription, ImageFiles, LayerRef};
-pub use layer::{LayerWriter, RawLayer, TarWriter, in_app, OWNER};
-pub use publish::{Lost, Publisher, PublishError};
+pub use layer::{LayerWriter, OWNER, RawLayer, TarWriter, in_app};
+pub use publish::{Lost, PublishError, Publisher};
 pub use shadow::Shadow;
-pub use sizes::Sizes;
+pub use sizes::{Sizes, human_size};
 pub use source_layer::{source_layer, write_source};
-pub use split::{LayerDirectory, SplitError, SplitPlan, Splitter, SplitSlug};
+pub use split::{LayerDirectory, SplitError, SplitPlan, SplitSlug, Splitter};

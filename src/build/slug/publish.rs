@@ -175,7 +175,8 @@ impl Publisher {
     async fn lost(&mut self, layers: &[LayerRef]) -> Result<Vec<Digest>, PublishError> {
         let looks = layers.iter().map(|layer| self.registry.has(&self.repository, &layer.digest));
         let there = try_join_all(looks).await?;
-        let lost: Vec<&LayerRef> = layers.iter().zip(there).filter(|(_, there)| !there).map(|(layer, _)| layer).collect();
+        let lost: Vec<&LayerRef> =
+            layers.iter().zip(there).filter(|(_, there)| !there).map(|(layer, _)| layer).collect();
         for layer in &lost {
             if let Some(record) = self.store.get::<LayerRecord>(&layer.diff_id).await? {
                 self.store.transaction().delete(&record).commit().await?;

@@ -18,7 +18,8 @@ impl Sizes {
     /// Counts a file.
     pub fn add(&mut self, path: &[u8], size: u64) {
         self.total += size;
-        let slashes: Vec<usize> = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).take(2).collect();
+        let slashes: Vec<usize> =
+            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).take(2).collect();
         for end in slashes {
             let known = self.folders.len() < FOLDERS || self.folders.contains_key(&path[..end]);
             if known {
@@ -63,7 +64,9 @@ mod tests {
     #[test]
     fn names_the_largest_folders() {
         let mut sizes = Sizes::default();
-        for (path, size) in [("node_modules/big/a", 3_000_000), ("node_modules/big/b/c", 500_000), ("src/a", 10), ("x", 99)] {
+        for (path, size) in
+            [("node_modules/big/a", 3_000_000), ("node_modules/big/b/c", 500_000), ("src/a", 10), ("x", 99)]
+        {
             sizes.add(path.as_bytes(), size);
         }
         assert_eq!(sizes.total(), 3_500_109);
@@ -75,7 +78,8 @@ mod tests {
 
     #[test]
     fn sizes_for_people() {
-        for (bytes, text) in [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (1_234_567, "1.2 MB")] {
+        for (bytes, text) in [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (1_234_567, "1.2 MB")]
+        {
             assert_eq!(human_size(bytes), text);
         }
     }

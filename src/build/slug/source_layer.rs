@@ -67,7 +67,10 @@ mod tests {
         entries
             .map(|entry| {
                 let header = entry.header();
-                assert_eq!((header.mtime().unwrap(), header.uid().unwrap(), header.gid().unwrap()), (0, 10_001, 10_001));
+                assert_eq!(
+                    (header.mtime().unwrap(), header.uid().unwrap(), header.gid().unwrap()),
+                    (0, 10_001, 10_001)
+                );
                 format!("{} {:o}", String::from_utf8_lossy(&entry.path_bytes()), header.mode().unwrap())
             })
             .collect()

@@ -53,7 +53,8 @@ impl LayerDirectory {
             let path = path.strip_prefix("./").unwrap_or(path);
             let path = path.strip_prefix("/app/").unwrap_or(path);
             let proper = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
-            let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(40).collect();
+            let name: String =
+                name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(40).collect();
             let new = !found.iter().any(|other| other.path == path.as_bytes());
             if proper && new && !name.is_empty() && found.len() < LAYERS {
                 found.push(Self { name, path: path.as_bytes().to_vec() });
@@ -357,5 +358,5 @@ fn refused(path: &[u8], what: &'static str) -> SplitError {
 }
 
 #[cfg(test)]
-#[path = "split_tests.rs"]
+#[path = "tests/split.rs"]
 mod tests;

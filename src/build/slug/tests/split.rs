@@ -57,7 +57,7 @@ fn raw_file(name: &str, content: &str) -> Vec<u8> {
 
 /// All layers laid over each other, as an engine does: path → content.
 fn unpacked(layers: &[&RawLayer]) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
+    let mut found: BTreeMap<String, String> = BTreeMap::new();
     for layer in layers {
         let mut archive = tar::Archive::new(layer.tar().unwrap());
         for entry in archive.entries().unwrap() {
@@ -219,7 +219,7 @@ proptest! {
         let tree = fixture.tree(&fixture.commit(&listed));
         let left: Vec<_> = compiled.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
         let slug = split(&tree, &left, if own_layer { "a\ta" } else { "" }).unwrap();
-        prop_assert_eq!(whole(&tree, &slug), compiled);
+        prop_assert_eq!(whole(&tree, &slug), compiled.clone());
         let again = split(&tree, &left, if own_layer { "a\ta" } else { "" }).unwrap();
         let ids = |slug: &SplitSlug| slug.layers.iter().map(|layer| layer.diff_id.clone()).collect::<Vec<_>>();
         prop_assert_eq!(ids(&slug), ids(&again));
