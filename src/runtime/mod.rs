@@ -3,6 +3,9 @@
 //! The port speaks domain types alone. Every operation is idempotent, and containers carry their identity as labels, so
 //! that a fresh process rebuilds the world from [`Runtime::observe`]. One contract suite (`contract`) runs against every adapter.
 
+pub mod docker;
+pub mod fake;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;

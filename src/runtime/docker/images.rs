@@ -1,0 +1,83 @@
+//! Bringing images to the engine, and taking them away again.
+
+use std::{collections::HashSet, time::Duration};
+
+use bollard::{
+    auth::DockerCredentials,
+    errors::Error,
+    models::ContainerSummary,
+    query_parameters::{CreateImageOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder},
+};
+use futures::StreamExt;
+
+use super::{
+    engine::{Engine, failed, status},
+    locks::KeyedLocks,
+};
+use crate::domain::ImageRef;
+use crate::runtime::RuntimeError;
+
+/// Without any progress for this long, a pull is given up.
+const PULL_STALLED: Duration = Duration::from_secs(120);
+
+/// Pulls under way, by image: whoever asks for one that is being pulled waits for it.
+pub type Pulls = KeyedLocks<String>;
+
+/// Pulls the image unless the engine has it.
+pub async fn pull(engine: &Engine, image: &ImageRef) -> Result<(), RuntimeError> {
+    let name = engine.recipe.image(image);
+    let _turn = engine.pulls.lock(name.clone()).await;
+    match engine.docker.inspect_image(&name).await {
+        Ok(_) => return Ok(()),
+        Err(error) if status(&error) == Some(404) => {}
+        Err(error) => return Err(failed(&format!("looking for image {image}"), &error)),
+    }
+    let reason = |reason: String| RuntimeError::Image { image: name.clone(), reason };
+    let login = engine.recipe.settings.registry_login.clone().map(|(user, password)| DockerCredentials {
+        username: Some(user),
+        password: Some(password),
+        serveraddress: Some(engine.recipe.settings.registry.clone()),
+        ..Default::default()
+    });
+    let options = CreateImageOptionsBuilder::default().from_image(&name).build();
+    let mut progress = Box::pin(engine.docker.create_image(Some(options), None, login));
+    loop {
+        match tokio::time::timeout(PULL_STALLED, progress.next()).await {
+            Ok(Some(Ok(_))) => {}
+            Ok(None) => return Ok(()),
+            Ok(Some(Err(
+                Error::DockerResponseServerError { message, .. } | Error::DockerStreamError { error: message },
+            ))) => {
+                return Err(reason(message));
+            }
+            Ok(Some(Err(error))) => return Err(failed(&format!("pulling image {image}"), &error)),
+            Err(_) => return Err(reason(format!("no progress for {} s", PULL_STALLED.as_secs()))),
+        }
+    }
+}
+
+/// Removes the images that came from Berth's registry, are not in `keep`, and belong to no container. Returns how many.
+pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, RuntimeError> {
+    let keep: HashSet<String> = keep.iter().map(|image| engine.recipe.image(image)).collect();
+    let registry = format!("{}/", engine.recipe.settings.registry);
+    let options = ListImagesOptionsBuilder::default().build();
+    let images = engine.docker.list_images(Some(options)).await.map_err(|error| failed("listing images", &error))?;
+    // The engine lets an image be removed by digest while a stopped container is made from it; a replica about to be replaced
+    // would then have to pull.
+    let containers: Vec<ContainerSummary> = engine.list(vec![engine.recipe.names.instance_filter()]).await?;
+    let used: HashSet<String> = containers.into_iter().filter_map(|container| container.image_id).collect();
+    let mut removed = 0;
+    for image in images.into_iter().filter(|image| !used.contains(&image.id)) {
+        for name in image.repo_digests.iter().filter(|name| name.starts_with(&registry) && !keep.contains(*name)) {
+            let _turn = engine.pulls.lock(name.clone()).await;
+            let options = RemoveImageOptionsBuilder::default().build();
+            match engine.docker.remove_image(name, Some(options), None).await {
+                Ok(_) => removed += 1,
+                // Gone already, or a container was made from it this moment.
+                Err(error) if matches!(status(&error), Some(404 | 409)) => {}
+                Err(error) => return Err(failed(&format!("removing image {name}"), &error)),
+            }
+        }
+    }
+    Ok(removed)
+}

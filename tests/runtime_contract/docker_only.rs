@@ -1,0 +1,254 @@
+//! What only the real engine can show: what a crash leaves, who owns what, terminals, caches, images.
+
+use std::{process::Command, sync::Arc, time::Duration};
+
+use berth::{
+    domain::ReplicaState,
+    runtime::{Runtime, RuntimeError, docker::DockerRuntime},
+};
+use futures::{StreamExt, future::join_all};
+use tokio::io::AsyncWriteExt;
+
+use super::{
+    docker_world::{Engine, docker},
+    support::{DEADLINE, Runner, World, eventually, job, replicas, run_job, set},
+};
+
+type Both = (Arc<Engine>, World);
+
+pub async fn run(runner: &mut Runner<Both>) {
+    runner.case("a start cut short is taken up", half_made).await;
+    runner.case("a stop cut short is taken up", half_stopped).await;
+    runner.case("another instance's things are not touched", other_instance).await;
+    runner.case("a terminal has a size and all bytes", terminal).await;
+    runner.case("the build cache is kept and purged", cache).await;
+    runner.case("a removed network comes back", network_removed).await;
+    runner.case("images are pulled once and collected", images).await;
+    runner.case("an engine that is not there is said so", no_engine).await;
+    runner.case("mounts are read-only", mounts).await;
+    runner.case("timings", timings).await;
+}
+
+async fn half_made((engine, world): Both) {
+    let set = set(&world, "half", "exec sleep 3600", 3);
+    world.runtime.apply(&set).await.unwrap();
+    let before = replicas(&*world.runtime, &set.id).await;
+    // As if the server had died between creation and start, and once with what is no longer wanted.
+    let name = |index: usize| {
+        docker(&["inspect", "--format", "{{.Name}}", &before[index].id.0]).trim_start_matches('/').to_owned()
+    };
+    let (second, third) = (name(1), name(2));
+    docker(&["rm", "-f", &second, &third]);
+    for (name, index, spec) in [(&second, "2", "stale"), (&third, "3", "stale")] {
+        let labels: Vec<String> = docker(&[
+            "inspect",
+            "--format",
+            "{{range $k, $v := .Config.Labels}}{{$k}}={{$v}}\n{{end}}",
+            &before[0].id.0,
+        ])
+        .lines()
+        .filter(|line| {
+            line.starts_with("berth.") && !line.starts_with("berth.index") && !line.starts_with("berth.spec")
+        })
+        .map(str::to_owned)
+        .collect();
+        let mut arguments = vec!["create".to_owned(), "--name".to_owned(), name.to_string()];
+        for label in labels.into_iter().chain([format!("berth.index={index}"), format!("berth.spec={spec}")]) {
+            arguments.extend(["--label".to_owned(), label]);
+        }
+        let image = format!("{}/{}", engine.settings.registry, world.image);
+        arguments.extend([image, "true".to_owned()]);
+        docker(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    let states: Vec<_> = replicas(&*world.runtime, &set.id).await.into_iter().map(|replica| replica.state).collect();
+    assert_eq!(states, [ReplicaState::Running, ReplicaState::Created, ReplicaState::Created]);
+    world.runtime.apply(&set).await.unwrap();
+    let after = replicas(&*world.runtime, &set.id).await;
+    assert_eq!(after[0], before[0]);
+    assert!(after.iter().all(|replica| replica.state == ReplicaState::Running), "{after:?}");
+    let command = docker(&["inspect", "--format", "{{json .Config.Cmd}}", &after[1].id.0]);
+    assert!(command.contains("sleep 3600"), "what was not wanted any more was started: {command}");
+    world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
+}
+
+async fn half_stopped((_, world): Both) {
+    let set = set(&world, "unstopped", "exec sleep 3600", 1);
+    world.runtime.apply(&set).await.unwrap();
+    let replica = replicas(&*world.runtime, &set.id).await.remove(0);
+    let name = docker(&["inspect", "--format", "{{.Name}}", &replica.id.0]);
+    // As if the server had died between the two.
+    docker(&["rename", &replica.id.0, &format!("{}.gone-0123456789ab", name.trim_start_matches('/'))]);
+    assert_eq!(replicas(&*world.restarted, &set.id).await, []);
+    eventually("it is stopped", async || {
+        let known = Command::new("docker").args(["inspect", &replica.id.0]).output().unwrap();
+        (!known.status.success()).then_some(())
+    })
+    .await;
+}
+
+async fn other_instance((engine, world): Both) {
+    let mut settings = engine.settings.clone();
+    settings.instance += "-other";
+    let other = DockerRuntime::connect(settings.clone()).await.unwrap();
+    let set = set(&world, "shared", "exec sleep 3600", 1);
+    world.runtime.apply(&set).await.unwrap();
+    let replica = replicas(&*world.runtime, &set.id).await.remove(0).id;
+    let mut own = world.runtime.job(&job(&world, "shared", &["sleep", "3600"])).await.unwrap();
+    own.start().await.unwrap();
+    assert_eq!(other.observe().await.unwrap(), []);
+    other.stop_replica(&replica, Duration::ZERO).await.unwrap();
+    other.remove(&set.id, Duration::ZERO).await.unwrap();
+    assert_eq!(other.end_orphaned_jobs().await.unwrap(), 0);
+    assert!(other.logs(&replica, None).await.is_err());
+    other.forget(&set.id.env.tenant, None).await.unwrap();
+    // The same set in both: neither names nor networks collide.
+    other.apply(&set).await.unwrap();
+    assert_eq!(other.observe().await.unwrap().len(), 1);
+    assert_eq!(replicas(&*world.runtime, &set.id).await.len(), 1);
+    other.remove(&set.id, Duration::ZERO).await.unwrap();
+    other.forget(&set.id.env.tenant, None).await.unwrap();
+    other.teardown().await;
+    assert!(world.runtime.capabilities().host_isolation);
+    let rules = Command::new("iptables-save").output().unwrap();
+    assert!(
+        String::from_utf8_lossy(&rules.stdout).contains(&engine.chain()),
+        "the other's teardown took our rules away"
+    );
+    assert_eq!(replicas(&*world.runtime, &set.id).await.len(), 1);
+    own.finish().await.unwrap();
+    world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
+}
+
+async fn terminal((_, world): Both) {
+    let script = "stty -echo -onlcr; sleep 0.2; stty size; printf '\\001\\002\\000'; read line; stty size; exit 9";
+    let mut spec = job(&world, "terminal", &["sh", "-c", script]);
+    spec.tty = Some((101, 31));
+    spec.stdin = true;
+    let mut made = world.runtime.job(&spec).await.unwrap();
+    made.start().await.unwrap();
+    let (mut output, mut stdin) = (made.output(), made.stdin().unwrap());
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\x01\x02\0") {
+        let chunk = tokio::time::timeout(DEADLINE, output.next()).await.expect("output without a line end arrives");
+        seen.extend(chunk.expect("more output").unwrap().bytes);
+    }
+    assert!(String::from_utf8_lossy(&seen).contains("31 101"), "{seen:?}");
+    made.control().resize(80, 24).await.unwrap();
+    stdin.write_all(b"go\n").await.unwrap();
+    let (rest, _) = super::support::read_all(output).await;
+    assert!(rest.contains("24 80"), "{rest:?}");
+    assert_eq!(made.wait().await.unwrap().code, 9);
+    made.finish().await.unwrap();
+}
+
+async fn cache((_, world): Both) {
+    let script = |name: &str, script: &str| {
+        let mut spec = job(&world, name, &["sh", "-c", script]);
+        spec.cache = true;
+        spec
+    };
+    let (_, err, exit) = run_job(&world, &script("cache-write", "echo kept > /cache/file")).await;
+    assert_eq!((err.as_str(), exit.code), ("", 0));
+    let (out, ..) = run_job(&world, &script("cache-read", "cat /cache/file")).await;
+    assert_eq!(out, "kept\n");
+    let mut other = script("cache-other", "cat /cache/file");
+    other.env = "acme/other/dev".parse().unwrap();
+    assert_ne!(run_job(&world, &other).await.2.code, 0, "another app sees this cache");
+    let app = "acme/jobs".parse().unwrap();
+    let mut user = world.runtime.job(&script("cache-use", "sleep 3600")).await.unwrap();
+    user.start().await.unwrap();
+    assert!(matches!(world.runtime.purge_cache(&app).await, Err(RuntimeError::Refused(_))), "purged while in use");
+    user.finish().await.unwrap();
+    world.runtime.purge_cache(&app).await.unwrap();
+    world.runtime.purge_cache(&app).await.unwrap();
+    assert_ne!(run_job(&world, &script("cache-gone", "cat /cache/file")).await.2.code, 0);
+}
+
+async fn network_removed((engine, world): Both) {
+    let mut set = set(&world, "network", "exec sleep 3600", 1);
+    set.id.env = "rival/network/dev".parse().unwrap();
+    world.runtime.prepare_tenant(&set.id.env.tenant).await.unwrap();
+    let filter = format!("label=berth.instance={}", engine.settings.instance);
+    let id = docker(&["network", "ls", "-q", "--filter", &filter, "--filter", "label=berth.tenant=rival"]);
+    docker(&["network", "rm", &id]);
+    world.runtime.apply(&set).await.unwrap();
+    assert_eq!(replicas(&*world.runtime, &set.id).await[0].state, ReplicaState::Running);
+    assert!(world.runtime.forget(&set.id.env.tenant, None).await.is_err(), "a network in use was removed");
+    world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
+    world.runtime.forget(&set.id.env.tenant, None).await.unwrap();
+    world.runtime.forget(&set.id.env.tenant, None).await.unwrap();
+}
+
+async fn images((engine, world): Both) {
+    let name = format!("{}/{}", engine.settings.registry, world.image);
+    let present = || Command::new("docker").args(["image", "inspect", &name]).output().unwrap().status.success();
+    world.runtime.prepare_image(&world.image).await.unwrap();
+    assert!(present());
+    assert_eq!(world.runtime.collect_images(std::slice::from_ref(&world.image)).await.unwrap(), 0);
+    let set = set(&world, "images", "exec sleep 3600", 1);
+    world.runtime.apply(&set).await.unwrap();
+    assert_eq!(world.runtime.collect_images(&[]).await.unwrap(), 0, "an image in use was removed");
+    world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
+    assert_eq!(world.runtime.collect_images(&[]).await.unwrap(), 1);
+    assert!(!present());
+    let pulls = join_all((0..4).map(|_| world.runtime.prepare_image(&world.image))).await;
+    assert!(pulls.into_iter().all(|result| result.is_ok()) && present());
+}
+
+async fn no_engine((engine, _): Both) {
+    let mut settings = engine.settings.clone();
+    settings.socket = engine.directory().join("no.sock");
+    let error = DockerRuntime::connect(settings).await.err().expect("an error").to_string();
+    assert!(error.contains("no Docker engine") && error.contains("no.sock"), "{error}");
+    let mut settings = engine.settings.clone();
+    settings.network_pool = "10.0.0.0/30".to_owned();
+    assert!(DockerRuntime::connect(settings).await.is_err());
+}
+
+async fn mounts((engine, world): Both) {
+    let file = engine.directory().join("ca.crt");
+    std::fs::write(&file, "certificate").unwrap();
+    // Writable by all, so that it is the mount that refuses.
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let mut spec = job(&world, "mounts", &["sh", "-c", "cat /etc/berth/ca.crt; echo x >> /etc/berth/ca.crt"]);
+    spec.read_only_mounts = vec![(file.display().to_string(), "/etc/berth/ca.crt".to_owned())];
+    let (out, err, exit) = run_job(&world, &spec).await;
+    assert_eq!(out, "certificate");
+    assert!(exit.code != 0 && err.contains("Read-only"), "{err}");
+}
+
+/// Not a bar, only the figures.
+async fn timings((_, world): Both) {
+    let mut set = set(&world, "timings", "exec sleep 3600", 1);
+    let (mut apply, mut observe, mut prepare) = (Vec::new(), Vec::new(), Vec::new());
+    for restarts in 0..7 {
+        set.id.restarts = restarts;
+        let mut clock = std::time::Instant::now();
+        world.runtime.prepare_tenant(&set.id.env.tenant).await.unwrap();
+        prepare.push(clock.elapsed().as_millis());
+        clock = std::time::Instant::now();
+        world.runtime.apply(&set).await.unwrap();
+        apply.push(clock.elapsed().as_millis());
+        clock = std::time::Instant::now();
+        world.runtime.observe().await.unwrap();
+        observe.push(clock.elapsed().as_millis());
+        world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
+    }
+    let median = |mut figures: Vec<u128>| {
+        figures.sort_unstable();
+        figures[figures.len() / 2]
+    };
+    println!("  median ms: prepare_tenant {}, apply {}, observe {}", median(prepare), median(apply), median(observe));
+    let (mut made, mut started) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        let clock = std::time::Instant::now();
+        let mut one = world.runtime.job(&job(&world, "timings", &["true"])).await.unwrap();
+        made.push(clock.elapsed().as_millis());
+        let clock = std::time::Instant::now();
+        one.start().await.unwrap();
+        started.push(clock.elapsed().as_millis());
+        one.wait().await.unwrap();
+        one.finish().await.unwrap();
+    }
+    println!("  median ms: job {}, start {}", median(made), median(started));
+}
