@@ -10,6 +10,7 @@ pub mod control;
 pub mod deploy;
 pub mod domain;
 pub mod git;
+pub mod keys;
 pub mod logs;
 pub mod manifest;
 pub mod plan;

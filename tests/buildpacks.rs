@@ -6,3 +6,13 @@
 mod harness;
 #[path = "buildpacks/nodejs.rs"]
 mod nodejs;
+#[path = "buildpacks/procfile.rs"]
+mod procfile;
+#[path = "buildpacks/python.rs"]
+mod python;
+#[path = "buildpacks/python_rules.rs"]
+mod python_rules;
+#[path = "buildpacks/static_site.rs"]
+mod static_site;
+#[path = "buildpacks/trees.rs"]
+mod trees;

@@ -2,4 +2,5 @@
 
 pub mod cli_validate;
 pub mod config;
+mod data_dir;
 pub mod telemetry;

@@ -1,2 +1,296 @@
 //! Logs: of replicas, of the router about an app, of builds. Bounded on disk (a ring of files per environment) and in memory (a slow
 //! follower is told how many lines it missed); kept across deploys.
+//!
+//! One writer thread (`service`) owns the rings (`ring`) and the followers (`follow`); [`Logs`] is the handle that everyone clones. Build
+//! logs (`builds`) are files of their own. [`collector`] and [`access`] bring in what replicas and the router write. [`render_record`]
+//! makes a line safe for a terminal.
+
+pub mod access;
+mod builds;
+pub mod collector;
+mod follow;
+mod record;
+mod render;
+mod ring;
+mod service;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures::Stream;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::{
+    builds::BuildLogWriter,
+    follow::LogItem,
+    record::{LogFilter, LogRecord, LogSource, LogStream, MAX_TEXT},
+    render::{render_line, render_record},
+};
+use self::{
+    builds::Builds,
+    ring::Position,
+    service::{Command, Dropped, Writer, env_directory},
+};
+use crate::domain::{BuildNumber, EnvRef, ReplicaId, Timestamp};
+
+/// Most lines that [`Logs::tail`] returns.
+pub const MAX_TAIL: usize = 10_000;
+
+/// Sizes of everything that could grow.
+#[derive(Debug, Clone)]
+pub struct LogLimits {
+    /// Size of one file of an environment's ring, in bytes, and their number.
+    pub segment_bytes: u64,
+    pub segments: usize,
+    /// Lines waiting to be written, over all environments; more are dropped and counted.
+    pub queue: usize,
+    /// Lines that a follower may be behind before it misses some.
+    pub follower_lines: usize,
+    /// Size of one build's log, in bytes; beyond it only the last lines are kept.
+    pub build_bytes: u64,
+    /// Build logs kept per environment.
+    pub builds_kept: usize,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 4 << 20,
+            segments: 4,
+            queue: 8192,
+            follower_lines: 2000,
+            build_bytes: 8 << 20,
+            builds_kept: 50,
+        }
+    }
+}
+
+/// The last line that was kept of a replica: where to go on reading after a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResumePoint {
+    pub at: Timestamp,
+    /// How many lines of this very moment are kept; as many are to be skipped when the runtime is asked for lines since then.
+    pub lines: usize,
+}
+
+/// All logs below one directory. Clones share the writer, which ends when the last one is dropped.
+#[derive(Clone)]
+pub struct Logs(Arc<Inner>);
+
+struct Inner {
+    root: PathBuf,
+    queue: mpsc::Sender<Command>,
+    dropped: Arc<Dropped>,
+    builds: Builds,
+}
+
+impl Logs {
+    /// Opens the logs below `root`, which is made if it is not there, and starts the writer.
+    ///
+    /// # Errors
+    /// When the directory cannot be made, or no thread can be started.
+    pub fn open(root: impl Into<PathBuf>, limits: LogLimits) -> anyhow::Result<Self> {
+        let root = root.into();
+        std::fs::create_dir_all(&root).with_context(|| format!("{} cannot be made", root.display()))?;
+        let (queue, commands) = mpsc::channel(limits.queue.max(1));
+        let dropped = Arc::new(Dropped::default());
+        let builds = Builds::new(root.clone(), limits.build_bytes, limits.builds_kept);
+        let writer = Writer::new(root.clone(), limits, dropped.clone());
+        std::thread::Builder::new()
+            .name("logs".to_owned())
+            .spawn(move || writer.run(commands))
+            .context("the log writer cannot be started")?;
+        Ok(Self(Arc::new(Inner { root, queue, dropped, builds })))
+    }
+
+    /// Adds a line. Never waits: when the queue is full the line is dropped, and the log says how many were.
+    pub fn append(&self, env: &EnvRef, record: LogRecord) {
+        if self.0.queue.try_send(Command::Append(env.clone(), record)).is_err() {
+            self.0.dropped.count(env);
+        }
+    }
+
+    /// Adds a line, and waits while the queue is full: for sources that can wait.
+    pub async fn append_when_ready(&self, env: &EnvRef, record: LogRecord) {
+        // Fails only without a writer, when there is nothing to be done about it.
+        let _ = self.0.queue.send(Command::Append(env.clone(), record)).await;
+    }
+
+    /// Waits until every line added before is in its file.
+    pub async fn flush(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.0.queue.send(Command::Flush(reply)).await.is_ok() {
+            // An error means that the writer is gone.
+            let _ = done.await;
+        }
+    }
+
+    /// The last `count` lines (at most [`MAX_TAIL`]) that match, oldest first.
+    ///
+    /// # Errors
+    /// When the files cannot be read.
+    pub async fn tail(&self, env: &EnvRef, count: usize, filter: &LogFilter) -> anyhow::Result<Vec<LogRecord>> {
+        let position = self.ask(|reply| Command::Mark(env.clone(), reply)).await?;
+        self.read_tail(env, position, count, filter).await
+    }
+
+    /// Lines as they come, from now on; ends when the environment's log is removed.
+    ///
+    /// # Errors
+    /// When the log cannot be opened.
+    pub async fn follow(
+        &self,
+        env: &EnvRef,
+        filter: &LogFilter,
+    ) -> anyhow::Result<impl Stream<Item = LogItem> + Send + use<>> {
+        let (_, follower) = self.ask(|reply| Command::Follow(env.clone(), filter.clone(), reply)).await?;
+        Ok(follower.into_stream())
+    }
+
+    /// The last lines, and every line after them: none is missing in between and none comes twice.
+    ///
+    /// # Errors
+    /// As [`Self::tail`].
+    pub async fn tail_and_follow(
+        &self,
+        env: &EnvRef,
+        count: usize,
+        filter: &LogFilter,
+    ) -> anyhow::Result<(Vec<LogRecord>, impl Stream<Item = LogItem> + Send + use<>)> {
+        let (position, follower) = self.ask(|reply| Command::Follow(env.clone(), filter.clone(), reply)).await?;
+        Ok((self.read_tail(env, position, count, filter).await?, follower.into_stream()))
+    }
+
+    /// Where reading a replica's output is to go on; `None` when nothing of it is kept and it is to be read from its start.
+    ///
+    /// # Errors
+    /// When the files cannot be read.
+    pub async fn resume_point(&self, env: &EnvRef, replica: &ReplicaId) -> anyhow::Result<Option<ResumePoint>> {
+        let position = self.ask(|reply| Command::Mark(env.clone(), reply)).await?;
+        let directory = env_directory(&self.0.root, env);
+        let replica = replica.0.clone();
+        blocking(move || find_resume_point(&directory, position, &replica)).await
+    }
+
+    /// The moment of the last line that is kept of a replica.
+    ///
+    /// # Errors
+    /// As [`Self::resume_point`].
+    pub async fn last_timestamp(&self, env: &EnvRef, replica: &ReplicaId) -> anyhow::Result<Option<Timestamp>> {
+        Ok(self.resume_point(env, replica).await?.map(|point| point.at))
+    }
+
+    /// Removes every log of an environment, build logs included; followers end.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub async fn remove(&self, env: &EnvRef) -> anyhow::Result<()> {
+        self.0.builds.forget(env);
+        self.ask(|reply| Command::Remove(env.clone(), reply)).await
+    }
+
+    /// Starts a build's log, or goes on with it after a restart of the server. Older builds' logs beyond the limit are removed.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn build_writer(&self, env: &EnvRef, build: BuildNumber) -> anyhow::Result<BuildLogWriter> {
+        self.0.builds.writer(env, build)
+    }
+
+    /// What there is of a build's log; `None` when there is none (any more).
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn read_build(&self, env: &EnvRef, build: BuildNumber) -> anyhow::Result<Option<Bytes>> {
+        let path = self.0.builds.find(env, build);
+        blocking(move || path.map(|path| std::fs::read(path).map(Bytes::from)).transpose()).await
+    }
+
+    /// A build's log from its beginning, and on as it is written, until it is finished. Waits for a build that has not begun.
+    pub fn follow_build(
+        &self,
+        env: &EnvRef,
+        build: BuildNumber,
+    ) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        self.0.builds.follow(env, build)
+    }
+
+    /// The last `count` lines of a build's log as far as they lie in its last 64 KiB, for failure reports.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn last_build_lines(
+        &self,
+        env: &EnvRef,
+        build: BuildNumber,
+        count: usize,
+    ) -> anyhow::Result<Vec<String>> {
+        let path = self.0.builds.find(env, build);
+        blocking(move || path.map_or_else(|| Ok(Vec::new()), |path| builds::last_lines(&path, count))).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<io::Result<T>>) -> Command) -> anyhow::Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.0.queue.send(command(reply)).await.ok().context("the log writer has ended")?;
+        answer.await.context("the log writer has ended")?.context("the log cannot be read")
+    }
+
+    async fn read_tail(
+        &self,
+        env: &EnvRef,
+        position: Position,
+        count: usize,
+        filter: &LogFilter,
+    ) -> anyhow::Result<Vec<LogRecord>> {
+        let (directory, filter) = (env_directory(&self.0.root, env), filter.clone());
+        blocking(move || tail(&directory, position, count.min(MAX_TAIL), &filter)).await
+    }
+}
+
+/// Runs blocking reads off the runtime's threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("reading the log failed")?.context("the log cannot be read")
+}
+
+fn tail(directory: &Path, until: Position, count: usize, filter: &LogFilter) -> io::Result<Vec<LogRecord>> {
+    let mut records = Vec::new();
+    if count == 0 {
+        return Ok(records);
+    }
+    ring::read_back(directory, until, |line| {
+        // A line that is no record was damaged outside of Berth; the others still count.
+        records.extend(serde_json::from_slice(line).ok().filter(|record| filter.matches(record)));
+        records.len() < count
+    })?;
+    records.reverse();
+    Ok(records)
+}
+
+fn find_resume_point(directory: &Path, until: Position, replica: &str) -> io::Result<Option<ResumePoint>> {
+    let mut point: Option<ResumePoint> = None;
+    let mut oldest = None;
+    ring::read_back(directory, until, |line| {
+        let Ok(record) = serde_json::from_slice::<LogRecord>(line) else { return true };
+        oldest = Some(record.at);
+        if record.replica.as_deref() != Some(replica) {
+            return true;
+        }
+        match &mut point {
+            None => point = Some(ResumePoint { at: record.at, lines: 1 }),
+            Some(point) if point.at == record.at => point.lines += 1,
+            Some(_) => return false,
+        }
+        true
+    })?;
+    // Its lines may have been rotated away; those older than the oldest line here would be, too.
+    let rotated = oldest.filter(|_| ring::has_rotated(directory)).map(|at| ResumePoint { at, lines: 0 });
+    Ok(point.or(rotated))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,208 @@
 //! A push from first byte to accepted ref: policy, pin the commit, stream the outcome.
+//!
+//! git's `receive-pack` takes the pack into quarantine and runs our `pre-receive` hook, which asks [`Receive::pre_receive`] through the
+//! control socket. There the push is judged, its objects are made permanent, a build is queued, and the build's output is relayed;
+//! git moves the branch when the build has succeeded. Once queued, a push no longer needs its client, its `receive-pack` or this
+//! process: [`settle`] moves the branch when nobody else does.
+
+mod judge;
+mod policy;
+mod settle;
+mod wire;
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    domain::{AppRef, Build, BuildNumber, EnvRef, UserName},
+    git::{Git, Repositories},
+    store::{Store, StoreError},
+};
+
+pub use policy::{PushOptions, Refusal, Update};
+
+/// The hook that is installed to `DATA/hooks` at start.
+pub const PRE_RECEIVE: &str = include_str!("../../hooks/pre-receive");
+
+/// A build to be made of a push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewPush {
+    pub env: EnvRef,
+    pub commit: String,
+    /// Full name, as in `refs/heads/main`.
+    pub branch: String,
+    pub old_commit: String,
+    pub pushed_by: UserName,
+    pub options: PushOptions,
+    /// Milliseconds spent so far, stage by stage.
+    pub timings: Vec<(String, u64)>,
+}
+
+/// Why a push was not queued.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    #[error("build {} is running", .0.number)]
+    Busy(Box<Build>),
+    #[error("{limit} builds are waiting")]
+    Full { limit: usize },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a pushed tree says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Description {
+    pub has_manifest: bool,
+    /// `app:` of the manifest.
+    pub app: Option<AppRef>,
+    /// `auth:` of the manifest.
+    pub auth: Option<String>,
+}
+
+/// A pushed commit that is still in quarantine.
+#[derive(Debug, Clone)]
+pub struct PushedTree {
+    pub env: EnvRef,
+    pub repository: PathBuf,
+    /// The quarantine's object directory.
+    pub objects: PathBuf,
+    pub commit: String,
+    /// The commit that the branch points at now, which was checked before.
+    pub known_good: Option<String>,
+}
+
+/// What receiving needs of what builds, logs and knows manifests.
+#[async_trait]
+pub trait Pipeline: Send + Sync + 'static {
+    /// Reads and checks what the tree says of itself; the error is what is wrong, rendered for the pusher.
+    async fn describe(&self, tree: PushedTree) -> Result<Description, String>;
+    /// The app that a project token was made for; the error says why it does not count.
+    fn token_app(&self, token: &str) -> Result<AppRef, String>;
+    /// A manifest to add, with the app's token.
+    fn manifest_template(&self, app: &AppRef) -> String;
+    /// The build that is queued or running.
+    async fn active(&self, env: &EnvRef) -> Result<Option<Build>, StoreError>;
+    /// Queues a build, durably.
+    async fn enqueue(&self, push: NewPush) -> Result<Build, QueueError>;
+    /// Cancels a build that is not final.
+    async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError>;
+    /// The build's output, from its beginning to its end.
+    async fn follow(&self, env: &EnvRef, number: BuildNumber) -> BoxStream<'static, Bytes>;
+    /// The build once it is final.
+    async fn wait(&self, env: &EnvRef, number: BuildNumber) -> Result<Build, StoreError>;
+}
+
+/// Settings of receiving.
+#[derive(Debug, Clone)]
+pub struct ReceiveSettings {
+    /// Our own binary, for the hook.
+    pub berth: PathBuf,
+    /// The control socket, for the hook.
+    pub control_socket: PathBuf,
+    /// git processes that may serve clients at once; further clients wait.
+    pub sessions: usize,
+    /// Whether a tree must have a manifest.
+    pub require_manifest: bool,
+}
+
+/// What the hook asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookRequest {
+    /// Which push it is: `BERTH_PUSH` as given to `receive-pack`.
+    pub token: String,
+    /// `GIT_QUARANTINE_PATH`.
+    pub quarantine: PathBuf,
+    pub updates: Vec<Update>,
+    pub options: Vec<String>,
+}
+
+/// The answer to the hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Accept,
+    Reject,
+}
+
+/// A push whose `receive-pack` is running.
+struct LivePush {
+    env: EnvRef,
+    user: UserName,
+    started: std::time::Instant,
+    /// It comes from a shallow clone.
+    shallow: AtomicBool,
+    /// Cancelled when `receive-pack` has ended.
+    ended: CancellationToken,
+}
+
+struct Inner {
+    settings: ReceiveSettings,
+    git: Git,
+    repositories: Repositories,
+    store: Store,
+    pipeline: Arc<dyn Pipeline>,
+    live: Mutex<HashMap<String, Arc<LivePush>>>,
+    sessions: Semaphore,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// Receives pushes and serves clones. Clones share it.
+#[derive(Clone)]
+pub struct Receive(Arc<Inner>);
+
+impl Receive {
+    /// Nothing runs yet. Once `shutdown` is cancelled, waiting pushes are told that their builds go on without them.
+    pub fn new(
+        settings: ReceiveSettings,
+        git: Git,
+        repositories: Repositories,
+        store: Store,
+        pipeline: Arc<dyn Pipeline>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let sessions = Semaphore::new(settings.sessions);
+        let (live, tasks) = (Mutex::default(), TaskTracker::new());
+        Self(Arc::new(Inner { settings, git, repositories, store, pipeline, live, sessions, tasks, shutdown }))
+    }
+
+    /// Waits, after `shutdown`, until no push needs this process any more.
+    pub async fn finish(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    fn live(&self, token: &str) -> Option<Arc<LivePush>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner).get(token).cloned()
+    }
+}
+
+impl LivePush {
+    fn is_shallow(&self) -> bool {
+        self.shallow.load(Ordering::Acquire)
+    }
+}
+
+/// Puts our hook into `hooks` (`DATA/hooks`), whole or not at all.
+pub fn install_hooks(hooks: &Path) -> std::io::Result<()> {
+    use std::{fs, os::unix::fs::PermissionsExt};
+    fs::create_dir_all(hooks)?;
+    let mut file = tempfile::NamedTempFile::new_in(hooks)?;
+    std::io::Write::write_all(&mut file, PRE_RECEIVE.as_bytes())?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o755))?;
+    file.as_file().sync_all()?;
+    file.persist(hooks.join("pre-receive"))?;
+    Ok(())
+}

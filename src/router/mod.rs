@@ -1,5 +1,120 @@
 //! The data plane: its own process, fed by an atomically replaced routes file, acknowledging the generation it serves.
 //!
-//! It knows nothing of tenants' records, the engine or the store; what it is told is in [`table`].
+//! It knows nothing of tenants' records, the engine or the store; what it is told is in [`table`]. It keeps serving the last routes when
+//! the control plane is gone. How a request passes through it: `server` accepts the connection, `watchdog` limits the request's time,
+//! `proxy` finds the route and a replica in `live` and makes the headers honest with `headers`; `pages` answers when no replica can;
+//! `access` records it. `reload` puts new tables in force and acknowledges them.
 
+mod access;
+mod ack;
+mod client;
+mod headers;
+mod live;
+mod pages;
+mod proxy;
+mod reload;
+mod server;
 pub mod table;
+mod watch;
+mod watchdog;
+
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use self::{access::AccessLog, live::Routes, proxy::Proxy, reload::Reloader, server::Server};
+
+/// How the router runs.
+#[derive(Debug, Clone)]
+pub struct RouterSettings {
+    /// Addresses to listen on, HTTP/1.1 and h2c.
+    pub listen: Vec<SocketAddr>,
+    /// `DATA/router`: routes, acknowledgement, access socket.
+    pub directory: PathBuf,
+    /// From the end of a request to the first byte of a replica's answer.
+    pub first_byte_limit: Duration,
+    /// How long connecting to a replica may take.
+    pub connect_timeout: Duration,
+    /// How long requests under way may take to finish after SIGTERM.
+    pub drain: Duration,
+    /// Apps answer at `APP.TENANT.BASE`; shown on pages.
+    pub base_domain: String,
+    /// What comes before `/TENANT/APP/ENV` in a git remote; shown on pages.
+    pub push_base: String,
+    /// Worker threads.
+    pub threads: usize,
+    /// Client connections at a time; more wait in the kernel's queue.
+    pub max_connections: usize,
+}
+
+impl Default for RouterSettings {
+    fn default() -> Self {
+        Self {
+            listen: vec![(Ipv6Addr::UNSPECIFIED, 8080).into(), (Ipv4Addr::UNSPECIFIED, 8080).into()],
+            directory: PathBuf::from("/var/lib/berth/router"),
+            first_byte_limit: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(3),
+            drain: Duration::from_secs(30),
+            base_domain: "localhost".to_owned(),
+            push_base: "ssh://berth@localhost:2222".to_owned(),
+            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            max_connections: 16 * 1024,
+        }
+    }
+}
+
+/// Runs the router until SIGTERM or SIGINT. Blocks; to be called outside any asynchronous runtime, as it makes its own.
+///
+/// # Errors
+/// When the directory or an address cannot be used. Once it serves, nothing but a signal ends it.
+pub fn run(settings: RouterSettings) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(settings.threads.max(1))
+        .thread_name("router")
+        .enable_all()
+        .build()
+        .context("the router's threads cannot be started")?;
+    let result = runtime.block_on(serve(settings));
+    // Whatever has not finished by now had its time.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(settings: RouterSettings) -> anyhow::Result<()> {
+    raise_open_files(settings.max_connections);
+    let settings = Arc::new(settings);
+    let directory = &settings.directory;
+    fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+    let routes = Arc::new(Routes::default());
+    let reloader = Reloader::new(directory, routes.clone())?;
+    let listeners = server::bind(&settings.listen).await?;
+    let addresses: Vec<_> = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+    tracing::info!(?addresses, generation = routes.generation(), "the router is listening");
+    let (access, sender) = AccessLog::new(directory.join(table::ACCESS_SOCKET));
+    let sender = tokio::spawn(sender);
+    let reload = tokio::spawn(reloader.run());
+    let server = Server::new(Proxy::new(routes, access, settings.clone()), &settings);
+    let result = server.run(listeners).await;
+    reload.abort();
+    sender.abort();
+    result
+}
+
+/// Raises the limit of open files to what two sockets per connection need, as far as the hard limit allows.
+fn raise_open_files(connections: usize) {
+    let wanted = (connections as u64) * 2 + 256;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft >= wanted {
+        true => Ok(()),
+        false => setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard),
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}

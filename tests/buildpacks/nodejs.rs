@@ -117,6 +117,22 @@ fn yarn_classic_installs_from_its_lock() {
 }
 
 #[test]
+fn without_a_lock_file_dependencies_are_installed_with_a_warning() {
+    let build =
+        app("yarn-classic").without("yarn.lock").build().succeeded().says(&["There is no lock file", "npm install"]);
+    assert_eq!(build.command("ls node_modules").1, "ms");
+}
+
+#[test]
+fn layers_are_the_same_whenever_and_wherever_they_are_built() {
+    let sum = "find .berth node_modules -type f -o -type l | LC_ALL=C sort | while read -r f; do echo \"$f $(readlink $f)\"; cat $f; done | sha256sum";
+    let fresh =
+        || app("pnpm-workspace").variable("NODE_MODULES_CACHE", "false").build().succeeded().says(&["pnpm install"]);
+    let (one, other) = (fresh(), fresh());
+    assert_eq!(one.command(sum), other.command(sum));
+}
+
+#[test]
 fn yarn_berry_with_node_modules_is_pruned() {
     let build = app("yarn-berry").build().succeeded().says(&["yarn 4.9.2", "Pruning"]);
     assert_eq!(build.start().get("/").body, "a minute is 60000");
@@ -146,6 +162,16 @@ fn pnpm_workspaces_are_linked_and_pruned() {
 fn package_manager_is_exactly_the_pinned_one() {
     let manifest = r#"{"packageManager": "npm@10.5.0", "scripts": {"build": "npm --version", "start": "node x.js"}}"#;
     source(manifest).build().succeeded().says(&["npm 10.5.0 (packageManager in package.json)", "\n       10.5.0\n"]);
+    // What corepack writes: a hash of the archive, and for yarn berry of the program in it.
+    for pin in [
+        "yarn@1.22.22+sha512.a6b2f7906b721bba3d67d4aff083df04dad64c399707841b7acf00f6b133b7ac24255f2652fa22ae3534329dc6180534e98d17432037ff6fd140556e2bb3137e",
+        "yarn@4.9.2+sha512.1fc009bc09d13cfd0e19efa44cbfc2b9cf6ca61482725eb35bbc5e257e093ebf4130db6dfe15d604ff4b79efd8e1e8e99b25fa7d0a6197c9f9826358d4d65c3c",
+    ] {
+        Case::empty()
+            .file("package.json", &format!(r#"{{"packageManager": "{pin}", "scripts": {{"start": "node x.js"}}}}"#))
+            .build()
+            .succeeded();
+    }
     let wrong = r#"{"packageManager": "npm@10.5.0+sha1.00", "scripts": {"start": "node x.js"}}"#;
     Case::empty().file("package.json", wrong).build().refused(&["npm@10.5.0 is not what packageManager"]);
 }
@@ -174,6 +200,7 @@ fn a_built_folder_without_a_start_script_is_served_as_a_static_site() {
     let build = source(manifest).build().succeeded().says(&["Serving the folder dist"]);
     let answer = build.start().get("/");
     assert_eq!((answer.status, answer.body.as_str()), (200, "<h1>built</h1>\n"));
+    assert!(answer.head.contains("text/html"), "{}", answer.head);
     assert_eq!(build.start().get("/package.json").status, 404);
 }
 

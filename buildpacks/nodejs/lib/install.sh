@@ -20,12 +20,12 @@ installed_paths() {
 }
 
 # Dependencies alone decide the tree: no scripts of the app run while installing, and none of them is a folder of the app.
-reusable() { [ -n "$PLAN_LOCK" ] && [ -z "$PLAN_LIFECYCLE$PLAN_LOCAL$PLAN_BUNDLED" ]; }
+reusable() { [ "${NODE_MODULES_CACHE:-}" != false ] && [ -n "$PLAN_LOCK" ] && [ -z "$PLAN_LIFECYCLE$PLAN_LOCAL$PLAN_BUNDLED" ]; }
 
 restore_dependencies() {
   local kept=$CACHE/dependencies/$1.tar
   [ -f "$kept" ] || return 1
-  if tar -xf "$kept" 2>/dev/null; then
+  if with_progress "still unpacking dependencies" tar -xf "$kept"; then
     touch "$kept"
     return
   fi
@@ -35,12 +35,31 @@ restore_dependencies() {
 }
 
 save_dependencies() {
-  local kept=$CACHE/dependencies
+  local kept=$CACHE/dependencies temporary
   mkdir -p "$kept"
-  if installed_paths | tar --null -T - -cf "$kept/$1.tar.$$" 2>/dev/null; then mv "$kept/$1.tar.$$" "$kept/$1.tar"; fi
-  rm -f "$kept"/*."$$"
+  temporary=$(mktemp "$kept/XXXXXX.tmp")
+  installed_paths > /tmp/nodejs.installed
+  if with_progress "still saving dependencies" tar --null -T /tmp/nodejs.installed -cf "$temporary"; then
+    mv "$temporary" "$kept/$1.tar"
+  else
+    rm -f "$temporary"
+  fi
   # The newest two serve the two environments or branches that are usually in play.
-  find "$kept" -type f -printf '%T@ %p\n' | sort -rn | tail -n +3 | cut -d' ' -f2- | xargs -r rm -f
+  find "$kept" -name '*.tar' -printf '%T@ %p\n' | sort -rn | tail -n +3 | cut -d' ' -f2- | xargs -r rm -f
+}
+
+readonly DOWNLOADS_LIMIT_MB=2048
+
+# Downloads of package managers only ever grow: now and then, begin anew. And what builds left that were ended half-way.
+bound_cache() {
+  local dir
+  for dir in npm yarn berry pnpm-store; do
+    if [ -d "$CACHE/$dir" ] && [ "$(du -sm "$CACHE/$dir" | cut -f1)" -gt "$DOWNLOADS_LIMIT_MB" ]; then
+      detail "The cache of downloads ($dir) has grown beyond $DOWNLOADS_LIMIT_MB MB: starting it anew"
+      rm -rf "${CACHE:?}/$dir"
+    fi
+  done
+  find "$CACHE" -maxdepth 2 -name '*.tmp*' -mmin +60 -exec rm -rf {} + 2>/dev/null || true
 }
 
 # install_with_manager all|production: what the package manager does, frozen where there is a lock file.
@@ -99,6 +118,7 @@ install_dependencies() {
   fi
   if ! reusable; then
     install_with_manager "$what" || frozen_install_failed
+    bound_cache
     return
   fi
   key=$(dependencies_key "$what")
@@ -108,6 +128,7 @@ install_dependencies() {
   fi
   install_with_manager "$what" || frozen_install_failed
   save_dependencies "$key"
+  bound_cache
 }
 
 prune_dependencies() {

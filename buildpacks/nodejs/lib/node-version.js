@@ -23,7 +23,7 @@ const firstLine = (file) => {
 // What is asked for, and where: {text, where}.
 const requested = (dir, manifest) => {
   const engine = manifest.engines && manifest.engines.node
-  if (engine !== undefined) return { text: String(engine).trim(), where: 'engines.node in package.json' }
+  if (engine !== undefined && String(engine).trim()) return { text: String(engine).trim(), where: 'engines.node in package.json' }
   for (const file of ['.node-version', '.nvmrc']) {
     const text = firstLine(path.join(dir, file))
     if (text) return { text, where: file }

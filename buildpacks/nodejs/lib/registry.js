@@ -24,9 +24,12 @@ const options = {
   ...(registry ? { registry } : {}),
 }
 
+// A name beside `file` for the time until it is whole. Builds of one app share a cache, and in each container process ids begin anew.
+const unique = (file) => `${file}.${crypto.randomUUID()}.tmp`
+
 const writeAtomically = (file, content) => {
   fs.mkdirSync(path.dirname(file), { recursive: true })
-  const temporary = `${file}.${process.pid}.tmp`
+  const temporary = unique(file)
   fs.writeFileSync(temporary, content)
   fs.renameSync(temporary, file)
 }
@@ -83,8 +86,7 @@ const installWhole = (name, spec, directory) => {
 // Fetches NAME@VERSION into `destination` (which appears only when it is whole). `hash` is "ALGORITHM.HEX" as in packageManager.
 const fetchPackage = async (name, version, destination, hash) => {
   const spec = `${name}@${version}`
-  const temporary = `${destination}.${process.pid}.tmp`
-  fs.rmSync(temporary, { recursive: true, force: true })
+  const temporary = unique(destination)
   try {
     if (hash && name !== '@yarnpkg/cli-dist') checkHash(await pacote.tarball(spec, options), hash, spec)
     const manifest = await pacote.manifest(spec, options)

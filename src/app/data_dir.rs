@@ -1,0 +1,107 @@
+//! The data directory: made with the right permissions, used by one server at a time, and known by an id that labels everything this
+//! server makes on the engine.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::Write,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+/// Subdirectories that the parts of the server expect.
+const SUBDIRECTORIES: [&str; 9] = ["repositories", "logs", "builds", "router", "registry", "stacks", "tmp", "keys", "hooks"];
+
+/// The directory, locked for as long as this lives.
+pub(super) struct DataDir {
+    path: PathBuf,
+    instance: String,
+    _lock: Flock<File>,
+}
+
+impl DataDir {
+    /// Makes what is missing, and takes the lock; fails when another server has it.
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(path).with_context(|| format!("cannot make the data directory {}", path.display()))?;
+        // Config values, keys and private code are below.
+        fs::set_permissions(path, Permissions::from_mode(0o700))?;
+        for name in SUBDIRECTORIES {
+            fs::create_dir_all(path.join(name))?;
+        }
+        let lock = lock(&path.join("lock"))?;
+        // What a killed server was in the middle of.
+        empty(&path.join("tmp"))?;
+        Ok(Self { path: path.to_owned(), instance: instance(path)?, _lock: lock })
+    }
+
+    /// A place below it.
+    pub(super) fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The id of this server; stays the same as long as the directory.
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
+    }
+}
+
+fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            bail!("another `berth serve` uses this data directory ({} is locked); stop it first", path.display())
+        }
+        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+fn empty(directory: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let removed = if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+        removed.with_context(|| format!("cannot remove {}", entry.path().display()))?;
+    }
+    Ok(())
+}
+
+/// The id in `DATA/instance`, made the first time.
+pub(super) fn instance(path: &Path) -> anyhow::Result<String> {
+    let file = path.join("instance");
+    match fs::read_to_string(&file) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    }
+    let id = format!("{:016x}", rand::random::<u64>());
+    let mut temporary = tempfile::NamedTempFile::new_in(path)?;
+    writeln!(temporary, "{id}")?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(&file)?;
+    File::open(path)?.sync_all()?;
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_server_at_a_time_and_one_id_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data");
+        let first = DataDir::open(&path).unwrap();
+        fs::write(first.join("tmp").join("left"), "x").unwrap();
+        let refused = DataDir::open(&path).map(|_| ()).unwrap_err();
+        assert!(refused.to_string().contains("another"), "{refused}");
+        let id = first.instance().to_owned();
+        drop(first);
+        let second = DataDir::open(&path).unwrap();
+        assert_eq!(second.instance(), id);
+        assert!(!second.join("tmp").join("left").exists());
+    }
+}

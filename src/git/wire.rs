@@ -1,0 +1,197 @@
+//! The pump between a client and a git process that speaks the wire protocol.
+//!
+//! Nothing is gathered: bytes wait in git's pipes or with the client. When this process dies, its git processes see their pipes close
+//! and end by themselves; when a [`serve`] call is dropped, their whole process group is killed.
+
+use std::{io, os::fd::AsFd, process::ExitStatus};
+
+use bytes::{Bytes, BytesMut};
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt},
+    process::{ChildStdin, Command},
+    sync::mpsc,
+};
+
+/// Size asked for git's input pipe, in bytes: fewer wake-ups per megabyte. The kernel may refuse; then it is 64 KiB.
+const INPUT_PIPE: i32 = 1024 * 1024;
+/// How much of git's output is read at once, in bytes.
+const OUTPUT_CHUNK: usize = 64 * 1024;
+
+/// A piece of output for the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    Out(Bytes),
+    Err(Bytes),
+}
+
+/// The client's side: what it sends, and where its output goes. The channel is bounded; a slow client slows git.
+pub struct WireIo {
+    pub stdin: Box<dyn AsyncBufRead + Send + Unpin>,
+    pub output: mpsc::Sender<Frame>,
+}
+
+/// What is done when the client is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenGone {
+    /// Kill git.
+    Kill,
+    /// Let git finish what it has, and drop its output.
+    Finish,
+}
+
+/// How it went.
+#[derive(Debug)]
+pub struct Served {
+    pub status: ExitStatus,
+    /// Bytes that the client sent.
+    pub received: u64,
+}
+
+/// The part of a client's `GIT_PROTOCOL` that is passed on: a version that git knows. Anything else is dropped, as git would.
+pub fn protocol(value: &str) -> Option<&'static str> {
+    let mut parts = value.split(':').filter_map(|part| match part {
+        "version=0" => Some("version=0"),
+        "version=1" => Some("version=1"),
+        "version=2" => Some("version=2"),
+        _ => None,
+    });
+    if value.len() > 256 { None } else { parts.next() }
+}
+
+/// Whether the first bytes of a push say that it comes from a shallow clone (gitprotocol-pack(5): `shallow` lines come first).
+pub fn is_shallow_push(first: &[u8]) -> bool {
+    first.get(4..12) == Some(b"shallow ")
+}
+
+/// Kills a process group when it is dropped, unless the leader has been waited for.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Gone already is as good.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Runs a git process made by [`super::Git::serve`] for a client until it ends. `on_first` sees the first bytes the client sends.
+pub async fn serve(
+    mut command: Command,
+    io: WireIo,
+    when_gone: WhenGone,
+    on_first: impl FnOnce(&[u8]) + Send,
+) -> io::Result<Served> {
+    let mut child = command.spawn()?;
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
+    let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
+        return Err(io::Error::other("git was started without pipes"));
+    };
+    // Only for speed; see INPUT_PIPE.
+    let _ = fcntl(stdin.as_fd(), FcntlArg::F_SETPIPE_SZ(INPUT_PIPE));
+    let mut received = 0;
+    let output = io.output.clone();
+    let relay = async {
+        let (out, err) = tokio::join!(
+            drain(stdout, &output, Frame::Out, when_gone),
+            drain(stderr, &io.output, Frame::Err, when_gone)
+        );
+        out.and(err)
+    };
+    let relayed = {
+        let feed = feed(io.stdin, stdin, &mut received, on_first);
+        tokio::pin!(relay, feed);
+        // git may end without having read everything, and the client may keep its end open: only the output says when it is over.
+        tokio::select! {
+            biased;
+            relayed = &mut relay => relayed,
+            () = &mut feed => relay.await,
+        }
+    };
+    relayed?;
+    let status = child.wait().await?;
+    group.0 = None;
+    Ok(Served { status, received })
+}
+
+/// Client to git. An input that breaks off closes git's input, so that git notices.
+async fn feed(
+    mut from: Box<dyn AsyncBufRead + Send + Unpin>,
+    mut to: ChildStdin,
+    received: &mut u64,
+    on_first: impl FnOnce(&[u8]) + Send,
+) {
+    let mut on_first = Some(on_first);
+    while let Ok(chunk) = from.fill_buf().await {
+        if chunk.is_empty() {
+            break;
+        }
+        if let Some(look) = on_first.take() {
+            look(chunk);
+        }
+        let length = chunk.len();
+        // git has closed its input: it has said why, or will, on its output.
+        if to.write_all(chunk).await.is_err() {
+            break;
+        }
+        from.consume(length);
+        *received += length as u64;
+    }
+}
+
+/// git to client.
+async fn drain(
+    mut from: impl AsyncRead + Unpin,
+    to: &mpsc::Sender<Frame>,
+    frame: fn(Bytes) -> Frame,
+    when_gone: WhenGone,
+) -> io::Result<()> {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(OUTPUT_CHUNK);
+        if from.read_buf(&mut buffer).await? == 0 {
+            return Ok(());
+        }
+        let gone = to.send(frame(buffer.split().freeze())).await.is_err();
+        if gone && when_gone == WhenGone::Kill {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_protocol_versions_pass() {
+        let table = [
+            ("version=2", Some("version=2")),
+            ("version=1", Some("version=1")),
+            ("version=0", Some("version=0")),
+            ("foo:version=2", Some("version=2")),
+            ("version=3", None),
+            ("", None),
+            ("version=2\nX=1", None),
+            ("version=2;rm -rf /", None),
+            ("$(id)", None),
+        ];
+        for (value, want) in table {
+            assert_eq!(protocol(value), want, "{value:?}");
+        }
+        assert_eq!(protocol(&format!("{}version=2", "a:".repeat(200))), None);
+    }
+
+    #[test]
+    fn shallow_pushes_begin_so() {
+        assert!(is_shallow_push(b"0035shallow 0123456789012345678901234567890123456789"));
+        assert!(!is_shallow_push(b"00b40000000000000000000000000000000000000000 01"));
+        assert!(!is_shallow_push(b"0000"));
+    }
+}

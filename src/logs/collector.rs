@@ -1,0 +1,218 @@
+//! Brings the output of every replica into its environment's log.
+//!
+//! Level-triggered: an event is only a reason to observe; whatever is observed and not followed is followed. A replica is read from where
+//! the log has it, so that neither a restart of the server nor of the engine loses or doubles a line.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::StreamExt;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{LogRecord, LogSource, LogStream, Logs, ResumePoint};
+use crate::{
+    domain::{EnvRef, Replica, ReplicaId, ReplicaState},
+    runtime::{Change, LogLine, Runtime, RuntimeError, RuntimeEvent, Source},
+};
+
+/// Pause after the engine did not answer.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Follows the output of replicas.
+pub struct Collector {
+    runtime: Arc<dyn Runtime>,
+    logs: Logs,
+    /// Replicas that are being read.
+    following: HashSet<ReplicaId>,
+    /// Replicas that have ended and are read to their end, as long as the engine still has them.
+    finished: HashSet<ReplicaId>,
+    readers: JoinSet<(ReplicaId, Outcome)>,
+    tasks: HashMap<tokio::task::Id, ReplicaId>,
+}
+
+/// Why reading a replica's output ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// The engine said that there is no more.
+    Ended,
+    /// The engine or the log failed; to be tried again.
+    Failed,
+}
+
+impl Collector {
+    /// A collector that reads from `runtime` into `logs`.
+    pub fn new(runtime: Arc<dyn Runtime>, logs: Logs) -> Self {
+        let (following, finished) = (HashSet::new(), HashSet::new());
+        Self { runtime, logs, following, finished, readers: JoinSet::new(), tasks: HashMap::new() }
+    }
+
+    /// Collects until `stop` is cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            if let Err(error) = self.follow_events(&stop).await {
+                tracing::warn!(%error, "replicas' output cannot be followed just now");
+            }
+            pause(&stop).await;
+        }
+    }
+
+    /// Until the event stream ends, the engine fails, or `stop`.
+    async fn follow_events(&mut self, stop: &CancellationToken) -> Result<(), RuntimeError> {
+        // First, so that what starts while observing is not missed.
+        let mut events = self.runtime.events().await?;
+        self.observe().await?;
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(RuntimeEvent::Changed { what: Change::Removed, replica, .. }) => drop(self.finished.remove(&replica)),
+                    Some(_) => self.observe().await?,
+                    None => return Ok(()),
+                },
+                Some(ended) = self.readers.join_next_with_id() => {
+                    self.reader_ended(ended);
+                    self.observe().await?;
+                }
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    fn reader_ended(&mut self, ended: Result<(tokio::task::Id, (ReplicaId, Outcome)), tokio::task::JoinError>) {
+        let (task, outcome) = match ended {
+            Ok((task, (_, outcome))) => (task, outcome),
+            Err(error) => {
+                tracing::error!(%error, "reading a replica's output failed");
+                (error.id(), Outcome::Failed)
+            }
+        };
+        if let Some(replica) = self.tasks.remove(&task) {
+            self.following.remove(&replica);
+            if outcome == Outcome::Ended {
+                self.finished.insert(replica);
+            }
+        }
+    }
+
+    /// Follows every replica that is not followed.
+    async fn observe(&mut self) -> Result<(), RuntimeError> {
+        let replicas = self.runtime.observe().await?;
+        let there: HashSet<&ReplicaId> = replicas.iter().map(|replica| &replica.id).collect();
+        self.finished.retain(|id| there.contains(id));
+        for replica in &replicas {
+            if replica.state == ReplicaState::Created || self.following.contains(&replica.id) {
+                continue;
+            }
+            let running = replica.state == ReplicaState::Running;
+            // One that ended is read once; one that runs although its output ended was started again, or the engine was.
+            if self.finished.contains(&replica.id) && !running {
+                continue;
+            }
+            let again = self.finished.remove(&replica.id);
+            self.following.insert(replica.id.clone());
+            let reader = Reader::new(self.runtime.clone(), self.logs.clone(), replica);
+            let id = replica.id.clone();
+            let task = self.readers.spawn(async move {
+                if again {
+                    // Not a busy loop when the engine ends the stream of a running replica at once.
+                    tokio::time::sleep(RETRY).await;
+                }
+                (id, reader.run().await)
+            });
+            self.tasks.insert(task.id(), replica.id.clone());
+        }
+        Ok(())
+    }
+}
+
+async fn pause(stop: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(RETRY) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Reads one replica.
+struct Reader {
+    runtime: Arc<dyn Runtime>,
+    logs: Logs,
+    env: EnvRef,
+    id: ReplicaId,
+    process: String,
+}
+
+impl Reader {
+    fn new(runtime: Arc<dyn Runtime>, logs: Logs, replica: &Replica) -> Self {
+        let process = format!("{}.{}", replica.set.process, replica.index);
+        Self { runtime, logs, env: replica.set.env.clone(), id: replica.id.clone(), process }
+    }
+
+    async fn run(self) -> Outcome {
+        match self.read().await {
+            Ok(()) => Outcome::Ended,
+            Err(error) => {
+                match error.downcast_ref::<RuntimeError>() {
+                    // Removed since it was observed.
+                    Some(RuntimeError::Gone(_)) => return Outcome::Ended,
+                    _ => {
+                        tracing::warn!(env = %self.env, process = %self.process, error = format!("{error:#}"), "its output cannot be read")
+                    }
+                }
+                tokio::time::sleep(RETRY).await;
+                Outcome::Failed
+            }
+        }
+    }
+
+    async fn read(&self) -> anyhow::Result<()> {
+        let point = self.logs.resume_point(&self.env, &self.id).await?;
+        let mut lines = self.runtime.logs(&self.id, point.map(|point| point.at)).await?;
+        let mut skip = Skip(point);
+        while let Some(line) = lines.next().await {
+            let line = line?;
+            if !skip.is_known(&line) {
+                // Waiting here makes the engine keep the rest, which is its job.
+                self.logs.append_when_ready(&self.env, self.record(line)).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&self, line: LogLine) -> LogRecord {
+        LogRecord {
+            at: line.at,
+            source: LogSource::App,
+            process: self.process.clone(),
+            stream: match line.source {
+                Source::Stdout => LogStream::Stdout,
+                Source::Stderr => LogStream::Stderr,
+            },
+            text: String::from_utf8_lossy(&line.bytes).into_owned(),
+            replica: Some(self.id.0.clone()),
+        }
+    }
+}
+
+/// Which of the first lines are in the log already.
+struct Skip(Option<ResumePoint>);
+
+impl Skip {
+    fn is_known(&mut self, line: &LogLine) -> bool {
+        let Some(point) = &mut self.0 else { return false };
+        if line.at < point.at {
+            return true;
+        }
+        if line.at == point.at && point.lines > 0 {
+            point.lines -= 1;
+            return true;
+        }
+        self.0 = None;
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+//! The collector against an engine that plays back lines.
+
+use std::{collections::BTreeMap, sync::Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use tokio::sync::watch;
+
+use super::*;
+use crate::{
+    domain::{AppRef, ImageRef, ReleaseVersion, ReplicaSet, SetId, TenantName, Timestamp},
+    logs::{LogFilter, LogLimits, MAX_TAIL},
+    runtime::{Capabilities, Job, JobSpec, Listener},
+};
+
+/// An engine with replicas that have said some lines.
+struct Engine {
+    replicas: Mutex<BTreeMap<String, (Replica, watch::Sender<Vec<(i64, String)>>)>>,
+    events: tokio::sync::broadcast::Sender<RuntimeEvent>,
+}
+
+impl Engine {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { replicas: Mutex::default(), events: tokio::sync::broadcast::Sender::new(64) })
+    }
+
+    fn set() -> SetId {
+        SetId { env: env(), process: "web".parse().unwrap(), release: ReleaseVersion(1), restarts: 0 }
+    }
+
+    fn event(&self, id: &str, what: Change) {
+        let _ = self.events.send(RuntimeEvent::Changed { set: Self::set(), replica: ReplicaId(id.to_owned()), what });
+    }
+
+    fn start(&self, id: &str, index: u32) {
+        let replica = Replica {
+            id: ReplicaId(id.to_owned()),
+            set: Self::set(),
+            index,
+            state: ReplicaState::Running,
+            address: None,
+            started_at: None,
+            finished_at: None,
+        };
+        self.replicas.lock().unwrap().insert(id.to_owned(), (replica, watch::Sender::new(Vec::new())));
+        self.event(id, Change::Started);
+    }
+
+    /// Says a line at a second.
+    fn say(&self, id: &str, at: i64, text: &str) {
+        self.replicas.lock().unwrap()[id].1.send_modify(|lines| lines.push((at, text.to_owned())));
+    }
+
+    fn exit(&self, id: &str) {
+        let mut replicas = self.replicas.lock().unwrap();
+        let (replica, lines) = replicas.get_mut(id).unwrap();
+        replica.state = ReplicaState::Exited { code: 1, out_of_memory: false };
+        // Ends whoever reads; the lines stay to be read.
+        let said = lines.borrow().clone();
+        *lines = watch::Sender::new(said);
+        drop(replicas);
+        self.event(id, Change::Died);
+    }
+}
+
+fn refused<T>() -> Result<T, RuntimeError> {
+    Err(RuntimeError::Refused("this engine only plays back lines".to_owned()))
+}
+
+#[async_trait]
+impl Runtime for Engine {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { engine: "test".to_owned(), cpu_limits: false, memory_limits: false, host_isolation: false }
+    }
+    async fn prepare_tenant(&self, _tenant: &TenantName) -> Result<(), RuntimeError> {
+        refused()
+    }
+    async fn forget(&self, _tenant: &TenantName, _app: Option<&AppRef>) -> Result<(), RuntimeError> {
+        refused()
+    }
+    async fn prepare_image(&self, _image: &ImageRef) -> Result<(), RuntimeError> {
+        refused()
+    }
+    async fn apply(&self, _set: &ReplicaSet) -> Result<(), RuntimeError> {
+        refused()
+    }
+    async fn observe(&self) -> Result<Vec<Replica>, RuntimeError> {
+        Ok(self.replicas.lock().unwrap().values().map(|(replica, _)| replica.clone()).collect())
+    }
+    async fn remove(&self, _set: &SetId, _grace: Duration) -> Result<(), RuntimeError> {
+        refused()
+    }
+    async fn stop_replica(&self, _replica: &ReplicaId, _grace: Duration) -> Result<(), RuntimeError> {
+        refused()
+    }
+    async fn events(&self) -> Result<BoxStream<'static, RuntimeEvent>, RuntimeError> {
+        let receiver = self.events.subscribe();
+        Ok(futures::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await.ok()?, receiver)))
+            .boxed())
+    }
+    async fn logs(
+        &self,
+        replica: &ReplicaId,
+        since: Option<Timestamp>,
+    ) -> Result<BoxStream<'static, Result<LogLine, RuntimeError>>, RuntimeError> {
+        let replicas = self.replicas.lock().unwrap();
+        let Some((state, lines)) = replicas.get(&replica.0) else { return Err(RuntimeError::Gone(replica.0.clone())) };
+        let (running, receiver) = (state.state == ReplicaState::Running, lines.subscribe());
+        let stream = futures::stream::unfold((receiver, 0), move |(mut receiver, next)| async move {
+            loop {
+                let line = receiver.borrow_and_update().get(next).cloned();
+                if let Some((at, text)) = line {
+                    let at = Timestamp::from_second(at).unwrap();
+                    let line = LogLine { at, source: Source::Stdout, bytes: Bytes::from(text) };
+                    return Some((Ok(line), (receiver, next + 1)));
+                }
+                if !running || receiver.changed().await.is_err() {
+                    return None;
+                }
+            }
+        });
+        let wanted = move |line: &Result<LogLine, RuntimeError>| {
+            let wanted = line.as_ref().is_ok_and(|line| since.is_none_or(|since| line.at >= since));
+            futures::future::ready(wanted)
+        };
+        Ok(stream.filter(wanted).boxed())
+    }
+    async fn listeners(&self, _replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError> {
+        refused()
+    }
+    async fn job(&self, _spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {
+        refused()
+    }
+    async fn end_orphaned_jobs(&self) -> Result<usize, RuntimeError> {
+        refused()
+    }
+    async fn purge_cache(&self, _app: &AppRef) -> Result<(), RuntimeError> {
+        refused()
+    }
+    async fn collect_images(&self, _keep: &[ImageRef]) -> Result<usize, RuntimeError> {
+        refused()
+    }
+}
+
+fn env() -> EnvRef {
+    "acme/shop/dev".parse().unwrap()
+}
+
+/// A server's collector, ended with [`Self::stop`].
+struct Server {
+    logs: Logs,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    fn start(dir: &std::path::Path, engine: &Arc<Engine>) -> Self {
+        let logs = Logs::open(dir, LogLimits::default()).unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(Collector::new(engine.clone(), logs.clone()).run(stop.clone()));
+        Self { logs, stop, task }
+    }
+
+    /// Waits until the log has exactly these lines.
+    async fn has(&self, want: &[&str]) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let lines = self.logs.tail(&env(), MAX_TAIL, &LogFilter::all()).await.unwrap();
+            let lines: Vec<String> = lines.iter().map(|line| format!("{} {}", line.process, line.text)).collect();
+            if lines == want {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline && lines.len() <= want.len(), "{lines:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_restart_neither_loses_nor_doubles_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::new();
+    engine.start("one", 1);
+    engine.say("one", 10, "first");
+    let server = Server::start(dir.path(), &engine);
+    server.has(&["web.1 first"]).await;
+    // Three lines of the same moment, one of them while nobody collects.
+    engine.say("one", 11, "same");
+    engine.say("one", 11, "same");
+    server.has(&["web.1 first", "web.1 same", "web.1 same"]).await;
+    server.stop().await;
+    engine.say("one", 11, "same");
+    engine.say("one", 12, "while it was down");
+    let server = Server::start(dir.path(), &engine);
+    let all = ["web.1 first", "web.1 same", "web.1 same", "web.1 same", "web.1 while it was down"];
+    server.has(&all).await;
+    server.stop().await;
+    let server = Server::start(dir.path(), &engine);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.has(&all).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn replicas_that_start_later_or_die_at_once_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::new();
+    let server = Server::start(dir.path(), &engine);
+    server.has(&[]).await;
+    engine.start("late", 2);
+    engine.say("late", 1, "hello");
+    server.has(&["web.2 hello"]).await;
+    engine.start("crash", 3);
+    engine.say("crash", 2, "cannot start");
+    engine.exit("crash");
+    server.has(&["web.2 hello", "web.3 cannot start"]).await;
+    // Further events do not read it again.
+    engine.event("crash", Change::Died);
+    engine.say("late", 3, "bye");
+    server.has(&["web.2 hello", "web.3 cannot start", "web.2 bye"]).await;
+    server.stop().await;
+}

@@ -1,0 +1,293 @@
+//! One environment's log on disk: a ring of append-only files of JSON lines.
+//!
+//! Files are named `log.SEQUENCE`; the sequence only grows, and the oldest file goes when there are too many. A line that a crash tore is
+//! cut off when the ring is opened again. There is no fsync: a crash of the process loses nothing, one of the machine the last seconds.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use super::LogRecord;
+
+const PREFIX: &str = "log.";
+/// How much is read at a time when reading from the end.
+const BLOCK: usize = 64 * 1024;
+
+/// A place in a ring: everything before it has been written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Position {
+    sequence: u64,
+    offset: u64,
+}
+
+/// The writing end.
+#[derive(Debug)]
+pub(super) struct Ring {
+    directory: PathBuf,
+    file: File,
+    sequence: u64,
+    length: u64,
+    segment_bytes: u64,
+    segments: usize,
+    buffer: Vec<u8>,
+}
+
+impl Ring {
+    /// Opens the ring in `directory`, which is made if it is not there, and repairs its end.
+    pub(super) fn open(directory: &Path, segment_bytes: u64, segments: usize) -> io::Result<Self> {
+        fs::create_dir_all(directory)?;
+        let sequence = sequences(directory)?.last().copied().unwrap_or(1);
+        let mut file = open_segment(directory, sequence)?;
+        let length = cut_torn_line(&mut file)?;
+        let segments = segments.max(1);
+        Ok(Self {
+            directory: directory.to_owned(),
+            file,
+            sequence,
+            length,
+            segment_bytes,
+            segments,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Takes a record; [`Self::flush`] writes it.
+    pub(super) fn append(&mut self, record: &LogRecord) -> io::Result<()> {
+        let start = self.buffer.len();
+        serde_json::to_writer(&mut self.buffer, record)?;
+        self.buffer.push(b'\n');
+        if self.length + self.buffer.len() as u64 <= self.segment_bytes || self.length + start as u64 == 0 {
+            return Ok(());
+        }
+        let last = self.buffer.split_off(start);
+        self.flush()?;
+        self.rotate()?;
+        self.buffer = last;
+        Ok(())
+    }
+
+    /// Writes what was appended. On failure (a full disk) the unwritten records are lost, and the file ends with a whole line.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let written = self.file.write_all(&self.buffer);
+        match written {
+            Ok(()) => self.length += self.buffer.len() as u64,
+            Err(_) => self.file.set_len(self.length)?,
+        }
+        self.buffer.clear();
+        written
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        self.file = open_segment(&self.directory, self.sequence + 1)?;
+        self.sequence += 1;
+        self.length = 0;
+        let all = sequences(&self.directory)?;
+        for old in &all[..all.len().saturating_sub(self.segments)] {
+            fs::remove_file(segment_path(&self.directory, *old))?;
+        }
+        Ok(())
+    }
+
+    /// Where the next record will be written.
+    pub(super) fn position(&self) -> Position {
+        Position { sequence: self.sequence, offset: self.length }
+    }
+}
+
+fn segment_path(directory: &Path, sequence: u64) -> PathBuf {
+    directory.join(format!("{PREFIX}{sequence}"))
+}
+
+fn open_segment(directory: &Path, sequence: u64) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).read(true).open(segment_path(directory, sequence))
+}
+
+/// The sequence numbers of the files there are, ascending.
+fn sequences(directory: &Path) -> io::Result<Vec<u64>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u64>().ok());
+        all.extend(number);
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Makes the file end with a whole line; its length.
+fn cut_torn_line(file: &mut File) -> io::Result<u64> {
+    let mut end = file.metadata()?.len();
+    let length = end;
+    let mut block = vec![0; BLOCK];
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK as u64);
+        let block = &mut block[..(end - start) as usize];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(block)?;
+        if let Some(newline) = block.iter().rposition(|byte| *byte == b'\n') {
+            end = start + newline as u64 + 1;
+            break;
+        }
+        end = start;
+    }
+    if end < length {
+        file.set_len(end)?;
+    }
+    Ok(end)
+}
+
+/// Calls `take` with the lines before `until`, newest first, until it returns false. A file that is rotated away meanwhile ends it.
+pub(super) fn read_back(directory: &Path, until: Position, mut take: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+    let mut all = match sequences(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        all => all?,
+    };
+    all.retain(|sequence| *sequence <= until.sequence);
+    for sequence in all.into_iter().rev() {
+        let mut file = match File::open(segment_path(directory, sequence)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        let end = if sequence == until.sequence { until.offset } else { file.metadata()?.len() };
+        if !read_file_back(&mut file, end, &mut take)? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// The same for one file; whether to go on with the file before it.
+fn read_file_back(file: &mut File, mut end: u64, take: &mut impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+    // The beginning of the block read last, which belongs to a line whose start lies before it.
+    let mut head: Vec<u8> = Vec::new();
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK as u64);
+        let mut block = vec![0; (end - start) as usize];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(&mut block)?;
+        block.extend_from_slice(&head);
+        // Up to its first newline a block continues a line of the block before, unless there is none before.
+        let complete_from = match start {
+            0 => 0,
+            _ => block.iter().position(|byte| *byte == b'\n').map_or(block.len(), |newline| newline + 1),
+        };
+        for line in block[complete_from..].split(|byte| *byte == b'\n').rev().filter(|line| !line.is_empty()) {
+            if !take(line) {
+                return Ok(false);
+            }
+        }
+        block.truncate(complete_from);
+        head = block;
+        end = start;
+    }
+    Ok(true)
+}
+
+/// Whether files were ever rotated away, so that older lines than those there may have existed.
+pub(super) fn has_rotated(directory: &Path) -> bool {
+    sequences(directory).is_ok_and(|all| all.first().is_some_and(|first| *first > 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Timestamp;
+
+    fn record(text: &str) -> LogRecord {
+        LogRecord::berth(Timestamp::UNIX_EPOCH, "web.1", text)
+    }
+
+    fn back(directory: &Path, until: Position) -> Vec<String> {
+        let mut texts = Vec::new();
+        read_back(directory, until, |line| {
+            texts.push(serde_json::from_slice::<LogRecord>(line).unwrap().text);
+            true
+        })
+        .unwrap();
+        texts
+    }
+
+    fn bytes_on_disk(directory: &Path) -> u64 {
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+    }
+
+    #[test]
+    fn the_ring_keeps_the_newest_within_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ring = Ring::open(dir.path(), 1000, 3).unwrap();
+        for n in 0..500 {
+            ring.append(&record(&n.to_string())).unwrap();
+            if n % 7 == 0 {
+                ring.flush().unwrap();
+            }
+        }
+        ring.flush().unwrap();
+        assert!(bytes_on_disk(dir.path()) <= 3000);
+        let texts = back(dir.path(), ring.position());
+        assert!(texts.len() > 20, "{}", texts.len());
+        let newest: Vec<String> = (0..500).rev().take(texts.len()).map(|n| n.to_string()).collect();
+        assert_eq!(texts, newest);
+        assert!(has_rotated(dir.path()));
+    }
+
+    #[test]
+    fn a_torn_line_is_cut_off_and_writing_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ring = Ring::open(dir.path(), 1 << 20, 2).unwrap();
+        ring.append(&record("whole")).unwrap();
+        ring.append(&record("torn")).unwrap();
+        ring.flush().unwrap();
+        let path = segment_path(dir.path(), 1);
+        let bytes = fs::read(&path).unwrap();
+        let first = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for cut in first..bytes.len() {
+            fs::write(&path, &bytes[..cut]).unwrap();
+            let mut ring = Ring::open(dir.path(), 1 << 20, 2).unwrap();
+            ring.append(&record("after")).unwrap();
+            ring.flush().unwrap();
+            assert_eq!(back(dir.path(), ring.position()), ["after", "whole"], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn reading_back_crosses_blocks_and_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ring = Ring::open(dir.path(), 300_000, 8).unwrap();
+        let texts: Vec<String> = (0..400).map(|n| format!("{n}-{}", "x".repeat((n * 37) % 5000))).collect();
+        for text in &texts {
+            ring.append(&record(text)).unwrap();
+        }
+        ring.flush().unwrap();
+        let read = back(dir.path(), ring.position());
+        assert_eq!(read, texts.iter().rev().cloned().collect::<Vec<_>>());
+        // What comes after a position is not seen from it.
+        let before = ring.position();
+        ring.append(&record("later")).unwrap();
+        ring.flush().unwrap();
+        assert_eq!(back(dir.path(), before), read);
+    }
+
+    #[test]
+    fn a_record_larger_than_a_file_is_kept_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ring = Ring::open(dir.path(), 100, 2).unwrap();
+        for text in ["a".repeat(300), "b".repeat(300)] {
+            ring.append(&record(&text)).unwrap();
+        }
+        ring.flush().unwrap();
+        assert_eq!(back(dir.path(), ring.position()).len(), 2);
+    }
+
+    #[test]
+    fn nothing_was_ever_logged() {
+        let dir = tempfile::tempdir().unwrap();
+        let nowhere = dir.path().join("none");
+        assert!(back(&nowhere, Position { sequence: 9, offset: 9 }).is_empty());
+        assert!(!has_rotated(&nowhere));
+    }
+}

@@ -1,0 +1,245 @@
+//! What is decided about a push between its pack and its refs.
+
+use std::{path::Path, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::{
+    Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update, Verdict,
+    policy::decide,
+};
+use crate::{
+    domain::{Build, BuildNumber, BuildState, EnvRef, Environment},
+    git::{Obstacle, commit_obstacle, is_cut_off, short_branch},
+};
+
+/// What a push that was let in has become.
+struct Queued {
+    build: Build,
+    detached: bool,
+}
+
+impl Receive {
+    /// Judges a push for its hook. What the pusher is to see goes to `output`, which may fall behind but not for ever; when it is
+    /// closed, what was queued goes on.
+    pub async fn pre_receive(&self, request: HookRequest, output: mpsc::Sender<Bytes>) -> Verdict {
+        let say = |text: String| {
+            let output = &output;
+            async move {
+                // Whoever is gone does not read it.
+                let _ = output.send(Bytes::from(text)).await;
+            }
+        };
+        let Some(push) = self.live(&request.token) else {
+            say(Refusal::new("This hook belongs to no push that the server knows of.").render()).await;
+            return Verdict::Reject;
+        };
+        match self.admit(&push, &request).await {
+            Ok(None) => Verdict::Accept,
+            Ok(Some(queued)) if queued.detached => {
+                let env = &push.env;
+                say(format!(
+                    "-----> Queued as build {0}; not waiting for it\n       Follow it with: builds logs {env} {0} -f\n",
+                    queued.build.number
+                ))
+                .await;
+                Verdict::Accept
+            }
+            Ok(Some(queued)) => self.follow(&push, &queued.build, &output).await,
+            Err(error) => {
+                let refusal = error.downcast::<Rejected>().map(|rejected| rejected.0).unwrap_or_else(|error| {
+                    tracing::error!(env = %push.env, error = format!("{error:#}"), "a push could not be judged");
+                    Refusal::new("The server failed to take the push; its log says why. Nothing was changed.")
+                });
+                say(refusal.render()).await;
+                Verdict::Reject
+            }
+        }
+    }
+
+    /// All checks, then the queue. `None`: nothing is to be built.
+    async fn admit(&self, push: &Arc<LivePush>, request: &HookRequest) -> anyhow::Result<Option<Queued>> {
+        let env = &push.env;
+        let options = PushOptions::parse(&request.options).map_err(Rejected)?;
+        let environment = self.0.store.get::<Environment>(env).await?;
+        let environment = environment.ok_or_else(|| Rejected(Refusal::new(format!("{env} was destroyed meanwhile."))))?;
+        let deploy = decide(env, environment.deploy_branch.as_deref(), &request.updates).map_err(Rejected)?;
+        if push.is_shallow() {
+            self.refuse_shallow(env, request).await?;
+        }
+        let Some(update) = deploy else { return Ok(None) };
+        if let Some(active) = self.0.pipeline.active(env).await?.filter(|_| !options.supersede) {
+            return Err(Rejected(busy(&active)).into());
+        }
+        self.check_commit(env, request, update).await?;
+        let received = millis(push.started);
+        self.blocking_keep(env, &request.quarantine).await?;
+        let new = NewPush {
+            env: env.clone(),
+            commit: update.new.clone(),
+            branch: update.name.clone(),
+            old_commit: update.old.clone(),
+            pushed_by: push.user.clone(),
+            options,
+            timings: vec![("receive".to_owned(), received)],
+        };
+        let build = match self.0.pipeline.enqueue(new).await {
+            Ok(build) => build,
+            Err(QueueError::Busy(active)) => return Err(Rejected(busy(&active)).into()),
+            Err(QueueError::Full { limit }) => {
+                let refusal = Refusal::new(format!("{limit} builds are waiting already; try again in a few minutes."));
+                return Err(Rejected(refusal.detail("Nothing was changed.")).into());
+            }
+            Err(QueueError::Store(error)) => return Err(error.into()),
+        };
+        if let Err(error) = self.pin(env, build.number, &update.new).await {
+            self.0.pipeline.cancel(env, build.number, "its commit could not be kept").await?;
+            return Err(error);
+        }
+        if options.detach {
+            self.choose_branch(env, &update.name).await?;
+        }
+        self.settle_later(build.clone(), push.ended.clone());
+        Ok(Some(Queued { build, detached: options.detach }))
+    }
+
+    async fn refuse_shallow(&self, env: &EnvRef, request: &HookRequest) -> anyhow::Result<()> {
+        let (path, quarantine) = (self.0.repositories.path(env), request.quarantine.clone());
+        let is_new = |update: &&Update| update.new.bytes().any(|digit| digit != b'0');
+        let tips: Vec<String> = request.updates.iter().filter(is_new).map(|update| update.new.clone()).collect();
+        let cut_off = tokio::task::spawn_blocking(move || {
+            let tips: Vec<&str> = tips.iter().map(String::as_str).collect();
+            is_cut_off(&path, &quarantine, &tips)
+        });
+        if cut_off.await?? { Err(Rejected(refusal_of(Obstacle::Shallow)).into()) } else { Ok(()) }
+    }
+
+    /// The commit itself, then what its tree says.
+    async fn check_commit(&self, env: &EnvRef, request: &HookRequest, update: &Update) -> anyhow::Result<()> {
+        let (repositories, owner) = (self.0.repositories.clone(), env.clone());
+        let (path, quarantine) = (self.0.repositories.path(env), request.quarantine.clone());
+        let commit = update.new.clone();
+        let obstacle = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+            repositories.objects_of_quarantine(&owner, &quarantine)?;
+            Ok(commit_obstacle(&path, &quarantine, &commit)?)
+        });
+        if let Some(obstacle) = obstacle.await?? {
+            return Err(Rejected(refusal_of(obstacle)).into());
+        }
+        let tree = PushedTree {
+            env: env.clone(),
+            repository: self.0.repositories.path(env),
+            objects: request.quarantine.clone(),
+            commit: update.new.clone(),
+            known_good: update.old.bytes().any(|digit| digit != b'0').then(|| update.old.clone()),
+        };
+        let description = self.0.pipeline.describe(tree).await.map_err(|problems| {
+            let mut refusal = Refusal::new("The pushed tree cannot be built as it is:");
+            refusal.details.extend(problems.lines().map(str::to_owned));
+            Rejected(refusal.detail("Nothing was changed."))
+        })?;
+        Ok(self.check_description(env, &description).map_err(Rejected)?)
+    }
+
+    fn check_description(&self, env: &EnvRef, description: &Description) -> Result<(), Refusal> {
+        let app = env.app_ref();
+        if !description.has_manifest && self.0.settings.require_manifest {
+            let mut refusal = Refusal::new("This server wants a berth.yaml at the root of the repository. Add this one:");
+            refusal.details.extend(self.0.pipeline.manifest_template(&app).lines().map(str::to_owned));
+            return Err(refusal);
+        }
+        if let Some(named) = description.app.as_ref().filter(|named| **named != app) {
+            return Err(Refusal::new(format!("berth.yaml says `app: {named}`, but this remote is {env}."))
+                .detail("Push to the remote of that app, or correct `app:` in berth.yaml."));
+        }
+        let Some(token) = &description.auth else { return Ok(()) };
+        let hint = format!("`apps info {app}` prints the right one; without `auth:` the push is taken as well.");
+        match self.0.pipeline.token_app(token) {
+            Ok(owner) if owner == app => Ok(()),
+            Ok(owner) => Err(Refusal::new(format!("`auth:` in berth.yaml is the token of {owner}, not of {app}.")).detail(hint)),
+            Err(reason) => Err(Refusal::new(format!("`auth:` in berth.yaml does not count: {reason}.")).detail(hint)),
+        }
+    }
+
+    async fn blocking_keep(&self, env: &EnvRef, quarantine: &Path) -> anyhow::Result<()> {
+        let (repositories, env, quarantine) = (self.0.repositories.clone(), env.clone(), quarantine.to_owned());
+        Ok(tokio::task::spawn_blocking(move || repositories.keep_objects(&env, &quarantine)).await??)
+    }
+
+    async fn pin(&self, env: &EnvRef, number: BuildNumber, commit: &str) -> anyhow::Result<()> {
+        let (repositories, env, commit) = (self.0.repositories.clone(), env.clone(), commit.to_owned());
+        Ok(tokio::task::spawn_blocking(move || repositories.pin(&env, number, &commit)).await??)
+    }
+
+    /// Relays the build's output until it is final.
+    async fn follow(&self, push: &LivePush, build: &Build, output: &mpsc::Sender<Bytes>) -> Verdict {
+        let (env, number) = (&push.env, build.number);
+        let relay = async {
+            let mut lines = self.0.pipeline.follow(env, number).await;
+            while let Some(bytes) = lines.next().await {
+                if output.send(bytes).await.is_err() {
+                    break;
+                }
+            }
+            self.0.pipeline.wait(env, number).await
+        };
+        let text = tokio::select! {
+            ended = relay => match ended.map(|build| build.state) {
+                Ok(BuildState::Succeeded) => match self.settled(push, build).await {
+                    Ok(()) => return Verdict::Accept,
+                    Err(error) => {
+                        tracing::error!(%env, %number, error = format!("{error:#}"), "a push could not be completed");
+                        Refusal::new("The build succeeded, but the branch could not be recorded; push again.")
+                    }
+                },
+                Ok(BuildState::Cancelled { reason }) => Refusal::new(format!("Push rejected: build {number} was cancelled: {reason}")),
+                Ok(_) => Refusal::new(format!("Push rejected: build {number} failed"))
+                    .detail(format!("See its output again with: builds logs {env} {number}")),
+                Err(error) => {
+                    tracing::error!(%env, %number, %error, "the outcome of a build could not be read");
+                    Refusal::new(format!("The outcome of build {number} could not be read; see builds info {env} {number}"))
+                }
+            },
+            () = self.0.shutdown.cancelled() => {
+                Refusal::new(format!("The server is restarting. Build {number} goes on without this push, and the branch moves when it succeeds."))
+                    .detail(format!("Follow it with: builds logs {env} {number} -f"))
+            }
+        };
+        let _ = output.send(Bytes::from(text.render())).await;
+        Verdict::Reject
+    }
+}
+
+/// A refusal on its way out as an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.reason)]
+struct Rejected(Refusal);
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn refusal_of(obstacle: Obstacle) -> Refusal {
+    match obstacle {
+        Obstacle::NotACommit => Refusal::new("A branch must point at a commit, and what was pushed is none."),
+        Obstacle::EmptyTree => Refusal::new("The pushed commit has no files in it, so there is nothing to build.")
+            .detail("Is the work committed? `git add -A && git commit`, then push again."),
+        Obstacle::Shallow => Refusal::new("The push comes from a shallow clone, and the server lacks the rest of its history.")
+            .detail("Fetch it with `git fetch --unshallow` (in CI: fetch-depth: 0), then push again."),
+    }
+}
+
+fn busy(active: &Build) -> Refusal {
+    let (env, number, branch) = (&active.env, active.number, active.branch.as_deref().map_or("main", short_branch));
+    let since = active.started_at.unwrap_or(active.queued_at);
+    let seconds = (Timestamp::now().as_second() - since.as_second()).max(0);
+    let state = if active.started_at.is_some() { "running" } else { "queued" };
+    let duration = if seconds < 120 { format!("{seconds} s") } else { format!("{} min", seconds / 60) };
+    Refusal::new(format!("Build {number} of {env}, pushed by {}, has been {state} for {duration}.", active.pushed_by))
+        .detail(format!("Follow it with:        builds logs {env} {number} -f"))
+        .detail(format!("Cancel and replace it: git push -o supersede paas-{} HEAD:{branch}", env.env))
+        .detail("Nothing was changed.")
+}

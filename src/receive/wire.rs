@@ -1,0 +1,134 @@
+//! Running `receive-pack` and `upload-pack` for a client.
+
+use std::{
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{LivePush, Receive, Refusal};
+use crate::{
+    domain::{EnvRef, UserName},
+    git::{
+        settings::Service,
+        wire::{Frame, WhenGone, WireIo, is_shallow_push, serve},
+    },
+};
+
+/// How long a client waits for a free git process.
+const PLACE_WAIT: Duration = Duration::from_secs(60);
+/// Exit statuses of the contract.
+const FAILED: u8 = 1;
+const TRY_LATER: u8 = 75;
+
+/// Takes a push off the list when its `receive-pack` has ended.
+struct Registered<'a> {
+    receive: &'a Receive,
+    token: String,
+    push: Arc<LivePush>,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.receive.0.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.token);
+        self.push.ended.cancel();
+    }
+}
+
+impl Receive {
+    /// Serves one client that may do this; returns the exit status to tell it. A push goes on when its client is gone.
+    pub async fn serve(
+        &self,
+        service: Service,
+        env: &EnvRef,
+        user: &UserName,
+        protocol: Option<&'static str>,
+        io: WireIo,
+    ) -> u8 {
+        let output = io.output.clone();
+        let Ok(Ok(_place)) = timeout(PLACE_WAIT, self.0.sessions.acquire()).await else {
+            let refusal = Refusal::new("The server is serving as many git clients as it can; try again in a minute.");
+            say(&output, &refusal).await;
+            return TRY_LATER;
+        };
+        let served = match service {
+            Service::ReceivePack => self.receive_pack(env, user, protocol, io).await,
+            Service::UploadPack => self.upload_pack(env, protocol, io).await,
+        };
+        match served {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::error!(%env, %error, service = service.name(), "git could not be run");
+                say(&output, &Refusal::new(format!("The server cannot run git {}; its log says why.", service.name()))).await;
+                FAILED
+            }
+        }
+    }
+
+    async fn upload_pack(&self, env: &EnvRef, protocol: Option<&'static str>, io: WireIo) -> anyhow::Result<u8> {
+        let path = self.ensure(env).await?;
+        let command = self.0.git.serve(Service::UploadPack, &path, protocol);
+        Ok(match serve(command, io, WhenGone::Kill, |_| {}).await {
+            Ok(served) => exit_status(served.status),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => FAILED,
+            Err(error) => return Err(error.into()),
+        })
+    }
+
+    async fn receive_pack(
+        &self,
+        env: &EnvRef,
+        user: &UserName,
+        protocol: Option<&'static str>,
+        io: WireIo,
+    ) -> anyhow::Result<u8> {
+        let path = self.ensure(env).await?;
+        let token = hex::encode(rand::random::<[u8; 16]>());
+        let push = Arc::new(LivePush {
+            env: env.clone(),
+            user: user.clone(),
+            started: Instant::now(),
+            shallow: false.into(),
+            ended: CancellationToken::new(),
+        });
+        let settings = &self.0.settings;
+        let mut command = self.0.git.serve(Service::ReceivePack, &path, protocol);
+        command.env("BERTH_BIN", &settings.berth).env("BERTH_CONTROL", &settings.control_socket).env("BERTH_PUSH", &token);
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner).insert(token.clone(), push.clone());
+        let registered = Registered { receive: self, token, push };
+        let output = io.output.clone();
+        let shallow = &registered.push.shallow;
+        let look = |first: &[u8]| shallow.store(is_shallow_push(first), Ordering::Release);
+        let served = serve(command, io, WhenGone::Finish, look).await?;
+        if !served.status.success() && served.received > self.0.git.max_input {
+            say(&output, &too_large(self.0.git.max_input)).await;
+        }
+        tracing::debug!(%env, %user, received = served.received, status = %served.status, "receive-pack ended");
+        Ok(exit_status(served.status))
+    }
+
+    async fn ensure(&self, env: &EnvRef) -> anyhow::Result<std::path::PathBuf> {
+        let (repositories, env) = (self.0.repositories.clone(), env.clone());
+        Ok(tokio::task::spawn_blocking(move || repositories.ensure(&env)).await??)
+    }
+}
+
+fn exit_status(status: std::process::ExitStatus) -> u8 {
+    // Ended by a signal: no code.
+    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)
+}
+
+fn too_large(limit: u64) -> Refusal {
+    let mebibytes = limit / (1024 * 1024);
+    Refusal::new(format!("The push is larger than this server takes: the limit is {mebibytes} MiB (git.max_push_size)."))
+        .detail("Large files in the history? `git filter-repo --strip-blobs-bigger-than 10M` takes them out;")
+        .detail("build results and data belong into .gitignore. Nothing was changed.")
+}
+
+async fn say(output: &mpsc::Sender<Frame>, refusal: &Refusal) {
+    // A client that is gone does not read it.
+    let _ = output.send(Frame::Err(Bytes::from(refusal.render()))).await;
+}

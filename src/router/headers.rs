@@ -1,0 +1,300 @@
+//! Request headers: which host is asked, what a client may not claim, and what the replica is told about the client.
+
+use std::{borrow::Cow, net::IpAddr};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use pingora::{
+    ErrorType, OrErr,
+    http::{RequestHeader, ResponseHeader},
+    protocols::http::authority::{RawTargetAuthority, raw_target_authority},
+};
+
+/// Longest host name in DNS.
+const MAX_HOST: usize = 253;
+
+/// The key of a host in the routes table: without port and trailing dot, lower case. `None` when it is not a host at all.
+/// Allocates only for upper case.
+pub(super) fn host_key(authority: &[u8]) -> Option<Cow<'_, str>> {
+    let text = std::str::from_utf8(authority).ok()?;
+    let host = match text.strip_prefix('[') {
+        Some(rest) => &text[..rest.find(']')? + 2],
+        None => text.split_once(':').map_or(text, |(host, _port)| host),
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':' | b'[' | b']');
+    if host.is_empty() || host.len() > MAX_HOST || !host.bytes().all(allowed) {
+        return None;
+    }
+    match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Some(Cow::Owned(host.to_ascii_lowercase())),
+        false => Some(Cow::Borrowed(host)),
+    }
+}
+
+/// Who is asked: the target's authority (HTTP/2, absolute form) or else `Host`. The two have been found equal where both are present.
+pub(super) fn authority(request: &RequestHeader) -> Option<&[u8]> {
+    if let Some(authority) = request.uri.authority() {
+        return Some(authority.as_str().as_bytes());
+    }
+    match request.headers.get(header::HOST) {
+        Some(host) => Some(host.as_bytes()),
+        None => raw_target_authority(request.raw_path()).authority(),
+    }
+}
+
+/// Whether a client's request id is kept, by Heroku's rule: 20 to 200 ASCII letters, digits, `+`, `/`, `=` and `-`.
+pub(super) fn is_request_id(id: &[u8]) -> bool {
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'-');
+    (20..=200).contains(&id.len()) && id.iter().all(allowed)
+}
+
+/// The client's request id if it is valid, or a new one (a random UUID).
+pub(super) fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get("x-request-id").map(HeaderValue::as_bytes).filter(|id| is_request_id(id));
+    match given.and_then(|id| std::str::from_utf8(id).ok()) {
+        Some(id) => id.to_owned(),
+        None => new_request_id(),
+    }
+}
+
+fn new_request_id() -> String {
+    let mut bytes: [u8; 16] = rand::random();
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    let hex = hex::encode(bytes);
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+/// What the replica is told about the client.
+#[derive(Debug)]
+pub(super) struct Forwarded<'a> {
+    pub(super) client: IpAddr,
+    /// The port that the client connected to.
+    pub(super) port: u16,
+    pub(super) request_id: &'a str,
+}
+
+/// Makes the headers what the replica may believe: whatever only a proxy may say is removed and said anew.
+///
+/// # Errors
+/// When a value is not valid in a header, which values from a parsed request are.
+pub(super) fn prepare_request(request: &mut RequestHeader, told: &Forwarded<'_>) -> pingora::Result<()> {
+    for name in claims(&request.headers) {
+        request.remove_header(&name);
+    }
+    to_origin_form(request)?;
+    let host = request.headers.get(header::HOST).cloned();
+    if let Some(host) = host {
+        request.insert_header("X-Forwarded-Host", host)?;
+    }
+    request.insert_header("X-Forwarded-For", told.client.to_canonical().to_string())?;
+    request.insert_header("X-Forwarded-Proto", "http")?;
+    request.insert_header("X-Forwarded-Port", told.port.to_string())?;
+    request.insert_header("X-Request-Id", told.request_id)
+}
+
+/// Headers by which a client could pretend to be a proxy. Python and Ruby servers read `_` as `-`, so those spellings count as well.
+fn claims(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect()
+}
+
+fn is_claim(name: &str) -> bool {
+    // The cheap look first: of the usual headers none begins so.
+    match name.as_bytes().first() {
+        Some(b'x' | b'f' | b't' | b'p' | b'c' | b'h') => {}
+        _ => return false,
+    }
+    let known = |name: &str| {
+        name.starts_with("x-forwarded-")
+            || matches!(
+                name,
+                "forwarded"
+                    | "x-real-ip"
+                    | "x-client-ip"
+                    | "x-cluster-client-ip"
+                    | "true-client-ip"
+                    | "cf-connecting-ip"
+                    | "x-request-id"
+                    // httpoxy: CGI programs take it for the proxy to use.
+                    | "proxy"
+            )
+    };
+    match name.contains('_') {
+        // Also those that the router itself uses for routing and framing.
+        true => {
+            let name = name.replace('_', "-");
+            known(&name) || matches!(name.as_str(), "content-length" | "transfer-encoding" | "host")
+        }
+        false => known(name),
+    }
+}
+
+/// `GET http://host/path` becomes `GET /path` with `Host: host`; what is in origin form already stays as it is.
+fn to_origin_form(request: &mut RequestHeader) -> pingora::Result<()> {
+    let RawTargetAuthority::Absolute { authority, path_and_query, .. } = raw_target_authority(request.raw_path())
+    else {
+        return Ok(());
+    };
+    let host = HeaderValue::from_bytes(authority).or_err(ErrorType::InvalidHTTPHeader, "the target's authority")?;
+    let slash: &[u8] = if path_and_query.starts_with(b"/") { b"" } else { b"/" };
+    let target = [slash, path_and_query].concat();
+    request.insert_header(header::HOST, host)?;
+    request.set_raw_path(&target)
+}
+
+/// Removes what concerns only the connection to the replica; the proxy library writes what concerns the client's.
+pub(super) fn prepare_response(response: &mut ResponseHeader) {
+    if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        return;
+    }
+    let Some(connection) = response.headers.get(header::CONNECTION) else {
+        response.remove_header("keep-alive");
+        return;
+    };
+    let named: Vec<HeaderName> = connection
+        .as_bytes()
+        .split(|byte| *byte == b',')
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| !matches!(name.as_str(), "close" | "content-length" | "transfer-encoding" | "content-type"))
+        .collect();
+    for name in named {
+        response.remove_header(&name);
+    }
+    response.remove_header("keep-alive");
+    response.remove_header("proxy-connection");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_keys() {
+        for (authority, want) in [
+            ("shop.acme.localhost", Some("shop.acme.localhost")),
+            ("Shop.ACME.localhost:8080", Some("shop.acme.localhost")),
+            ("shop.acme.localhost.:80", Some("shop.acme.localhost")),
+            ("[::1]:8080", Some("[::1]")),
+            ("127.0.0.1:1", Some("127.0.0.1")),
+            ("", None),
+            (":80", None),
+            (".", None),
+            ("[::1", None),
+            ("a b", None),
+            ("a/b", None),
+            ("a@b", None),
+            ("a\tb", None),
+        ] {
+            assert_eq!(host_key(authority.as_bytes()).as_deref(), want, "{authority:?}");
+        }
+        assert_eq!(host_key(&[0xff]), None);
+        assert_eq!(host_key("a".repeat(254).as_bytes()), None);
+        assert!(matches!(host_key(b"shop.acme.localhost:80"), Some(Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn request_ids() {
+        for (id, kept) in [
+            ("0123456789abcdef0123", true),
+            ("01234567-89ab-cdef+/=X", true),
+            ("short", false),
+            ("has space in the middle of it", false),
+            ("newline0123456789\n01234", false),
+        ] {
+            assert_eq!(is_request_id(id.as_bytes()), kept, "{id:?}");
+        }
+        assert!(!is_request_id("a".repeat(201).as_bytes()));
+        let (one, other) = (new_request_id(), new_request_id());
+        assert!(one != other && one.len() == 36 && is_request_id(one.as_bytes()), "{one}");
+    }
+
+    fn request(path: &str, headers: &[(&'static str, &'static str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("GET", path.as_bytes(), None).unwrap();
+        for (name, value) in headers {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    fn told() -> Forwarded<'static> {
+        Forwarded { client: "::ffff:192.0.2.7".parse().unwrap(), port: 8080, request_id: "the-router-s-own-id-1" }
+    }
+
+    #[test]
+    fn a_client_cannot_pretend_to_be_a_proxy() {
+        let mut request = request(
+            "/",
+            &[
+                ("Host", "shop"),
+                ("X-Forwarded-For", "1.1.1.1"),
+                ("X-Forwarded-For", "2.2.2.2"),
+                ("X_Forwarded_For", "3.3.3.3"),
+                ("X-Forwarded-Proto", "https"),
+                ("X-Forwarded-Host", "evil"),
+                ("X-Forwarded-Port", "443"),
+                ("X-Forwarded-Prefix", "/x"),
+                ("X-Forwarded-Ssl", "on"),
+                ("Forwarded", "for=1.1.1.1"),
+                ("X-Real-IP", "1.1.1.1"),
+                ("X-Real_IP", "1.1.1.1"),
+                ("Proxy", "http://evil"),
+                ("Content_Length", "5"),
+                ("Cookie", "a=b"),
+                ("Cookie", "c=d"),
+                ("X_Own", "kept"),
+            ],
+        );
+        prepare_request(&mut request, &told()).unwrap();
+        let mut left: Vec<String> =
+            request.headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "cookie=a=b",
+                "cookie=c=d",
+                "host=shop",
+                "x-forwarded-for=192.0.2.7",
+                "x-forwarded-host=shop",
+                "x-forwarded-port=8080",
+                "x-forwarded-proto=http",
+                "x-request-id=the-router-s-own-id-1",
+                "x_own=kept",
+            ]
+        );
+    }
+
+    #[test]
+    fn absolute_form_becomes_origin_form() {
+        for (target, want) in [
+            ("http://shop/a?b=c", "/a?b=c"),
+            ("http://shop", "/"),
+            ("http://shop?x=1", "/?x=1"),
+            ("/plain?x", "/plain?x"),
+            ("*", "*"),
+        ] {
+            let mut request = request(target, &[]);
+            prepare_request(&mut request, &told()).unwrap();
+            assert_eq!(String::from_utf8_lossy(request.raw_path()), want, "{target}");
+            if target.starts_with("http") {
+                assert_eq!(request.headers[header::HOST], "shop");
+            }
+        }
+    }
+
+    #[test]
+    fn hop_by_hop_headers_of_a_response_end_here() {
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        for (name, value) in [
+            ("Connection", "close, X-Internal, Content-Length"),
+            ("Keep-Alive", "timeout=5"),
+            ("X-Internal", "1"),
+            ("Content-Length", "2"),
+        ] {
+            response.append_header(name, value).unwrap();
+        }
+        prepare_response(&mut response);
+        assert!(!response.headers.contains_key("x-internal") && !response.headers.contains_key("keep-alive"));
+        assert!(response.headers.contains_key("content-length"));
+    }
+}

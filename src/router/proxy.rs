@@ -1,0 +1,435 @@
+//! One request through the router: find the route, choose a replica, pass it on, record it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{StatusCode, header};
+use pingora::{
+    Error, ErrorSource,
+    ErrorType::{self, ConnectionClosed, HTTPStatus, ReadError, WriteError},
+    http::{RequestHeader, ResponseHeader},
+    protocols::{Digest, TcpKeepalive},
+    proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
+    upstreams::peer::HttpPeer,
+};
+
+use super::{
+    RouterSettings,
+    access::{AccessLog, Line},
+    headers::{self, Forwarded},
+    live::{Lease, LiveRoute, Routes},
+    pages::{Trouble, wants_html},
+    watchdog::Watchdog,
+};
+
+/// Largest request head, in bytes.
+pub(super) const MAX_HEAD: usize = 64 * 1024;
+/// How long a write to a client, or the next read of a request body, may take.
+pub(super) const CLIENT_PAUSE: Duration = Duration::from_secs(60);
+/// How long the rest of a request body is read after the answer has been sent.
+const DISCARD_LIMIT: Duration = Duration::from_secs(5);
+/// How long an idle connection to a replica is kept. Shorter than what common servers keep (gunicorn 2 s, Node 5 s), so that a request
+/// is not sent just when the replica closes.
+const IDLE_LIMIT: Duration = Duration::from_millis(1500);
+/// How many replicas a request is tried on.
+pub(super) const MAX_TRIES: usize = 4;
+
+/// Passes requests on by the routes in force.
+pub(super) struct Proxy {
+    routes: Arc<Routes>,
+    access: AccessLog,
+    settings: Arc<RouterSettings>,
+}
+
+/// What is known of one request.
+pub(super) struct Request {
+    started: Instant,
+    watchdog: Option<Arc<Watchdog>>,
+    request_id: String,
+    route: Option<Arc<LiveRoute>>,
+    lease: Option<Lease>,
+    /// Keys of backends not to be asked again.
+    tried: Vec<u64>,
+    tries: u64,
+    connect_started: Instant,
+    connect: Duration,
+    /// Why it failed, for the access log.
+    error: Option<&'static str>,
+}
+
+impl Request {
+    /// Nothing is awaited from the client or a replica any more.
+    fn rest(&self) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.rest();
+        }
+    }
+
+    /// Gives the replica up and remembers not to ask it again.
+    fn give_up_replica(&mut self) -> Option<Lease> {
+        let lease = self.lease.take()?;
+        self.tried.push(lease.backend().key);
+        Some(lease)
+    }
+}
+
+impl Proxy {
+    pub(super) fn new(routes: Arc<Routes>, access: AccessLog, settings: Arc<RouterSettings>) -> Self {
+        Self { routes, access, settings }
+    }
+
+    /// Finds the route, or what is wrong with the request.
+    fn route(&self, session: &Session) -> Result<Arc<LiveRoute>, Refusal> {
+        check_head(session)?;
+        let authority = headers::authority(session.req_header());
+        let authority = authority
+            .ok_or(Refusal::Malformed(Trouble::BadRequest("it has no Host header, which says which app is asked")))?;
+        let host = headers::host_key(authority)
+            .ok_or(Refusal::Malformed(Trouble::BadRequest("its Host header is not a host name")))?;
+        self.routes.find(&host).ok_or_else(|| Refusal::UnknownHost(host.into_owned()))
+    }
+
+    /// What the failure means to the client, if it can still be told, and in a word for the log.
+    fn explain<'a>(&'a self, error: &Error, request: &'a Request) -> (Option<Trouble<'a>>, &'static str) {
+        let Some(route) = &request.route else {
+            return (Some(Trouble::Internal), "internal");
+        };
+        let env = &route.env;
+        if let Some(word) = request.error {
+            let trouble = match word {
+                "no-healthy-replica" => Trouble::NoReplica { env },
+                "refused" | "connect-timeout" => Trouble::Unreachable { env },
+                "timeout" => Trouble::TooLate { env, seconds: self.settings.first_byte_limit.as_secs() },
+                _ => Trouble::BadAnswer { env },
+            };
+            // A client that went away while a second replica was asked is the client's failure, not the first replica's.
+            if *error.esource() != ErrorSource::Downstream {
+                return (Some(trouble), word);
+            }
+        }
+        match (error.esource(), error.etype()) {
+            (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => {
+                (Some(Trouble::BadRequest("its headers or its body are malformed")), "bad-request")
+            }
+            (ErrorSource::Downstream, _) => (None, "client-closed"),
+            (ErrorSource::Upstream, _) => (Some(Trouble::BadAnswer { env }), "closed"),
+            _ => (Some(Trouble::Internal), "internal"),
+        }
+    }
+
+    /// The connection to a replica. A retry gets a pool of its own, that is, a new connection.
+    fn peer(&self, lease: &Lease, tries: u64) -> HttpPeer {
+        let backend = lease.backend();
+        let mut peer = HttpPeer::new(backend.upstream.address, false, String::new());
+        peer.group_key = if tries > 1 { u64::MAX - (backend.key * MAX_TRIES as u64 + tries) } else { backend.key };
+        let options = &mut peer.options;
+        options.connection_timeout = Some(self.settings.connect_timeout);
+        options.total_connection_timeout = Some(self.settings.connect_timeout);
+        options.idle_timeout = Some(IDLE_LIMIT);
+        options.write_timeout = Some(CLIENT_PAUSE);
+        options.tcp_keepalive = Some(TcpKeepalive {
+            idle: Duration::from_secs(60),
+            interval: Duration::from_secs(15),
+            count: 4,
+            user_timeout: Duration::ZERO,
+        });
+        peer
+    }
+}
+
+/// Why a request has no route.
+enum Refusal {
+    Malformed(Trouble<'static>),
+    UnknownHost(String),
+}
+
+/// Refuses heads that are too large, and framing that two servers could understand differently.
+fn check_head(session: &Session) -> Result<(), Refusal> {
+    let Some(http1) = session.as_downstream().as_http1() else { return Ok(()) };
+    let raw = http1.get_headers_raw_bytes();
+    if raw.len() > MAX_HEAD {
+        return Err(Refusal::Malformed(Trouble::HeadTooLarge));
+    }
+    let headers = &session.req_header().headers;
+    // The proxy library drops Content-Length when both are there; RFC 9112 (6.1) lets a server refuse, which is safer.
+    if headers.contains_key(header::TRANSFER_ENCODING) && has_header_line(&raw, b"content-length") {
+        return Err(Refusal::Malformed(Trouble::BadRequest("it has both Content-Length and Transfer-Encoding")));
+    }
+    Ok(())
+}
+
+/// Whether a raw head has a line for the header `name` (lower case).
+fn has_header_line(raw: &[u8], name: &[u8]) -> bool {
+    raw.split(|byte| *byte == b'\n').any(|line| {
+        let is_name = line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
+        is_name && line[name.len()..].trim_ascii_start().starts_with(b":")
+    })
+}
+
+/// Answers with a page of the router's own.
+async fn answer(session: &mut Session, trouble: &Trouble<'_>, request_id: &str) -> pingora::Result<u16> {
+    let request = session.req_header();
+    let html = wants_html(request.headers.get(header::ACCEPT).map(|accept| accept.as_bytes()));
+    let head_only = request.method == http::Method::HEAD;
+    let page = trouble.page(html, request_id);
+    let mut response = ResponseHeader::build(page.status, Some(6))?;
+    response.insert_header(header::CONTENT_TYPE, page.content_type)?;
+    response.insert_header(header::CONTENT_LENGTH, page.body.len())?;
+    response.insert_header(header::CACHE_CONTROL, "no-store")?;
+    response.insert_header("X-Request-Id", request_id)?;
+    if let Some(seconds) = page.retry_after {
+        response.insert_header(header::RETRY_AFTER, seconds)?;
+    }
+    session.write_response_header(Box::new(response), head_only).await?;
+    if !head_only {
+        session.write_response_body(Some(Bytes::from(page.body)), true).await?;
+    }
+    Ok(page.status)
+}
+
+/// The client's address and the port that it connected to.
+fn client(session: &Session) -> (IpAddr, u16) {
+    let inet =
+        |address: Option<&pingora::protocols::l4::socket::SocketAddr>| address.and_then(|a| a.as_inet()).copied();
+    let client =
+        inet(session.client_addr()).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical());
+    (client, inet(session.server_addr()).map_or(80, |address| address.port()))
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Request;
+
+    fn new_ctx(&self) -> Request {
+        let now = Instant::now();
+        Request {
+            started: now,
+            watchdog: Watchdog::current(),
+            request_id: String::new(),
+            route: None,
+            lease: None,
+            tried: Vec::new(),
+            tries: 0,
+            connect_started: now,
+            connect: Duration::ZERO,
+            error: None,
+        }
+    }
+
+    /// No response compression and the like: bytes pass as they are.
+    fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, request: &mut Request) -> pingora::Result<bool> {
+        request.rest();
+        session.set_write_timeout(Some(CLIENT_PAUSE));
+        session.set_total_drain_timeout(Some(DISCARD_LIMIT));
+        session.set_pipelining_enabled(true);
+        request.request_id = headers::request_id(&session.req_header().headers);
+        let host;
+        let trouble = match self.route(session) {
+            Ok(route) => {
+                let route = request.route.insert(route);
+                let env = &route.env;
+                if route.has_replicas() {
+                    return Ok(false);
+                }
+                request.error = Some(if route.released { "no-healthy-replica" } else { "no-release" });
+                match route.released {
+                    true => Trouble::NoReplica { env },
+                    false => Trouble::NoRelease { env, push_base: &self.settings.push_base },
+                }
+            }
+            Err(Refusal::Malformed(trouble)) => {
+                // What follows on this connection may not be a request either.
+                session.set_keepalive(None);
+                trouble
+            }
+            Err(Refusal::UnknownHost(unknown)) => {
+                host = unknown;
+                Trouble::UnknownHost { host: &host, base_domain: &self.settings.base_domain }
+            }
+        };
+        answer(session, &trouble, &request.request_id).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, request: &mut Request) -> pingora::Result<Box<HttpPeer>> {
+        request.lease = None;
+        let route = request.route.as_ref().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
+        let Some(lease) = self.routes.lease(route, &request.tried) else {
+            // Whatever made the replicas before fail is the better explanation.
+            request.error.get_or_insert("no-healthy-replica");
+            return Err(Error::new_up(HTTPStatus(503)));
+        };
+        request.tries += 1;
+        request.connect_started = Instant::now();
+        let peer = self.peer(&lease, request.tries);
+        request.lease = Some(lease);
+        Ok(Box::new(peer))
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        request: &mut Request,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(lease) = request.give_up_replica() {
+            lease.backend().suspect();
+        }
+        let timed_out = *error.etype() == ErrorType::ConnectTimedout;
+        request.error = Some(if timed_out { "connect-timeout" } else { "refused" });
+        // Nothing was sent, so any request can go to another replica.
+        error.set_retry(true);
+        error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        socket: std::os::fd::RawFd,
+        _digest: Option<&Digest>,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        request.connect = request.connect_started.elapsed();
+        request.error = None;
+        if let Some(watchdog) = &request.watchdog {
+            watchdog.await_first_byte(socket, session.is_body_empty());
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream_request: &mut RequestHeader,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        let (client, port) = client(session);
+        headers::prepare_request(upstream_request, &Forwarded { client, port, request_id: &request.request_id })
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        if let Some(watchdog) = &request.watchdog {
+            watchdog.progress(end_of_stream);
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(());
+        }
+        request.rest();
+        headers::prepare_response(response);
+        if session.is_process_shutting_down() {
+            // The answer says so (Connection: close), and the client opens its next connection elsewhere.
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        request: &mut Request,
+        reused: bool,
+    ) -> Box<Error> {
+        request.rest();
+        error.set_retry(false);
+        if request.watchdog.as_ref().is_some_and(|watchdog| watchdog.fired()) {
+            request.error = Some("timeout");
+            error.as_up();
+            return error;
+        }
+        if *error.esource() != ErrorSource::Upstream {
+            return error;
+        }
+        request.error = Some("closed");
+        let closed = matches!(error.etype(), ConnectionClosed | ReadError | WriteError);
+        let repeatable =
+            session.req_header().method.is_idempotent() && !session.as_downstream().retry_buffer_truncated();
+        if closed && repeatable && session.response_written().is_none() {
+            // The replica died, or had closed the idle connection: the same request may be made again (RFC 9110, 9.2.2). In the latter
+            // case the replica itself is well.
+            if !reused {
+                request.give_up_replica();
+            }
+            error.set_retry(true);
+        }
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, request: &mut Request) -> FailToProxy {
+        request.rest();
+        let (trouble, word) = self.explain(error, request);
+        let mut error_code = session.response_written().map_or(499, |response| response.status.as_u16());
+        if let (Some(trouble), None) = (&trouble, session.response_written()) {
+            session.set_keepalive(None);
+            match answer(session, trouble, &request.request_id).await {
+                Ok(status) => error_code = status,
+                Err(error) => tracing::debug!(%error, "the client could not be told"),
+            }
+        }
+        request.error = Some(word);
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, request: &mut Request) {
+        request.rest();
+        let lease = request.lease.take();
+        let Some(route) = &request.route else { return };
+        let header = session.req_header();
+        self.access.record(&Line {
+            env: &route.env,
+            request_id: &request.request_id,
+            method: header.method.as_str(),
+            host: headers::authority(header).unwrap_or_default(),
+            path: header.raw_path(),
+            // 499, as nginx has it: the client went away before there was an answer.
+            status: session.response_written().map_or(499, |response| response.status.as_u16()),
+            replica: lease.as_ref().map_or("", |lease| lease.backend().upstream.replica.as_str()),
+            client: client(session).0,
+            connect: request.connect,
+            total: request.started.elapsed(),
+            bytes: session.body_bytes_sent() as u64,
+            error: request.error,
+        });
+    }
+
+    /// Failures are in the access log, which belongs to the app; the router's own log is for the router.
+    fn suppress_error_log(&self, _session: &Session, _request: &Request, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _request: &Request,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}

@@ -1,0 +1,240 @@
+//! Listeners, connections, and the end of them.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use nix::sys::socket::{setsockopt, sockopt};
+use pingora::{
+    apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp},
+    protocols::http::{ServerSession, v2::server::H2Options},
+    proxy::HttpProxy,
+    server::{ShutdownWatch, configuration::ServerConf},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    RouterSettings,
+    client::ClientStream,
+    proxy::{CLIENT_PAUSE, MAX_HEAD, MAX_TRIES, Proxy},
+    watchdog::{Limits, guard},
+};
+
+/// From a connection being ready for a request to the end of the request's head; also how long an idle connection is kept.
+const HEAD_LIMIT: Duration = Duration::from_secs(60);
+/// Requests at a time on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
+/// How long to wait when the process has no file descriptor left for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The proxy with the limits that concern a request as a whole; one for each version of HTTP.
+struct Guarded {
+    proxy: Arc<HttpProxy<Proxy>>,
+    limits: Limits,
+    options: HttpServerOptions,
+}
+
+#[async_trait]
+impl HttpServerApp for Guarded {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        guard(self.limits, self.proxy.process_new_http(session, shutdown)).await
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        let mut options = H2Options::new();
+        options.max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEAD as u32);
+        Some(options)
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
+    }
+}
+
+/// Serves connections until it is told to stop.
+pub(super) struct Server {
+    proxy: Arc<HttpProxy<Proxy>>,
+    http1: Arc<Guarded>,
+    http2: Arc<Guarded>,
+    connections: TaskTracker,
+    permits: Arc<Semaphore>,
+    shutdown: watch::Sender<bool>,
+    drain: Duration,
+}
+
+impl Server {
+    pub(super) fn new(proxy: Proxy, settings: &RouterSettings) -> Arc<Self> {
+        let conf = ServerConf { max_retries: MAX_TRIES, threads: settings.threads, ..ServerConf::default() };
+        let mut proxy = HttpProxy::new(proxy, Arc::new(conf));
+        proxy.handle_init_modules();
+        let proxy = Arc::new(proxy);
+        let limits = Limits { head: HEAD_LIMIT, first_byte: settings.first_byte_limit, client_pause: CLIENT_PAUSE };
+        let guarded = |h2c: bool| {
+            let mut options = HttpServerOptions::default();
+            options.h2c = h2c;
+            options.h2_idle_timeout = Some(HEAD_LIMIT);
+            Arc::new(Guarded { proxy: proxy.clone(), limits, options })
+        };
+        Arc::new(Self {
+            http1: guarded(false),
+            http2: guarded(true),
+            proxy,
+            connections: TaskTracker::new(),
+            permits: Arc::new(Semaphore::new(settings.max_connections)),
+            shutdown: watch::Sender::new(false),
+            drain: settings.drain,
+        })
+    }
+
+    /// Accepts connections on `listeners` until SIGTERM or SIGINT, then lets requests under way finish, for as long as the settings
+    /// allow. A second signal ends it at once.
+    pub(super) async fn run(self: Arc<Self>, listeners: Vec<TcpListener>) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+        let accepting: Vec<_> =
+            listeners.into_iter().map(|listener| tokio::spawn(self.clone().accept(listener))).collect();
+        either(&mut terminate, &mut interrupt).await;
+        tracing::info!(connections = self.connections.len(), "stopping; requests under way may finish");
+        self.shutdown.send_replace(true);
+        for task in accepting {
+            // It sees the shutdown and closes its listener.
+            task.await.context("an accepting task failed")?;
+        }
+        self.proxy.http_cleanup().await;
+        self.connections.close();
+        tokio::select! {
+            () = self.connections.wait() => tracing::info!("every request is answered"),
+            () = tokio::time::sleep(self.drain) => {
+                tracing::warn!(connections = self.connections.len(), "the time to drain is over; connections are cut");
+            }
+            () = either(&mut terminate, &mut interrupt) => tracing::warn!("told twice to stop; connections are cut"),
+        }
+        Ok(())
+    }
+
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        let local = listener.local_addr().ok();
+        let mut shutdown = self.shutdown.subscribe();
+        loop {
+            let next = async {
+                // Fails only when the semaphore is closed, which never happens.
+                let permit = self.permits.clone().acquire_owned().await.ok();
+                (listener.accept().await, permit)
+            };
+            let (accepted, permit) = tokio::select! {
+                accepted = next => accepted,
+                _ = shutdown.wait_for(|stop| *stop) => return,
+            };
+            match accepted {
+                Ok((stream, client)) => {
+                    let server = self.clone();
+                    self.connections.spawn(async move {
+                        server.serve(stream, client, local).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) if is_about_the_connection(&error) => {}
+                Err(error) => {
+                    tracing::error!(%error, "no connection can be accepted; is the limit of open files too low?");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(&self, stream: TcpStream, client: SocketAddr, local: Option<SocketAddr>) {
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%error, "the client is gone");
+            return;
+        }
+        let mut shutdown = self.shutdown.subscribe();
+        let mut stream = Box::new(ClientStream::new(stream, client, local));
+        let http2 = tokio::select! {
+            http2 = timeout(HEAD_LIMIT, stream.begins_with_h2_preface()) => http2,
+            _ = shutdown.wait_for(|stop| *stop) => return,
+        };
+        // Otherwise the client closed, or said nothing for too long.
+        if let Ok(Ok(http2)) = http2 {
+            let app = if http2 { &self.http2 } else { &self.http1 };
+            app.process_new(stream, &shutdown).await;
+        }
+    }
+}
+
+/// Sends small packets at once, and finds out when the client's machine is gone: nothing else ends an idle WebSocket.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &60)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &4)?;
+    Ok(())
+}
+
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}
+
+/// Failures of one client's connection, after which the next can be accepted at once.
+fn is_about_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// Binds every address. `[::]` takes IPv4 as well, so `0.0.0.0` with the same port beside it is left out; where there is no IPv6,
+/// `[::]` is left out.
+///
+/// # Errors
+/// When an address cannot be bound, or none is left.
+pub(super) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    let mut addresses = addresses.to_vec();
+    addresses.sort_by_key(|address| !address.is_ipv6());
+    let mut listeners: Vec<TcpListener> = Vec::new();
+    let mut last_error = None;
+    for address in addresses {
+        let everywhere = |listener: &TcpListener| {
+            let bound = listener.local_addr().ok();
+            bound.is_some_and(|bound| bound.is_ipv6() && bound.ip().is_unspecified() && bound.port() == address.port())
+        };
+        match TcpListener::bind(address).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && address.is_ipv4()
+                    && listeners.iter().any(everywhere) => {}
+            Err(error) if address.is_ipv6() && is_no_ipv6(&error) => {
+                tracing::warn!(%address, %error, "there is no IPv6 here");
+                last_error = Some((address, error));
+            }
+            Err(error) => return Err(error).with_context(|| cannot_listen(address)),
+        }
+    }
+    match (listeners.is_empty(), last_error) {
+        (true, Some((address, error))) => Err(error).with_context(|| cannot_listen(address)),
+        (true, None) => anyhow::bail!("the router has no address to listen on; give at least one"),
+        (false, _) => Ok(listeners),
+    }
+}
+
+fn is_no_ipv6(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
+}
+
+fn cannot_listen(address: SocketAddr) -> String {
+    format!("the router cannot listen on {address}; is another process using the port?")
+}

@@ -1,0 +1,7 @@
+//! The router as a process, between real clients and real replicas.
+
+mod attacks;
+mod harness;
+mod requests;
+mod streams;
+mod switching;
