@@ -12,7 +12,8 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 
 /// Subdirectories that the parts of the server expect.
-const SUBDIRECTORIES: [&str; 9] = ["repositories", "logs", "builds", "router", "registry", "stacks", "tmp", "keys", "hooks"];
+const SUBDIRECTORIES: [&str; 9] =
+    ["repositories", "logs", "builds", "router", "registry", "stacks", "tmp", "keys", "hooks"];
 
 /// The directory, locked for as long as this lives.
 pub(super) struct DataDir {
@@ -62,7 +63,8 @@ fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
 fn empty(directory: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        let removed = if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+        let removed =
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
         removed.with_context(|| format!("cannot remove {}", entry.path().display()))?;
     }
     Ok(())

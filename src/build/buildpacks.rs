@@ -295,6 +295,11 @@ mod tests {
         let mut tar = Vec::new();
         packs.write(&mut tar).unwrap();
         assert!(!tar.is_empty());
+        let globs = packs.detect_globs(&[]).expect("each buildpack.yaml says what bin/detect looks at");
+        assert!(
+            globs.iter().any(|glob| glob == "package.json") && globs.iter().any(|glob| glob == "Procfile"),
+            "{globs:?}"
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a pushed tree says about itself: manifest and Procfile, read from git.
 
+use std::path::Path;
+
 use crate::{
     domain::{EnvRef, ProcessType},
     manifest::{self, Definition, FILE_NAME, MAX_BYTES, Manifest, PROCFILE, Problem},
@@ -33,6 +35,21 @@ pub fn definition(tree: &SourceTree, env: &EnvRef) -> Result<Description, Vec<Pr
     })?;
     let definition = definition.with_procfile(procfile.as_deref().unwrap_or_default());
     Ok(Description { manifest, procfile, definition })
+}
+
+/// As [`definition`], for a commit that is being pushed: also refuses what cannot be built whatever it says. `objects`: the quarantine's
+/// object directory; `known_good`: a commit of this repository that was checked before. Blocking.
+pub fn check_push(
+    repository: &Path,
+    objects: &Path,
+    commit: &str,
+    known_good: Option<&str>,
+    env: &EnvRef,
+) -> Result<Description, Vec<Problem>> {
+    let failed = |error: SourceError| vec![problem("", &error)];
+    let tree = SourceTree::open(repository, Some(objects), commit).map_err(failed)?;
+    let refusals = tree.refusals(known_good).map_err(failed)?;
+    if refusals.is_empty() { definition(&tree, env) } else { Err(refusals) }
 }
 
 fn read(tree: &SourceTree, path: &str) -> Result<Option<Vec<u8>>, Vec<Problem>> {

@@ -28,7 +28,7 @@ mod testing;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 pub use buildpacks::{BuildpackError, Buildpacks, CustomBuildpacks};
-pub use definition::{Description, definition};
+pub use definition::{Description, check_push, definition};
 pub use delivery::{BuildLogs, Delivery};
 pub use output::{BuildOutput, Transcript, human_duration};
 pub use queue::{BuildService, Builds};

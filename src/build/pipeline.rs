@@ -245,7 +245,7 @@ impl Run<'_> {
         let Some(result) = record.results.iter().rev().find(fits).cloned() else { return Ok(None) };
         let mut publisher = self.publisher();
         for layer in &result.layers {
-            if !publisher.reuse(layer, None).await? {
+            if !publisher.reuse(layer, None, true).await? {
                 return Ok(None);
             }
         }
@@ -253,7 +253,7 @@ impl Run<'_> {
         self.output.step(&format!("Reusing the last build: nothing that it depends on has changed ({buildpacks})"));
         self.stopwatch.lap("decide");
         let shadow = Shadow::from_texts(&result.shadow);
-        let slug = self.publish(publisher, source, stacks, &shadow, result.layers, result.files_size).await?;
+        let slug = self.publish(publisher, source, stacks, &shadow, result.layers, result.files_size, true).await?;
         let (image, layers) = slug;
         let slug_record = self.slug_record(slug_key, &image, &result.defaults, &result.buildpacks);
         let records = Records { layers, slug: Some(slug_record), compile: None };
@@ -311,7 +311,8 @@ impl Run<'_> {
             let (defaults, buildpacks) = (defaults.clone(), buildpacks.clone());
             Some(CompileResult { inputs: globs, shadow, digest, layers, files_size, defaults, buildpacks })
         })();
-        let (image, layer_records) = self.publish(publisher, &source, stacks, &slug.shadow, layers, files_size).await?;
+        let (image, layer_records) =
+            self.publish(publisher, &source, stacks, &slug.shadow, layers, files_size, false).await?;
         let compile = match result {
             Some(result) => Some(self.compile_record(compile_key, result).await?),
             None => None,
@@ -330,9 +331,10 @@ impl Run<'_> {
         shadow: &Shadow,
         compiled: Vec<LayerRef>,
         compiled_size: u64,
+        trust: bool,
     ) -> Result<(ImageRef, Vec<LayerRecord>), BuildError> {
         let base = stacks.run.layer.clone();
-        if !publisher.reuse(&base, Some(&stacks.run.image.repository)).await? {
+        if !publisher.reuse(&base, Some(&stacks.run.image.repository), trust).await? {
             let error = anyhow::anyhow!("the registry has lost the run stack; restart the server to push it again");
             return Err(error.into());
         }

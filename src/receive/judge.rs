@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{
-    Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update, Verdict,
-    policy::decide,
+    Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update,
+    Verdict, policy::decide,
 };
 use crate::{
     domain::{Build, BuildNumber, BuildState, EnvRef, Environment},
@@ -65,7 +65,8 @@ impl Receive {
         let env = &push.env;
         let options = PushOptions::parse(&request.options).map_err(Rejected)?;
         let environment = self.0.store.get::<Environment>(env).await?;
-        let environment = environment.ok_or_else(|| Rejected(Refusal::new(format!("{env} was destroyed meanwhile."))))?;
+        let environment =
+            environment.ok_or_else(|| Rejected(Refusal::new(format!("{env} was destroyed meanwhile."))))?;
         let deploy = decide(env, environment.deploy_branch.as_deref(), &request.updates).map_err(Rejected)?;
         if push.is_shallow() {
             self.refuse_shallow(env, request).await?;
@@ -147,7 +148,8 @@ impl Receive {
     fn check_description(&self, env: &EnvRef, description: &Description) -> Result<(), Refusal> {
         let app = env.app_ref();
         if !description.has_manifest && self.0.settings.require_manifest {
-            let mut refusal = Refusal::new("This server wants a berth.yaml at the root of the repository. Add this one:");
+            let mut refusal =
+                Refusal::new("This server wants a berth.yaml at the root of the repository. Add this one:");
             refusal.details.extend(self.0.pipeline.manifest_template(&app).lines().map(str::to_owned));
             return Err(refusal);
         }
@@ -159,7 +161,9 @@ impl Receive {
         let hint = format!("`apps info {app}` prints the right one; without `auth:` the push is taken as well.");
         match self.0.pipeline.token_app(token) {
             Ok(owner) if owner == app => Ok(()),
-            Ok(owner) => Err(Refusal::new(format!("`auth:` in berth.yaml is the token of {owner}, not of {app}.")).detail(hint)),
+            Ok(owner) => {
+                Err(Refusal::new(format!("`auth:` in berth.yaml is the token of {owner}, not of {app}.")).detail(hint))
+            }
             Err(reason) => Err(Refusal::new(format!("`auth:` in berth.yaml does not count: {reason}.")).detail(hint)),
         }
     }
@@ -227,8 +231,10 @@ fn refusal_of(obstacle: Obstacle) -> Refusal {
         Obstacle::NotACommit => Refusal::new("A branch must point at a commit, and what was pushed is none."),
         Obstacle::EmptyTree => Refusal::new("The pushed commit has no files in it, so there is nothing to build.")
             .detail("Is the work committed? `git add -A && git commit`, then push again."),
-        Obstacle::Shallow => Refusal::new("The push comes from a shallow clone, and the server lacks the rest of its history.")
-            .detail("Fetch it with `git fetch --unshallow` (in CI: fetch-depth: 0), then push again."),
+        Obstacle::Shallow => {
+            Refusal::new("The push comes from a shallow clone, and the server lacks the rest of its history.")
+                .detail("Fetch it with `git fetch --unshallow` (in CI: fetch-depth: 0), then push again.")
+        }
     }
 }
 

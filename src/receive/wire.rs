@@ -62,7 +62,8 @@ impl Receive {
             Ok(status) => status,
             Err(error) => {
                 tracing::error!(%env, %error, service = service.name(), "git could not be run");
-                say(&output, &Refusal::new(format!("The server cannot run git {}; its log says why.", service.name()))).await;
+                say(&output, &Refusal::new(format!("The server cannot run git {}; its log says why.", service.name())))
+                    .await;
                 FAILED
             }
         }
@@ -96,7 +97,10 @@ impl Receive {
         });
         let settings = &self.0.settings;
         let mut command = self.0.git.serve(Service::ReceivePack, &path, protocol);
-        command.env("BERTH_BIN", &settings.berth).env("BERTH_CONTROL", &settings.control_socket).env("BERTH_PUSH", &token);
+        command
+            .env("BERTH_BIN", &settings.berth)
+            .env("BERTH_CONTROL", &settings.control_socket)
+            .env("BERTH_PUSH", &token);
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner).insert(token.clone(), push.clone());
         let registered = Registered { receive: self, token, push };
         let output = io.output.clone();
@@ -123,9 +127,11 @@ fn exit_status(status: std::process::ExitStatus) -> u8 {
 
 fn too_large(limit: u64) -> Refusal {
     let mebibytes = limit / (1024 * 1024);
-    Refusal::new(format!("The push is larger than this server takes: the limit is {mebibytes} MiB (git.max_push_size)."))
-        .detail("Large files in the history? `git filter-repo --strip-blobs-bigger-than 10M` takes them out;")
-        .detail("build results and data belong into .gitignore. Nothing was changed.")
+    Refusal::new(format!(
+        "The push is larger than this server takes: the limit is {mebibytes} MiB (git.max_push_size)."
+    ))
+    .detail("Large files in the history? `git filter-repo --strip-blobs-bigger-than 10M` takes them out;")
+    .detail("build results and data belong into .gitignore. Nothing was changed.")
 }
 
 async fn say(output: &mpsc::Sender<Frame>, refusal: &Refusal) {

@@ -69,7 +69,6 @@ impl Connection {
         self.sessions.send_modify(|sessions| *sessions += 1);
         SessionGuard(self.clone())
     }
-
 }
 
 /// See [`Connection::session`].

@@ -148,13 +148,8 @@ impl SshServer {
                 return;
             }
         };
-        let connection = Arc::new(Connection::new(
-            peer,
-            self.backend.clone(),
-            place,
-            self.sessions.clone(),
-            self.stop.clone(),
-        ));
+        let connection =
+            Arc::new(Connection::new(peer, self.backend.clone(), place, self.sessions.clone(), self.stop.clone()));
         let served = serve(socket, connection, self.config.clone(), self.settings.clone(), shutdown.clone());
         self.connections.spawn(served);
     }
@@ -266,7 +261,12 @@ fn preferred() -> Preferred {
             Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
             Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
         ]),
-        cipher: Cow::Borrowed(&[cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::CHACHA20_POLY1305, cipher::AES_256_CTR]),
+        cipher: Cow::Borrowed(&[
+            cipher::AES_256_GCM,
+            cipher::AES_128_GCM,
+            cipher::CHACHA20_POLY1305,
+            cipher::AES_256_CTR,
+        ]),
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::DEFAULT
     }

@@ -39,7 +39,7 @@ pub enum PublishError {
 
 /// Blobs that the records say are in the registry, and are not.
 #[derive(Debug, thiserror::Error)]
-#[error("the registry has lost {} that were pushed before", self.0.len())]
+#[error("the registry has lost layers that were pushed before ({})", self.0.len())]
 pub struct Lost(pub Vec<Digest>);
 
 /// Puts the layers of one image into one repository.
@@ -73,16 +73,18 @@ impl Publisher {
     }
 
     /// Makes a layer that is somewhere in the registry available in this repository, without a request when it is known to be. `from`: a
-    /// repository that has it. `false` when it is nowhere.
-    pub async fn reuse(&mut self, layer: &LayerRef, from: Option<&str>) -> Result<bool, PublishError> {
+    /// repository that has it. `trust`: whether the records are believed; else the registry is asked. `false` when it is nowhere.
+    pub async fn reuse(&mut self, layer: &LayerRef, from: Option<&str>, trust: bool) -> Result<bool, PublishError> {
         let record = self.store.get::<LayerRecord>(&layer.diff_id).await?;
         let mut record = record.map_or_else(|| LayerRecord::new(layer.clone()), |stored| stored.record);
         if record.layer.digest != layer.digest {
             record = LayerRecord::new(layer.clone());
         }
-        if !record.is_in(&self.repository) {
+        let known = record.is_in(&self.repository);
+        if !known || !(trust || self.registry.has(&self.repository, &layer.digest).await?) {
             let mut available = false;
-            for other in from.into_iter().map(str::to_owned).chain(record.repositories.iter().cloned()) {
+            let others = record.repositories.iter().filter(|other| **other != self.repository).cloned();
+            for other in from.into_iter().map(str::to_owned).chain(others) {
                 if self.registry.mount(&self.repository, &layer.digest, &other).await? {
                     available = true;
                     break;
@@ -104,15 +106,8 @@ impl Publisher {
         if let Some(known) = self.store.get::<LayerRecord>(&raw.diff_id).await? {
             let layer = known.record.layer;
             // The record is from some time ago: one question is cheaper than an image that cannot be pulled.
-            let there = known.record.repositories.contains(&self.repository)
-                && self.registry.has(&self.repository, &layer.digest).await?;
-            if there {
-                self.reused += 1;
+            if self.reuse(&layer, None, false).await? {
                 progress.detail(&format!("{}: {} unchanged", raw.name, human_size(raw.files_size)));
-                return Ok(layer);
-            }
-            if self.reuse(&layer, None).await? && self.registry.has(&self.repository, &layer.digest).await? {
-                progress.detail(&format!("{}: {} shared", raw.name, human_size(raw.files_size)));
                 return Ok(layer);
             }
         }
