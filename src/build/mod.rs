@@ -1,2 +1,144 @@
-//! From a pushed commit to an image in the registry: durable queue → checkout → detect → compile → slug → image → registry, then
-//! over to the deployer.
+//! From a pushed commit to healthy replicas: a durable queue, and the pipeline that it feeds.
+//!
+//! [`Builds`] is the handle that callers clone; [`BuildService`] owns the work. A build reads the pushed tree from git, makes or reuses a
+//! slug, puts it into the registry, makes a release and hands it to the deployer. All that a person sees of it goes to the build's log.
+//!
+//! Errors: [`EnqueueError`] is for callers; inside, `BuildError` tells what the author of the push can mend from what the operator must.
+
+mod bridge;
+mod buildpacks;
+mod container;
+mod definition;
+mod delivery;
+mod error;
+mod inputs;
+mod output;
+mod pipeline;
+mod queue;
+mod records;
+mod reuse;
+pub mod slug;
+pub mod source;
+mod stacks;
+mod work;
+
+#[cfg(test)]
+mod testing;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+pub use buildpacks::{BuildpackError, Buildpacks, CustomBuildpacks};
+pub use definition::{Description, check_push, definition};
+pub use delivery::{BuildLogs, Delivery};
+pub use output::{BuildOutput, Transcript, human_duration};
+pub use queue::{BuildService, Builds};
+pub use records::{CompileRecord, LayerRecord, SlugRecord};
+pub use stacks::{Stack, Stacks};
+
+use crate::{
+    domain::{Build, EnvRef, Limits, UserName},
+    git::Repositories,
+    manifest,
+    registry::Registry,
+    runtime::Runtime,
+    store::{Store, StoreError},
+};
+
+/// A push that was accepted and is to be built.
+#[derive(Debug, Clone)]
+pub struct NewBuild {
+    pub env: EnvRef,
+    /// 40 hexadecimal digits; its objects are in the environment's repository for good.
+    pub commit: String,
+    /// As in [`Build::branch`].
+    pub branch: Option<String>,
+    pub old_commit: Option<String>,
+    pub pushed_by: UserName,
+    pub no_cache: bool,
+    pub detached: bool,
+    /// Cancel the environment's build that is queued or running, if there is one.
+    pub supersede: bool,
+    /// Milliseconds that receiving took, stage by stage.
+    pub timings: Vec<(String, u64)>,
+}
+
+/// Why a build was not queued.
+#[derive(Debug, thiserror::Error)]
+pub enum EnqueueError {
+    /// The environment has a build already.
+    #[error("build #{} of {} is not finished", .0.number, .0.env)]
+    Busy(Box<Build>),
+    /// Too many builds wait.
+    #[error("{limit} builds are waiting already; try again later")]
+    Full { limit: usize },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// How builds are done; from the server's configuration.
+#[derive(Debug, Clone)]
+pub struct BuildSettings {
+    /// Builds at the same time over all environments.
+    pub concurrency: usize,
+    /// Builds that may wait.
+    pub queue_limit: usize,
+    /// How long source to image may take.
+    pub time_limit: Duration,
+    /// What one build container may use.
+    pub limits: Limits,
+    /// Largest slug, bytes of all its files.
+    pub slug_limit: u64,
+    /// `DATA/tmp`: where layers are spooled.
+    pub scratch: PathBuf,
+    /// `DATA/stacks`.
+    pub stacks: PathBuf,
+    /// A directory to take buildpacks from instead of those compiled in.
+    pub buildpacks: Option<PathBuf>,
+    pub custom_buildpacks: CustomBuildpacks,
+    /// Certificates that builds trust; `None`: the stack's own.
+    pub ca_bundle: Option<PathBuf>,
+    /// Variables that every build sees.
+    pub operator_env: BTreeMap<String, String>,
+    /// What processes get that do not say.
+    pub process_defaults: manifest::Defaults,
+    /// Whether the output ends with the time of each stage.
+    pub print_timings: bool,
+}
+
+impl BuildSettings {
+    /// The defaults of `config/berth.yaml`, with everything below `data`.
+    pub fn new(data: &std::path::Path) -> Self {
+        Self {
+            concurrency: 2,
+            queue_limit: 100,
+            time_limit: Duration::from_secs(900),
+            limits: Limits { cpu_millis: 2000, memory: 2 << 30, pids: 4096 },
+            slug_limit: 500 << 20,
+            scratch: data.join("tmp"),
+            stacks: data.join("stacks"),
+            buildpacks: None,
+            custom_buildpacks: CustomBuildpacks {
+                allow: Vec::new(),
+                protocols: vec!["https".to_owned()],
+                directory: data.join("buildpacks"),
+            },
+            ca_bundle: None,
+            operator_env: BTreeMap::new(),
+            process_defaults: manifest::Defaults::default(),
+            print_timings: std::env::var_os("BERTH_TIMINGS").is_some(),
+        }
+    }
+}
+
+/// What builds work with.
+#[derive(Clone)]
+pub struct BuildParts {
+    pub store: Store,
+    pub runtime: Arc<dyn Runtime>,
+    pub registry: Arc<dyn Registry>,
+    pub repositories: Repositories,
+    /// The deployer.
+    pub delivery: Arc<dyn Delivery>,
+    /// The build logs.
+    pub logs: Arc<dyn BuildLogs>,
+}

@@ -1,10 +1,29 @@
 //! Where images are kept: an OCI registry (OCI distribution spec), as Berth needs it.
+//!
+//! [`OciRegistry`] speaks to any registry, [`ManagedRegistry`] runs Debian's `docker-registry` for it, [`FakeRegistry`] is for tests. One
+//! contract suite ([`contract`]) runs against every adapter.
+
+pub mod contract;
+mod fake;
+mod managed;
+mod oci;
 
 use std::path::Path;
 
 use async_trait::async_trait;
 
 use crate::domain::Digest;
+
+pub use fake::FakeRegistry;
+pub use managed::{ManagedRegistry, ManagedSettings};
+pub use oci::{Credentials, OciRegistry};
+
+/// Media type of an image manifest (OCI image spec, "Media Types").
+pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media type of an image configuration.
+pub const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+/// Media type of a layer.
+pub const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Why the registry did not do as asked.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,297 @@
+//! The compile step: `/buildpacks/bin/build` in a container of the build stack (`buildpacks/README.md` is the contract).
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+use futures::StreamExt;
+
+use super::{
+    bridge,
+    buildpacks::Buildpacks,
+    error::BuildError,
+    inputs::parse_globs,
+    output::BuildOutput,
+    slug::{LayerDirectory, Sizes, SplitPlan, SplitSlug, Splitter, TarWriter, write_source},
+    source::{SourceEntry, SourceError, SourceTree},
+};
+use crate::{
+    deploy::Progress,
+    domain::{EnvRef, ImageRef, Limits, ProcessType},
+    runtime::{Job, JobKind, JobSpec, Runtime},
+};
+
+/// Exit status of `bin/build` when no buildpack fits; it has said so.
+const NO_BUILDPACK: i64 = 10;
+/// Largest file in `/meta`, and of all together, bytes.
+const META_FILE: u64 = 1 << 20;
+const META: u64 = 8 << 20;
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Where the host's CA bundle is in the container.
+const CA_BUNDLE: &str = "/etc/berth/ca.crt";
+/// Variables by which tools find it.
+const CA_VARIABLES: [&str; 6] =
+    ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"];
+
+/// One compile step.
+pub struct CompileSpec {
+    pub env: EnvRef,
+    /// Unique among running jobs: `build-12`.
+    pub name: String,
+    pub stack: ImageRef,
+    /// Repository and commit, to stream the source from.
+    pub repository: PathBuf,
+    pub commit: String,
+    pub entries: Vec<SourceEntry>,
+    pub buildpacks: Buildpacks,
+    /// Buildpacks to run in this order; empty: detect.
+    pub names: Vec<String>,
+    /// `build.env` of the manifest.
+    pub build_env: BTreeMap<String, String>,
+    /// The operator's variables for all builds.
+    pub operator_env: BTreeMap<String, String>,
+    pub ca_bundle: Option<PathBuf>,
+    pub limits: Limits,
+    pub scratch: PathBuf,
+    pub slug_limit: u64,
+}
+
+/// What the compile step left.
+pub struct Compiled {
+    pub slug: SplitSlug,
+    /// Globs of the files it read; `None`: it may have read everything.
+    pub inputs: Option<Vec<String>>,
+    /// What the last buildpack would start.
+    pub defaults: BTreeMap<ProcessType, String>,
+    /// Buildpacks that ran, with what they detected.
+    pub buildpacks: Vec<(String, String)>,
+}
+
+/// Runs the compile step. Dropping the future kills the container.
+pub async fn compile(runtime: &dyn Runtime, spec: CompileSpec, output: &BuildOutput) -> Result<Compiled, BuildError> {
+    let mut job = runtime.job(&job_spec(&spec)).await?;
+    let result = compile_in(&mut *job, spec, output).await;
+    if let Err(error) = job.finish().await {
+        tracing::warn!(%error, "a build container could not be removed; it is ended with the orphans at the next start");
+    }
+    result
+}
+
+async fn compile_in(job: &mut dyn Job, spec: CompileSpec, output: &BuildOutput) -> Result<Compiled, BuildError> {
+    output.doing("preparing the build container");
+    upload(job, &spec).await?;
+    output.doing("running the buildpack");
+    job.start().await?;
+    let mut chunks = job.output();
+    while let Some(chunk) = chunks.next().await {
+        output.raw(&chunk?.bytes);
+    }
+    let exit = job.wait().await?;
+    let memory = spec.limits.memory >> 20;
+    match exit.code {
+        _ if exit.out_of_memory => {
+            return Err(BuildError::Rejected {
+                reason: format!("the build ran out of memory: it may use {memory} MiB"),
+                lines: vec![
+                    "Let it do less at a time (fewer parallel jobs), or ask the operator for more (builds.memory)."
+                        .to_owned(),
+                ],
+            });
+        }
+        0 => {}
+        NO_BUILDPACK => return Err(BuildError::rejected("no buildpack fits this app")),
+        code @ 129..=192 => return Err(BuildError::rejected(format!("the build was ended by signal {}", code - 128))),
+        code => return Err(BuildError::rejected(format!("the build failed (exit status {code})"))),
+    }
+    output.doing("taking the slug apart");
+    collect(job, spec).await
+}
+
+fn job_spec(spec: &CompileSpec) -> JobSpec {
+    let mut environment = spec.operator_env.clone();
+    let mut mounts = Vec::new();
+    if let Some(bundle) = &spec.ca_bundle {
+        mounts.push((bundle.to_string_lossy().into_owned(), CA_BUNDLE.to_owned()));
+        environment.extend(CA_VARIABLES.map(|name| (name.to_owned(), CA_BUNDLE.to_owned())));
+    }
+    environment.extend(
+        [
+            ("SOURCE_VERSION", spec.commit.as_str()),
+            ("BERTH_BUILD", "1"),
+            ("HOME", "/home/app"),
+            ("BUILD_DIR", "/app"),
+            ("CACHE_DIR", "/cache"),
+            ("ENV_DIR", "/env"),
+            ("BERTH_META", "/meta"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    );
+    let mut argv = vec!["/buildpacks/bin/build".to_owned()];
+    argv.extend(spec.names.iter().cloned());
+    JobSpec {
+        kind: JobKind::Build,
+        env: spec.env.clone(),
+        name: spec.name.clone(),
+        image: spec.stack.clone(),
+        argv,
+        environment,
+        limits: spec.limits.clone(),
+        cache: true,
+        read_only_mounts: mounts,
+        tty: None,
+        stdin: false,
+        stop_grace: STOP_GRACE,
+    }
+}
+
+/// Source, buildpacks and build variables into the container, streamed.
+async fn upload(job: &mut dyn Job, spec: &CompileSpec) -> Result<(), BuildError> {
+    let (repository, commit, entries) = (spec.repository.clone(), spec.commit.clone(), spec.entries.clone());
+    let source = bridge::produce(move |out| {
+        let tree = SourceTree::open(&repository, None, &commit)?;
+        let mut tar = TarWriter::new(out);
+        write_source(&tree, &entries, b"", &mut tar, &mut Sizes::default())?;
+        tar.finish()?;
+        Ok::<(), SourceError>(())
+    });
+    job.upload("/app", Box::new(source)).await?;
+    let buildpacks = spec.buildpacks.clone();
+    job.upload("/buildpacks", Box::new(bridge::produce(move |out| buildpacks.write(out)))).await?;
+    if !spec.build_env.is_empty() {
+        let variables = spec.build_env.clone();
+        job.upload("/env", Box::new(bridge::produce(move |out| write_env(&variables, out)))).await?;
+    }
+    Ok(())
+}
+
+fn write_env(variables: &BTreeMap<String, String>, out: &mut dyn Write) -> std::io::Result<()> {
+    let mut tar = TarWriter::new(out);
+    // A name with a slash or dots would be a path; the manifest's parser lets none through.
+    let plain = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    for (name, value) in variables.iter().filter(|(name, _)| !name.is_empty() && plain(name)) {
+        tar.file(name.as_bytes(), 0o600, value.len() as u64, value.as_bytes())?;
+    }
+    tar.finish().map(drop)
+}
+
+/// What the container holds now, as layers and facts.
+async fn collect(job: &mut dyn Job, spec: CompileSpec) -> Result<Compiled, BuildError> {
+    let meta = bridge::consume(job.download("/meta").await?, |stream| read_meta(stream)).await??;
+    let text = |name: &str| meta.get(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default();
+    let plan = SplitPlan {
+        directories: LayerDirectory::parse(&text("layers")),
+        source: &spec.entries,
+        scratch: spec.scratch.clone(),
+        limit: spec.slug_limit,
+    };
+    let mut splitter = Splitter::new(plan)?;
+    let read = bridge::consume(job.download("/app").await?, move |stream| {
+        let result = splitter.read(stream);
+        (splitter, result)
+    });
+    let (mut splitter, result) = read.await?;
+    result?;
+    for copy in splitter.take_copies() {
+        let path = format!("/app/{}", super::source::lossy(&copy.target));
+        let stream = job.download(&path).await?;
+        let copied = bridge::consume(stream, move |stream| {
+            let result = splitter.copy(&copy, stream);
+            (splitter, result)
+        });
+        let (back, result) = copied.await?;
+        splitter = back;
+        result?;
+    }
+    let slug = tokio::task::spawn_blocking(move || splitter.finish()).await.map_err(std::io::Error::other)??;
+    Ok(Compiled {
+        slug,
+        inputs: parse_globs(&text("inputs")),
+        defaults: parse_release(&text("release.yml"))?,
+        buildpacks: text("buildpacks")
+            .lines()
+            .map(|line| line.split_once('\t').unwrap_or((line, "")))
+            .map(|(name, said)| (name.to_owned(), said.to_owned()))
+            .collect(),
+    })
+}
+
+/// The small files at the top of `/meta`.
+fn read_meta(stream: &mut dyn Read) -> std::io::Result<BTreeMap<String, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    let mut total = 0;
+    for entry in tar::Archive::new(stream).entries()? {
+        let entry = entry?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let Some(name) = name.strip_prefix("meta/").filter(|name| !name.is_empty() && !name.contains('/')) else {
+            continue;
+        };
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        total += entry.size();
+        if entry.size() > META_FILE || total > META {
+            return Err(std::io::Error::other(format!("the build left too much in /meta ({name})")));
+        }
+        let mut content = Vec::new();
+        entry.take(META_FILE).read_to_end(&mut content)?;
+        files.insert(name.to_owned(), content);
+    }
+    Ok(files)
+}
+
+/// What `bin/release` printed: `default_process_types`. Nothing at all is fine.
+fn parse_release(text: &str) -> Result<BTreeMap<ProcessType, String>, BuildError> {
+    #[derive(serde::Deserialize, Default)]
+    struct Release {
+        #[serde(default)]
+        default_process_types: Option<BTreeMap<String, String>>,
+    }
+    if text.trim().is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let release: Option<Release> = serde_yaml::from_str(text).map_err(|error| {
+        BuildError::rejected(format!("the buildpack's bin/release printed what cannot be read: {error}"))
+    })?;
+    let types = release.unwrap_or_default().default_process_types.unwrap_or_default();
+    let parse = |(name, command): (String, String)| match name.parse() {
+        Ok(name) => Ok((name, command)),
+        Err(error) => Err(BuildError::rejected(format!("the buildpack's bin/release names a process type: {error}"))),
+    };
+    types.into_iter().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_bin_release_prints() {
+        let web: ProcessType = "web".parse().unwrap();
+        for (text, command) in [
+            ("---\ndefault_process_types:\n  web: node server.js\n", Some("node server.js")),
+            ("--- {}\n", None),
+            ("", None),
+            ("addons: []\n", None),
+        ] {
+            let found = parse_release(text).unwrap();
+            assert_eq!(found.get(&web).map(String::as_str), command, "{text}");
+        }
+        assert!(parse_release("default_process_types: [1]").is_err());
+        assert!(parse_release("default_process_types: {Web: x}").is_err());
+    }
+
+    #[test]
+    fn variables_become_files() {
+        let variables =
+            BTreeMap::from([("A_1".to_owned(), "x\ny".to_owned()), ("../../etc/x".to_owned(), "no".to_owned())]);
+        let mut tar = Vec::new();
+        write_env(&variables, &mut tar).unwrap();
+        let mut archive = tar::Archive::new(tar.as_slice());
+        let names: Vec<_> =
+            archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
+        assert_eq!(names, [PathBuf::from("A_1")]);
+    }
+}

@@ -1,0 +1,448 @@
+//! One build, source to image: reuse what can be reused, build the rest.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::OnceCell;
+
+use super::{
+    BuildParts, BuildSettings,
+    buildpacks::Buildpacks,
+    container::{CompileSpec, Compiled, compile},
+    definition::{Description, definition},
+    error::BuildError,
+    inputs,
+    output::BuildOutput,
+    records::{CompileRecord, CompileResult, LayerRecord, SlugRecord},
+    reuse::Recipe,
+    slug::{ImageDescription, LayerRef, PublishError, Publisher, Shadow, Sizes, SlugIgnore, human_size, source_layer},
+    source::{SourceEntry, SourceTree},
+    stacks::{self, Stacks},
+};
+use crate::{
+    deploy::Progress,
+    domain::{Build, Digest, ImageRef, ProcessType},
+    manifest::{Problem, render_problems},
+};
+
+/// Slugs remembered for each app.
+const SLUGS: usize = 32;
+/// Largest `.slugignore`, bytes.
+const SLUGIGNORE: usize = 64 << 10;
+
+/// Makes images; shared by all builds.
+pub struct Pipeline {
+    pub parts: BuildParts,
+    pub settings: BuildSettings,
+    buildpacks: Buildpacks,
+    stacks: OnceCell<Stacks>,
+}
+
+/// A finished slug.
+pub struct Slug {
+    pub image: ImageRef,
+    pub description: Description,
+    /// What the buildpack would start.
+    pub defaults: BTreeMap<ProcessType, String>,
+    pub buildpacks: Vec<String>,
+    pub subject: String,
+    /// To be remembered once the build has come this far.
+    pub records: Records,
+}
+
+/// What is to be written to the store, off the way to the deployment.
+#[derive(Default)]
+pub struct Records {
+    layers: Vec<LayerRecord>,
+    slug: Option<SlugRecord>,
+    compile: Option<CompileRecord>,
+}
+
+/// The pushed tree, read.
+struct Source {
+    description: Description,
+    entries: Vec<SourceEntry>,
+    tree: git2::Oid,
+    commit: String,
+    committed_at: jiff::Timestamp,
+    subject: String,
+    warnings: Vec<String>,
+}
+
+/// One build's way through the pipeline.
+struct Run<'b> {
+    pipeline: &'b Pipeline,
+    build: &'b Build,
+    output: &'b BuildOutput,
+    stopwatch: &'b mut Stopwatch,
+    repository: PathBuf,
+    image_repository: String,
+}
+
+/// Milliseconds by stage.
+pub struct Stopwatch {
+    since: Instant,
+    pub stages: Vec<(String, u64)>,
+}
+
+impl Stopwatch {
+    /// Starts now.
+    pub fn start() -> Self {
+        Self { since: Instant::now(), stages: Vec::new() }
+    }
+
+    /// Ends a stage, begins the next.
+    pub fn lap(&mut self, stage: &str) {
+        let spent = self.since.elapsed();
+        self.since = Instant::now();
+        let millis = u64::try_from(spent.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+        self.stages.push((stage.to_owned(), millis));
+    }
+}
+
+impl Pipeline {
+    /// Reads the buildpacks; the stacks are looked at when the first build needs them, or by [`Self::stacks`].
+    pub fn new(parts: BuildParts, settings: BuildSettings) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&settings.scratch)?;
+        let buildpacks = match &settings.buildpacks {
+            Some(directory) => Buildpacks::from_directory(directory)?,
+            None => Buildpacks::embedded(),
+        };
+        Ok(Self { parts, settings, buildpacks, stacks: OnceCell::new() })
+    }
+
+    /// The stacks, put into the registry if they are not there.
+    pub async fn stacks(&self) -> anyhow::Result<&Stacks> {
+        self.stacks.get_or_try_init(|| stacks::ensure(&self.settings.stacks, &*self.parts.registry)).await
+    }
+
+    /// From commit to image in the registry.
+    pub async fn run(
+        &self,
+        build: &Build,
+        output: &BuildOutput,
+        stopwatch: &mut Stopwatch,
+    ) -> Result<Slug, BuildError> {
+        let repository = self.parts.repositories.path(&build.env);
+        let image_repository = format!("berth/{}", build.env.app_ref());
+        Run { pipeline: self, build, output, stopwatch, repository, image_repository }.slug().await
+    }
+
+    /// Writes what a build has learned. That it cannot is no reason to fail: it costs the next build time.
+    pub async fn remember(&self, records: &Records) {
+        if let Err(error) = self.try_remember(records).await {
+            tracing::warn!(%error, "what a build has learned cannot be written down");
+        }
+    }
+
+    async fn try_remember(&self, records: &Records) -> Result<(), crate::store::StoreError> {
+        let mut transaction = self.parts.store.transaction();
+        for layer in &records.layers {
+            transaction = transaction.put(layer);
+        }
+        if let Some(slug) = &records.slug {
+            transaction = transaction.put(slug);
+            let mut known = self.parts.store.list::<SlugRecord>(&format!("{}/", slug.app)).await?;
+            known.retain(|other| other.key != slug.key);
+            known.sort_by_key(|other| other.made_at);
+            for old in &known[..known.len().saturating_sub(SLUGS - 1)] {
+                transaction = transaction.delete(old);
+            }
+        }
+        if let Some(compile) = &records.compile {
+            transaction = transaction.put(compile);
+        }
+        transaction.commit().await.map(drop)
+    }
+}
+
+impl Run<'_> {
+    async fn slug(mut self) -> Result<Slug, BuildError> {
+        let source = self.read().await?;
+        for warning in &source.warnings {
+            self.output.detail(warning);
+        }
+        self.stopwatch.lap("read");
+        let asked = &source.description.definition.build.buildpacks;
+        let (packs, names) = self.pipeline.settings.custom_buildpacks.resolve(&self.pipeline.buildpacks, asked).await?;
+        let stacks = self.pipeline.stacks().await?;
+        let recipe = Recipe {
+            buildpacks: packs.hash(),
+            names: &names,
+            stacks,
+            build_env: &source.description.definition.build.env,
+            operator_env: &self.pipeline.settings.operator_env,
+        };
+        let (slug_key, compile_key) = (recipe.slug_key(source.tree), recipe.key());
+        if !self.build.no_cache {
+            if let Some(slug) = self.reuse_slug(&source, &slug_key).await? {
+                self.stopwatch.lap("reuse");
+                return Ok(slug);
+            }
+            match self.reuse_compile(&source, stacks, &slug_key, &compile_key).await {
+                Ok(Some(slug)) => return Ok(slug),
+                Ok(None) => {}
+                Err(BuildError::Platform(error)) if error.downcast_ref::<PublishError>().is_some_and(is_lost) => {
+                    self.output.detail("the registry has lost layers of the last build; building anew");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.compile(source, stacks, packs, names, &slug_key, &compile_key).await
+    }
+
+    async fn read(&self) -> Result<Source, BuildError> {
+        let (repository, commit, env) = (self.repository.clone(), self.build.commit.clone(), self.build.env.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let tree = SourceTree::open(&repository, None, &commit)?;
+            let description = definition(&tree, &env).map_err(|problems| invalid(&problems))?;
+            let root = tree.directory(&description.definition.build.root)?;
+            let mut entries = tree.list(root)?;
+            let mut warnings = Vec::new();
+            if let Some(text) = tree.read_below(root, super::slug::SLUGIGNORE, SLUGIGNORE)? {
+                let (ignore, messages) = SlugIgnore::parse(&String::from_utf8_lossy(&text));
+                entries = ignore.apply(entries);
+                warnings = messages;
+            }
+            let (committed_at, subject) = (tree.committed_at(), tree.subject().to_owned());
+            Ok::<_, BuildError>(Source { description, entries, tree: root, commit, committed_at, subject, warnings })
+        });
+        read.await.map_err(std::io::Error::other)?
+    }
+
+    /// The very same tree, built before with the same means.
+    async fn reuse_slug(&self, source: &Source, key: &Digest) -> Result<Option<Slug>, BuildError> {
+        let parts = &self.pipeline.parts;
+        let id = (self.build.env.app_ref(), key.clone());
+        let Some(known) = parts.store.get::<SlugRecord>(&id).await? else { return Ok(None) };
+        let there = parts.registry.resolve(&known.image.repository, known.image.digest.as_str()).await;
+        if there.map_err(PublishError::from)?.is_none() {
+            return Ok(None);
+        }
+        self.output.step(&format!("Reusing the slug built for {} (build #{})", known.env, known.build));
+        let records = Records::default();
+        let (defaults, buildpacks) = (known.record.defaults, known.record.buildpacks);
+        Ok(Some(self.finished(source, known.record.image, defaults, buildpacks, records)))
+    }
+
+    /// Other source, but none of the files that the compile step reads: only the source layer is new.
+    async fn reuse_compile(
+        &mut self,
+        source: &Source,
+        stacks: &Stacks,
+        slug_key: &Digest,
+        compile_key: &Digest,
+    ) -> Result<Option<Slug>, BuildError> {
+        let id = (self.build.env.app_ref(), compile_key.clone());
+        let Some(record) = self.pipeline.parts.store.get::<CompileRecord>(&id).await? else { return Ok(None) };
+        let fits = |result: &&CompileResult| {
+            let shadow = Shadow::from_texts(&result.shadow);
+            inputs::digest(&source.entries, &result.inputs, &shadow).as_ref() == Some(&result.digest)
+        };
+        let Some(result) = record.results.iter().rev().find(fits).cloned() else { return Ok(None) };
+        let mut publisher = self.publisher();
+        for layer in &result.layers {
+            if !publisher.reuse(layer, None, true).await? {
+                return Ok(None);
+            }
+        }
+        let buildpacks = result.buildpacks.join(", ");
+        self.output.step(&format!("Reusing the last build: nothing that it depends on has changed ({buildpacks})"));
+        self.stopwatch.lap("decide");
+        let shadow = Shadow::from_texts(&result.shadow);
+        let slug = self.publish(publisher, source, stacks, &shadow, result.layers, result.files_size, true).await?;
+        let (image, layers) = slug;
+        let slug_record = self.slug_record(slug_key, &image, &result.defaults, &result.buildpacks);
+        let records = Records { layers, slug: Some(slug_record), compile: None };
+        Ok(Some(self.finished(source, image, result.defaults, result.buildpacks, records)))
+    }
+
+    /// The whole way, through the build container.
+    async fn compile(
+        &mut self,
+        source: Source,
+        stacks: &Stacks,
+        packs: Buildpacks,
+        names: Vec<String>,
+        slug_key: &Digest,
+        compile_key: &Digest,
+    ) -> Result<Slug, BuildError> {
+        let (settings, parts) = (&self.pipeline.settings, &self.pipeline.parts);
+        let detect = packs.detect_globs(&names);
+        let spec = CompileSpec {
+            env: self.build.env.clone(),
+            name: format!("build-{}", self.build.number),
+            stack: stacks.build.image.clone(),
+            repository: self.repository.clone(),
+            commit: source.commit.clone(),
+            entries: source.entries.clone(),
+            buildpacks: packs,
+            names,
+            build_env: source.description.definition.build.env.clone(),
+            operator_env: settings.operator_env.clone(),
+            ca_bundle: settings.ca_bundle.clone(),
+            limits: settings.limits.clone(),
+            scratch: settings.scratch.clone(),
+            slug_limit: settings.slug_limit,
+        };
+        let compiled = compile(&*parts.runtime, spec, self.output).await?;
+        self.stopwatch.lap("compile");
+        self.output.step("Making the slug");
+        self.output.doing("compressing and pushing the slug");
+        let Compiled { slug, inputs, defaults, buildpacks } = compiled;
+        let files_size = slug.sizes.total();
+        let mut publisher = self.publisher();
+        let mut layers = Vec::new();
+        for raw in slug.layers {
+            layers.push(publisher.add(raw, self.output).await?);
+        }
+        self.stopwatch.lap("layers");
+        let buildpacks: Vec<String> = buildpacks.into_iter().map(|(name, _)| name).collect();
+        let result = (|| {
+            let mut globs = inputs?;
+            globs.extend(detect?);
+            globs.sort();
+            globs.dedup();
+            let digest = inputs::digest(&source.entries, &globs, &slug.shadow)?;
+            let (shadow, layers) = (slug.shadow.to_texts()?, layers.clone());
+            let (defaults, buildpacks) = (defaults.clone(), buildpacks.clone());
+            Some(CompileResult { inputs: globs, shadow, digest, layers, files_size, defaults, buildpacks })
+        })();
+        let (image, layer_records) =
+            self.publish(publisher, &source, stacks, &slug.shadow, layers, files_size, false).await?;
+        let compile = match result {
+            Some(result) => Some(self.compile_record(compile_key, result).await?),
+            None => None,
+        };
+        let slug_record = self.slug_record(slug_key, &image, &defaults, &buildpacks);
+        let records = Records { layers: layer_records, slug: Some(slug_record), compile };
+        Ok(self.finished(&source, image, defaults, buildpacks, records))
+    }
+
+    /// The source layer on top, and the image into the registry.
+    async fn publish(
+        &mut self,
+        mut publisher: Publisher,
+        source: &Source,
+        stacks: &Stacks,
+        shadow: &Shadow,
+        compiled: Vec<LayerRef>,
+        compiled_size: u64,
+        trust: bool,
+    ) -> Result<(ImageRef, Vec<LayerRecord>), BuildError> {
+        let base = stacks.run.layer.clone();
+        if !publisher.reuse(&base, Some(&stacks.run.image.repository), trust).await? {
+            let error = anyhow::anyhow!("the registry has lost the run stack; restart the server to push it again");
+            return Err(error.into());
+        }
+        let (repository, commit, entries) = (self.repository.clone(), source.commit.clone(), source.entries.clone());
+        let (shadow, scratch) = (shadow.clone(), self.pipeline.settings.scratch.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            let tree = SourceTree::open(&repository, None, &commit)?;
+            let mut sizes = Sizes::default();
+            source_layer(&tree, &entries, &shadow, &scratch, &mut sizes).map(|layer| (layer, sizes))
+        });
+        let (raw, sizes) = made.await.map_err(std::io::Error::other)??;
+        let (size, limit) = (compiled_size + sizes.total(), self.pipeline.settings.slug_limit);
+        if size > limit {
+            return Err(super::slug::SplitError::TooLarge { size, limit, largest: sizes.largest() }.into());
+        }
+        let mut layers = vec![base];
+        layers.extend(compiled);
+        layers.push(publisher.add_fresh(raw).await?);
+        self.stopwatch.lap("source layer");
+        let image = self.image_description(source, stacks).files(&layers);
+        let image = publisher.finish(image, &layers).await?;
+        let (pushed, reused) = publisher.counts();
+        self.output.detail(&format!(
+            "slug of {}: {} pushed, {reused} of {} layers reused",
+            human_size(size),
+            human_size(pushed),
+            layers.len()
+        ));
+        self.stopwatch.lap("push");
+        Ok((image, publisher.into_records()))
+    }
+
+    fn publisher(&self) -> Publisher {
+        let (parts, settings) = (&self.pipeline.parts, &self.pipeline.settings);
+        Publisher::new(parts.registry.clone(), parts.store.clone(), &self.image_repository, &settings.scratch)
+    }
+
+    fn image_description(&self, source: &Source, stacks: &Stacks) -> ImageDescription {
+        let label = |name: &str, value: String| (format!("org.opencontainers.image.{name}"), value);
+        let created = jiff::Timestamp::from_second(source.committed_at.as_second()).unwrap_or_default();
+        ImageDescription {
+            env: stacks.run.env.clone(),
+            user: super::slug::OWNER.to_string(),
+            workdir: stacks.run.workdir.clone(),
+            labels: BTreeMap::from([
+                label("revision", source.commit.clone()),
+                label("created", created.to_string()),
+                label("title", self.build.env.app_ref().to_string()),
+                label("base.digest", stacks.run.image.digest.to_string()),
+            ]),
+            created,
+        }
+    }
+
+    fn slug_record(
+        &self,
+        key: &Digest,
+        image: &ImageRef,
+        defaults: &BTreeMap<ProcessType, String>,
+        buildpacks: &[String],
+    ) -> SlugRecord {
+        SlugRecord {
+            app: self.build.env.app_ref(),
+            key: key.clone(),
+            image: image.clone(),
+            defaults: defaults.clone(),
+            buildpacks: buildpacks.to_vec(),
+            env: self.build.env.clone(),
+            build: self.build.number,
+            made_at: jiff::Timestamp::now(),
+        }
+    }
+
+    async fn compile_record(&self, key: &Digest, result: CompileResult) -> Result<CompileRecord, BuildError> {
+        let app = self.build.env.app_ref();
+        let known = self.pipeline.parts.store.get::<CompileRecord>(&(app.clone(), key.clone())).await?;
+        let mut record =
+            known.map_or_else(|| CompileRecord { app, key: key.clone(), results: Vec::new() }, |known| known.record);
+        record.add(result);
+        Ok(record)
+    }
+
+    fn finished(
+        &self,
+        source: &Source,
+        image: ImageRef,
+        defaults: BTreeMap<ProcessType, String>,
+        buildpacks: Vec<String>,
+        records: Records,
+    ) -> Slug {
+        let (description, subject) = (source.description.clone(), source.subject.clone());
+        Slug { image, description, defaults, buildpacks, subject, records }
+    }
+}
+
+fn is_lost(error: &PublishError) -> bool {
+    matches!(error, PublishError::Lost(_))
+}
+
+fn invalid(problems: &[Problem]) -> BuildError {
+    let lines = render_problems(problems).lines().map(str::to_owned).collect();
+    BuildError::Rejected { reason: "the manifest is not valid".to_owned(), lines }
+}
+
+/// For messages that name a limit.
+pub fn time_limit_error(limit: Duration) -> BuildError {
+    BuildError::Rejected {
+        reason: format!("the build took longer than {}", super::output::human_duration(limit)),
+        lines: vec!["Make it shorter, or ask the operator for more time (builds.time_limit).".to_owned()],
+    }
+}

@@ -1,0 +1,449 @@
+//! The durable queue: FIFO over all environments, one build at a time in each, so many at once in all.
+//!
+//! A build's record is the truth; what is in memory here is rebuilt from the records at the start. A record that says "running" when
+//! the server starts belongs to a build that the last server left: it is run again from the beginning of its stage.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::FutureExt;
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    BuildParts, BuildSettings, EnqueueError, NewBuild,
+    output::BuildOutput,
+    pipeline::Pipeline,
+    records::{CompileRecord, SlugRecord},
+    work::{Ended, Watch, work},
+};
+use crate::{
+    deploy::Progress,
+    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, Stage, UserName},
+    store::{NewEvent, Store, StoreError},
+};
+
+/// How long a cancelled build may take to end.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(30);
+/// How often a conflict over the environment's record is tried again when a build is queued.
+const ENQUEUE_TRIES: usize = 32;
+
+/// A build that is not final.
+struct Active {
+    build: Build,
+    cancel: CancellationToken,
+    /// Why it was cancelled.
+    reason: Option<String>,
+    /// The final record, once there is one.
+    done: watch::Sender<Option<Build>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    active: HashMap<EnvRef, Active>,
+    waiting: VecDeque<EnvRef>,
+    running: usize,
+}
+
+struct Shared {
+    pipeline: Pipeline,
+    store: Store,
+    queue: Mutex<Queue>,
+    /// One enqueue at a time: it reads, decides and writes.
+    enqueueing: tokio::sync::Mutex<()>,
+    wake: Notify,
+}
+
+/// The handle to the queue. Clones share it.
+#[derive(Clone)]
+pub struct Builds {
+    shared: Arc<Shared>,
+}
+
+/// Owns the builds under way; [`BuildService::run`] does the work.
+pub struct BuildService {
+    shared: Arc<Shared>,
+}
+
+impl Builds {
+    /// Takes up what the records say: queued builds wait in their order, builds that ran go first.
+    pub async fn start(parts: BuildParts, settings: BuildSettings) -> anyhow::Result<(Self, BuildService)> {
+        let store = parts.store.clone();
+        let pipeline = Pipeline::new(parts, settings)?;
+        let mut left: Vec<Build> = store.list::<Build>("").await?.into_iter().map(|stored| stored.record).collect();
+        left.retain(|build| !build.state.is_final());
+        left.sort_by_key(|build| (build.state == BuildState::Queued, build.queued_at));
+        let mut queue = Queue::default();
+        for build in left {
+            tracing::info!(env = %build.env, build = %build.number, "taking up a build that the last server left");
+            queue.waiting.push_back(build.env.clone());
+            queue.active.insert(build.env.clone(), Active::new(build));
+        }
+        let shared = Arc::new(Shared {
+            pipeline,
+            store,
+            queue: Mutex::new(queue),
+            enqueueing: tokio::sync::Mutex::new(()),
+            wake: Notify::new(),
+        });
+        Ok((Self { shared: shared.clone() }, BuildService { shared }))
+    }
+
+    /// Queues a build. It is durable when this returns. With `supersede`, the environment's other build is cancelled first.
+    pub async fn enqueue(&self, new: NewBuild) -> Result<Build, EnqueueError> {
+        let _turn = self.shared.enqueueing.lock().await;
+        if let Some(other) = self.shared.active(&new.env) {
+            if !new.supersede {
+                return Err(EnqueueError::Busy(Box::new(other)));
+            }
+            let reason = format!("superseded by a push of {}", new.pushed_by);
+            self.cancel_and_wait(&new.env, other.number, &reason, true).await?;
+        }
+        let state = self.shared.admit()?;
+        let build = self.write_new(&new, state).await?;
+        let mut queue = self.shared.queue();
+        queue.waiting.push_back(build.env.clone());
+        queue.active.insert(build.env.clone(), Active::new(build.clone()));
+        drop(queue);
+        self.shared.wake.notify_one();
+        Ok(build)
+    }
+
+    /// The record, and the environment's count of builds, in one transaction.
+    async fn write_new(&self, new: &NewBuild, state: BuildState) -> Result<Build, StoreError> {
+        let store = &self.shared.store;
+        for _ in 0..ENQUEUE_TRIES {
+            let stored = store.need::<Environment>(&new.env).await?;
+            let mut environment = stored.record.clone();
+            environment.last_build += 1;
+            let now = jiff::Timestamp::now();
+            let started_at = (state != BuildState::Queued).then_some(now);
+            let build = Build {
+                env: new.env.clone(),
+                number: BuildNumber(environment.last_build),
+                commit: new.commit.clone(),
+                branch: new.branch.clone(),
+                old_commit: new.old_commit.clone(),
+                state: state.clone(),
+                queued_at: now,
+                started_at,
+                finished_at: None,
+                pushed_by: new.pushed_by.clone(),
+                no_cache: new.no_cache,
+                detached: new.detached,
+                image: None,
+                release: None,
+                timings: new.timings.clone(),
+            };
+            match store.transaction().update(&stored, &environment).create(&build).commit().await {
+                Ok(_) => return Ok(build),
+                Err(StoreError::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(StoreError::Conflict(format!("the environment {}", new.env)))
+    }
+
+    /// The environment's build that is queued or running.
+    pub async fn active(&self, env: &EnvRef) -> Result<Option<Build>, StoreError> {
+        Ok(self.shared.active(env))
+    }
+
+    /// Cancels a build that is queued or being built, and returns when it has ended. `false`: it has ended before, or is being deployed,
+    /// which `rollback` undoes.
+    pub async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<bool, StoreError> {
+        self.cancel_and_wait(env, number, reason, false).await
+    }
+
+    async fn cancel_and_wait(
+        &self,
+        env: &EnvRef,
+        number: BuildNumber,
+        reason: &str,
+        even_deploying: bool,
+    ) -> Result<bool, StoreError> {
+        let (mut done, waiting) = {
+            let mut queue = self.shared.queue();
+            let Some(active) = queue.active.get_mut(env).filter(|active| active.build.number == number) else {
+                return Ok(false);
+            };
+            if !even_deploying && active.build.state == (BuildState::Running { stage: Stage::Deploy }) {
+                return Ok(false);
+            }
+            active.reason.get_or_insert_with(|| reason.to_owned());
+            active.cancel.cancel();
+            let done = active.done.subscribe();
+            let before = queue.waiting.len();
+            queue.waiting.retain(|other| other != env);
+            (done, queue.waiting.len() < before)
+        };
+        if waiting {
+            self.shared.end_cancelled(env).await?;
+        }
+        let ended = tokio::time::timeout(CANCEL_DEADLINE, done.wait_for(Option::is_some)).await;
+        match ended {
+            Ok(_) => Ok(true),
+            Err(_) => Err(StoreError::Conflict(format!("build #{number} of {env} (it does not end)"))),
+        }
+    }
+
+    /// The build once it is final.
+    pub async fn wait(&self, env: &EnvRef, number: BuildNumber) -> Result<Build, StoreError> {
+        let done = {
+            let queue = self.shared.queue();
+            queue.active.get(env).filter(|active| active.build.number == number).map(|active| active.done.subscribe())
+        };
+        if let Some(mut done) = done
+            && let Ok(build) = done.wait_for(Option::is_some).await
+            && let Some(build) = build.as_ref()
+        {
+            return Ok(build.clone());
+        }
+        Ok(self.shared.store.need::<Build>(&(env.clone(), number)).await?.record)
+    }
+
+    /// Forgets what could be reused of the app's builds, and its cache.
+    pub async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
+        self.shared.purge_cache(app).await
+    }
+
+    /// The stacks in force, put into the registry if they were not there.
+    pub async fn prepare_stacks(&self) -> anyhow::Result<()> {
+        self.shared.pipeline.stacks().await.map(drop)
+    }
+}
+
+impl Active {
+    fn new(build: Build) -> Self {
+        Self { build, cancel: CancellationToken::new(), reason: None, done: watch::Sender::new(None) }
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Nothing panics between two changes that belong together.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn active(&self, env: &EnvRef) -> Option<Build> {
+        self.queue().active.get(env).map(|active| active.build.clone())
+    }
+
+    /// Whether there is room, and whether a build could start at once: then its first record says so already.
+    fn admit(&self) -> Result<BuildState, EnqueueError> {
+        let settings = &self.pipeline.settings;
+        let queue = self.queue();
+        if queue.running + queue.waiting.len() < settings.concurrency {
+            return Ok(BuildState::Running { stage: Stage::Build });
+        }
+        if queue.waiting.len() >= settings.queue_limit {
+            return Err(EnqueueError::Full { limit: settings.queue_limit });
+        }
+        Ok(BuildState::Queued)
+    }
+
+    async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
+        let prefix = format!("{app}/");
+        let mut transaction = self.store.transaction();
+        for slug in self.store.list::<SlugRecord>(&prefix).await? {
+            transaction = transaction.delete(&slug);
+        }
+        for compile in self.store.list::<CompileRecord>(&prefix).await? {
+            transaction = transaction.delete(&compile);
+        }
+        transaction.commit().await?;
+        self.pipeline.parts.runtime.purge_cache(app).await?;
+        Ok(())
+    }
+
+    /// A build that was cancelled before it began.
+    async fn end_cancelled(&self, env: &EnvRef) -> Result<(), StoreError> {
+        let found = self.queue().active.get(env).map(|active| (active.build.clone(), active.reason.clone()));
+        let Some((build, reason)) = found else { return Ok(()) };
+        let output = self.output(&build);
+        let state = BuildState::Cancelled { reason: reason.unwrap_or_default() };
+        self.end(Ended { build, state }, &output).await;
+        Ok(())
+    }
+
+    fn output(&self, build: &Build) -> BuildOutput {
+        BuildOutput::new(self.pipeline.parts.logs.open(&build.env, build.number))
+    }
+
+    /// Writes the final record, and lets go of the build.
+    async fn end(&self, ended: Ended, output: &BuildOutput) {
+        let Ended { mut build, state } = ended;
+        if let BuildState::Cancelled { reason } = &state {
+            output.error(&format!("Build #{} was cancelled: {reason}", build.number));
+        }
+        build.state = state;
+        build.finished_at = Some(jiff::Timestamp::now());
+        // A store that fails now leaves a record that says "running": the next server runs the build again, which is right.
+        if let Err(error) = self.store.transaction().put(&build).commit().await {
+            tracing::error!(%error, env = %build.env, build = %build.number, "a build's end could not be written");
+        }
+        output.finish();
+        let active = self.queue().active.remove(&build.env);
+        if let Some(active) = active {
+            active.done.send_replace(Some(build.clone()));
+        }
+        self.record(EventKind::BuildFinished, &build, None).await;
+    }
+
+    async fn record(&self, kind: EventKind, build: &Build, by: Option<&UserName>) {
+        let (at, message) = match &build.state {
+            BuildState::Queued | BuildState::Running { .. } => (build.queued_at, "queued".to_owned()),
+            BuildState::Succeeded => (jiff::Timestamp::now(), "succeeded".to_owned()),
+            BuildState::Failed { reason } => (jiff::Timestamp::now(), format!("failed: {reason}")),
+            BuildState::Cancelled { reason } => (jiff::Timestamp::now(), format!("was cancelled: {reason}")),
+        };
+        let mut event = NewEvent::new(kind, at, format!("build #{} {message}", build.number)).env(&build.env);
+        if let Some(user) = by {
+            event = event.by(user);
+        }
+        if let Err(error) = self.store.record(event).await {
+            tracing::warn!(%error, "an event could not be recorded");
+        }
+    }
+
+    /// Takes the next build that may run.
+    fn next(&self) -> Option<(Build, CancellationToken)> {
+        let mut queue = self.queue();
+        if queue.running >= self.pipeline.settings.concurrency {
+            return None;
+        }
+        let env = queue.waiting.pop_front()?;
+        let found = queue.active.get(&env).map(|active| (active.build.clone(), active.cancel.clone()))?;
+        queue.running += 1;
+        Some(found)
+    }
+
+    fn reason(&self, env: &EnvRef) -> String {
+        self.queue().active.get(env).and_then(|active| active.reason.clone()).unwrap_or_default()
+    }
+
+    /// One build from where it stands to its end, or until `shutdown`, which leaves its record for the next server.
+    async fn run_build(self: Arc<Self>, mut build: Build, cancel: CancellationToken, shutdown: CancellationToken) {
+        let output = self.output(&build);
+        let resumed = build.started_at.is_some_and(|at| at != build.queued_at)
+            || build.state == BuildState::Running { stage: Stage::Deploy };
+        if resumed {
+            output.step("Going on after a restart of the server");
+        }
+        self.begin(&mut build).await;
+        if build.no_cache
+            && let Err(error) = self.purge_cache(&build.env.app_ref()).await
+        {
+            output.detail(&format!("the build cache could not be removed: {error:#}"));
+        }
+        let env = build.env.clone();
+        let queued = build.clone();
+        let worked = async {
+            let event = self.record(EventKind::BuildQueued, &queued, Some(&queued.pushed_by));
+            let worked = AssertUnwindSafe(work(&self.pipeline, build, &output, &*self)).catch_unwind();
+            let (ended, ()) = futures::join!(worked, event);
+            ended.unwrap_or_else(|_| {
+                // The panic is in the log already; what it left behind is dropped with the future.
+                output.error("The platform failed, not your app: an internal error.");
+                let reason = "an internal error of the platform".to_owned();
+                Ended {
+                    build: self.active(&env).unwrap_or_else(|| queued.clone()),
+                    state: BuildState::Failed { reason },
+                }
+            })
+        };
+        let ended = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return self.release_slot(),
+            () = cancel.cancelled() => {
+                let build = self.active(&env).unwrap_or(queued.clone());
+                Ended { build, state: BuildState::Cancelled { reason: self.reason(&env) } }
+            }
+            ended = worked => ended,
+        };
+        self.end(ended, &output).await;
+        self.release_slot();
+    }
+
+    /// Notes that a build that waited has begun.
+    async fn begin(&self, build: &mut Build) {
+        let waited = jiff::Timestamp::now().duration_since(build.queued_at).as_millis();
+        build.timings.push(("queued".to_owned(), u64::try_from(waited).unwrap_or(0)));
+        if build.state == BuildState::Queued {
+            build.state = BuildState::Running { stage: Stage::Build };
+            build.started_at = Some(jiff::Timestamp::now());
+            self.changed(build);
+            if let Err(error) = self.store.transaction().put(build).commit().await {
+                tracing::warn!(%error, "a build's beginning could not be written");
+            }
+        }
+    }
+
+    fn release_slot(&self) {
+        self.queue().running -= 1;
+        self.wake.notify_one();
+    }
+}
+
+impl Watch for Shared {
+    fn changed(&self, build: &Build) {
+        if let Some(active) = self.queue().active.get_mut(&build.env) {
+            active.build = build.clone();
+        }
+    }
+}
+
+impl BuildService {
+    /// Runs builds until `shutdown`. Builds under way are then dropped with their containers, and go on with the next server.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut builds = JoinSet::new();
+        let shared = self.shared.clone();
+        let prepare_until = shutdown.clone();
+        builds.spawn(async move {
+            tokio::select! {
+                () = prepare_until.cancelled() => {}
+                () = prepare(&shared) => {}
+            }
+        });
+        loop {
+            while let Some((build, cancel)) = self.shared.next() {
+                builds.spawn(self.shared.clone().run_build(build, cancel, shutdown.clone()));
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = self.shared.wake.notified() => {}
+                Some(ended) = builds.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a build's task has failed");
+                    }
+                }
+            }
+        }
+        while builds.join_next().await.is_some() {}
+    }
+}
+
+/// Brings the stacks to where they are needed, so that the first build does not wait for it.
+async fn prepare(shared: &Shared) {
+    match shared.pipeline.stacks().await {
+        Ok(stacks) => {
+            for stack in [&stacks.build, &stacks.run] {
+                if let Err(error) = shared.pipeline.parts.runtime.prepare_image(&stack.image).await {
+                    tracing::warn!(%error, "a stack could not be brought to the engine");
+                }
+            }
+        }
+        Err(error) => tracing::warn!("no builds yet: {error:#}"),
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/queue.rs"]
+mod tests;

@@ -1,0 +1,307 @@
+//! Debian's `docker-registry` (the reference implementation of the distribution spec) as a supervised child process.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// How long the registry may take to answer after its start, and to end after SIGTERM.
+const READY_DEADLINE: Duration = Duration::from_secs(15);
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long the port of a registry whose server was killed may take to become free.
+const PORT_DEADLINE: Duration = Duration::from_secs(5);
+/// Pause between two looks at something that has no event.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Pauses before a restart; one that ran for a minute begins anew.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const STEADY: Duration = Duration::from_secs(60);
+/// The longest line of its log that is passed on, bytes.
+const LONGEST_LINE: u64 = 2000;
+
+/// How the managed registry is to run.
+#[derive(Debug, Clone)]
+pub struct ManagedSettings {
+    /// `DATA/registry`: its configuration and blobs.
+    pub directory: PathBuf,
+    /// Port on 127.0.0.1.
+    pub port: u16,
+    /// The program, normally `docker-registry`.
+    pub program: PathBuf,
+}
+
+impl ManagedSettings {
+    /// Debian's program, with its files below `directory`.
+    pub fn new(directory: impl Into<PathBuf>, port: u16) -> Self {
+        Self { directory: directory.into(), port, program: PathBuf::from("docker-registry") }
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn config(&self, secret: &str) -> String {
+        // JSON is YAML, and needs no thought about quoting.
+        let config = serde_json::json!({
+            "version": 0.1,
+            "log": {"level": "warn", "formatter": "text", "accesslog": {"disabled": true}},
+            "storage": {
+                "filesystem": {"rootdirectory": self.directory.join("data"), "maxthreads": 100},
+                "cache": {"blobdescriptor": "inmemory"},
+                "delete": {"enabled": true},
+                "maintenance": {"uploadpurging": {"enabled": true, "age": "24h", "interval": "6h", "dryrun": false}},
+            },
+            "http": {"addr": self.address(), "secret": secret, "headers": {"X-Content-Type-Options": ["nosniff"]}},
+        });
+        format!("{config:#}\n")
+    }
+}
+
+/// A running registry. Dropping it kills the process; [`ManagedRegistry::run`] keeps it running.
+pub struct ManagedRegistry {
+    settings: ManagedSettings,
+    process: Process,
+}
+
+impl ManagedRegistry {
+    /// Starts the registry and returns when it answers. Fails when something else has the port.
+    pub async fn start(settings: ManagedSettings) -> anyhow::Result<Self> {
+        write_config(&settings)?;
+        let process = launch(&settings).await?;
+        Ok(Self { settings, process })
+    }
+
+    /// Where it listens, `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        self.settings.address()
+    }
+
+    /// Starts it anew whenever it ends, until `shutdown`; then stops it in order.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let started = Instant::now();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                status = self.process.ended() => tracing::error!(%status, "the registry has ended; starting it again"),
+            }
+            if started.elapsed() > STEADY {
+                pause = FIRST_PAUSE;
+            }
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                match launch(&self.settings).await {
+                    Ok(process) => break self.process = process,
+                    Err(error) => tracing::error!("the registry cannot be started: {error:#}"),
+                }
+            }
+        }
+        self.process.stop().await;
+    }
+}
+
+fn config_path(settings: &ManagedSettings) -> PathBuf {
+    settings.directory.join("config.yml")
+}
+
+fn write_config(settings: &ManagedSettings) -> anyhow::Result<()> {
+    let cannot = || format!("cannot prepare the registry's directory {}", settings.directory.display());
+    std::fs::create_dir_all(settings.directory.join("data")).with_context(cannot)?;
+    let secret = hex::encode(rand::random::<[u8; 32]>());
+    std::fs::write(config_path(settings), settings.config(&secret)).with_context(cannot)
+}
+
+/// Waits until the port is free, or says who is to go.
+async fn await_port(settings: &ManagedSettings) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PORT_DEADLINE;
+    loop {
+        match std::net::TcpListener::bind(("127.0.0.1", settings.port)) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_AGAIN * 10).await;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
+                "something else already listens on {} (see: ss -ltnp sport = :{}): stop it, set registry.port to a free port, \
+                 or set registry.managed to false and registry.address to use it",
+                settings.address(),
+                settings.port
+            ),
+            Err(error) => return Err(error).context(format!("cannot listen on {}", settings.address())),
+        }
+    }
+}
+
+async fn launch(settings: &ManagedSettings) -> anyhow::Result<Process> {
+    await_port(settings).await?;
+    let mut process = Process::spawn(&settings.program, &config_path(settings)).await?;
+    let deadline = Instant::now() + READY_DEADLINE;
+    loop {
+        if tokio::net::TcpStream::connect(("127.0.0.1", settings.port)).await.is_ok() {
+            return Ok(process);
+        }
+        tokio::select! {
+            status = process.ended() => bail!("the registry ended at once ({status}); its messages are in Berth's log"),
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+        }
+        if Instant::now() > deadline {
+            process.stop().await;
+            bail!("the registry does not answer on {} after {} s", settings.address(), READY_DEADLINE.as_secs());
+        }
+    }
+}
+
+/// The child process, looked after by a thread of its own: the kernel sends the parent-death signal when the thread that made the child
+/// ends, so that must be one which lives as long as the child.
+struct Process {
+    pid: Pid,
+    ended: oneshot::Receiver<ExitStatus>,
+    status: Option<ExitStatus>,
+}
+
+impl Process {
+    async fn spawn(program: &Path, config: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(program);
+        command.arg("serve").arg(config).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // Debian's package puts it in /usr/bin; nothing else of the environment concerns it, and OTEL or REGISTRY_* would.
+        command.env("PATH", "/usr/local/bin:/usr/bin:/bin").process_group(0);
+        // SAFETY: prctl is async-signal-safe, and nothing is allocated between fork and exec.
+        unsafe {
+            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(std::io::Error::from));
+        }
+        let (started, pid) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        std::thread::Builder::new().name("registry".to_owned()).spawn(move || {
+            let child = command.spawn();
+            match child {
+                Ok(mut child) => {
+                    // A receiver that is gone changes nothing: the child is waited for all the same.
+                    let _ = started.send(Ok(Pid::from_raw(child.id().cast_signed())));
+                    relay_log(&mut child);
+                    if let Ok(status) = child.wait() {
+                        let _ = end.send(status);
+                    }
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            }
+        })?;
+        let pid = pid.await?.with_context(|| {
+            format!("cannot start {} (install it with: apt-get install docker-registry)", program.display())
+        })?;
+        Ok(Self { pid, ended, status: None })
+    }
+
+    /// Waits for the end; may be asked again.
+    async fn ended(&mut self) -> String {
+        if self.status.is_none() {
+            self.status = (&mut self.ended).await.ok();
+        }
+        self.status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string())
+    }
+
+    async fn stop(&mut self) {
+        for (signal, grace) in [(Signal::SIGTERM, STOP_GRACE), (Signal::SIGKILL, STOP_GRACE)] {
+            if self.status.is_some() || kill(self.pid, signal).is_err() {
+                return;
+            }
+            if tokio::time::timeout(grace, self.ended()).await.is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Only a child that has not been waited for: the number may be another's by now.
+        if self.status.is_none() && matches!(self.ended.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+            // It may have ended this very moment.
+            let _ = kill(self.pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Passes the registry's messages on to Berth's own log, until it closes its standard error.
+fn relay_log(child: &mut Child) {
+    let Some(stderr) = child.stderr.take() else { return };
+    let mut lines = BufReader::new(stderr);
+    let mut line = Vec::new();
+    while matches!(lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line), Ok(length) if length > 0) {
+        tracing::warn!(target: "berth::registry", "{}", String::from_utf8_lossy(&line).trim_end());
+        line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{OciRegistry, Registry, contract};
+
+    fn free_port() -> u16 {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_real_registry_keeps_the_contract() {
+        let directory = tempfile::tempdir().unwrap();
+        let managed = ManagedRegistry::start(ManagedSettings::new(directory.path(), free_port())).await.unwrap();
+        let registry = OciRegistry::new(&managed.address(), None).unwrap();
+        contract::check(&registry).await;
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        let port = managed.settings.port;
+        managed.run(shutdown).await;
+        assert!(std::net::TcpListener::bind(("127.0.0.1", port)).is_ok(), "it still listens");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn it_is_started_again_when_it_dies() {
+        let directory = tempfile::tempdir().unwrap();
+        let managed = ManagedRegistry::start(ManagedSettings::new(directory.path(), free_port())).await.unwrap();
+        let registry = OciRegistry::new(&managed.address(), None).unwrap();
+        let digest = crate::domain::Digest::from_sha256([0; 32]);
+        let pid = managed.process.pid;
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(managed.run(shutdown.clone()));
+        kill(pid, Signal::SIGKILL).unwrap();
+        // The adapter tries again while it is away.
+        assert!(!registry.has("a/b", &digest).await.unwrap());
+        shutdown.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_foreign_process_on_the_port_is_named() {
+        let foreign = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let settings = ManagedSettings::new(directory.path(), foreign.local_addr().unwrap().port());
+        let error = ManagedRegistry::start(settings).await.err().unwrap().to_string();
+        assert!(error.contains("already listens on 127.0.0.1:"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut settings = ManagedSettings::new(directory.path(), free_port());
+        settings.program = PathBuf::from("/nonexistent/docker-registry");
+        let error = ManagedRegistry::start(settings).await.err().unwrap().to_string();
+        assert!(error.contains("apt-get install docker-registry"), "{error}");
+    }
+}
