@@ -1,0 +1,57 @@
+//! The two doors (ssh, control socket) and what is behind them: commands and receiving.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::{
+    commands::{Caller, CommandError, CommandIo, Commands},
+    control,
+    domain::{EnvRef, Verb},
+    git::wire::WireIo,
+    receive::{HookRequest, Receive, Verdict},
+    ssh::{self, Access, GitRequest},
+    store::StoreError,
+};
+
+/// What the doors lead to.
+#[derive(Clone)]
+pub(super) struct Doors {
+    pub(super) commands: Commands,
+    pub(super) receive: Receive,
+}
+
+#[async_trait]
+impl ssh::Backend for Doors {
+    async fn authenticate(&self, fingerprint: &str) -> Result<Option<Caller>, StoreError> {
+        self.commands.authenticate(fingerprint).await
+    }
+
+    async fn may(&self, caller: &Caller, verb: Verb, env: &EnvRef) -> Result<Access, StoreError> {
+        match self.commands.may(caller, verb, env).await {
+            Ok(_) => Ok(Access::Granted),
+            Err(CommandError::Denied(_)) => Ok(Access::NotPermitted),
+            Err(CommandError::NotFound(_)) => Ok(Access::NotFound),
+            Err(error) => Err(StoreError::Failed(error.to_string())),
+        }
+    }
+
+    async fn run(&self, caller: Caller, argv: Vec<String>, io: CommandIo) -> u8 {
+        self.commands.run(caller, argv, io).await
+    }
+
+    async fn git(&self, request: GitRequest, io: WireIo) -> u8 {
+        self.receive.serve(request.service, &request.env, &request.user, request.protocol, io).await
+    }
+}
+
+#[async_trait]
+impl control::Backend for Doors {
+    async fn pre_receive(&self, request: HookRequest, output: mpsc::Sender<Bytes>) -> Verdict {
+        self.receive.pre_receive(request, output).await
+    }
+
+    async fn run(&self, caller: Caller, argv: Vec<String>, io: CommandIo) -> u8 {
+        self.commands.run(caller, argv, io).await
+    }
+}

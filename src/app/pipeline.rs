@@ -1,0 +1,84 @@
+//! What receiving needs of builds, logs, manifests and tokens.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+use crate::{
+    build::{Builds, EnqueueError, NewBuild, check_push},
+    domain::{AppRef, Build, BuildNumber, EnvRef},
+    logs::Logs,
+    manifest::{self, render_problems},
+    receive::{Description, NewPush, Pipeline, PushedTree, QueueError},
+    store::StoreError,
+    token::{self, TokenKey},
+};
+
+/// The pipeline behind receiving.
+pub(super) struct BuildPipeline {
+    pub(super) builds: Builds,
+    pub(super) logs: Logs,
+    pub(super) tokens: Arc<TokenKey>,
+}
+
+#[async_trait]
+impl Pipeline for BuildPipeline {
+    async fn describe(&self, tree: PushedTree) -> Result<Description, String> {
+        let checked = tokio::task::spawn_blocking(move || {
+            check_push(&tree.repository, &tree.objects, &tree.commit, tree.known_good.as_deref(), &tree.env)
+        });
+        let checked = checked.await.map_err(|error| format!("the tree could not be read: {error}"))?;
+        let description = checked.map_err(|problems| render_problems(&problems))?;
+        let definition = &description.definition;
+        Ok(Description {
+            has_manifest: description.manifest.is_some(),
+            app: definition.app.clone(),
+            auth: definition.auth.clone(),
+        })
+    }
+
+    fn token_app(&self, text: &str) -> Result<AppRef, String> {
+        token::verify(self.tokens.public_key(), text).map_err(|error| error.to_string())
+    }
+
+    fn manifest_template(&self, app: &AppRef) -> String {
+        manifest::template(app, &token::issue(&self.tokens, app))
+    }
+
+    async fn active(&self, env: &EnvRef) -> Result<Option<Build>, StoreError> {
+        self.builds.active(env).await
+    }
+
+    async fn enqueue(&self, push: NewPush) -> Result<Build, QueueError> {
+        let new = NewBuild {
+            env: push.env,
+            commit: push.commit,
+            branch: Some(push.branch),
+            old_commit: Some(push.old_commit),
+            pushed_by: push.pushed_by,
+            no_cache: push.options.no_cache,
+            detached: push.options.detach,
+            supersede: push.options.supersede,
+            timings: push.timings,
+        };
+        self.builds.enqueue(new).await.map_err(|error| match error {
+            EnqueueError::Busy(build) => QueueError::Busy(build),
+            EnqueueError::Full { limit } => QueueError::Full { limit },
+            EnqueueError::Store(error) => QueueError::Store(error),
+        })
+    }
+
+    async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError> {
+        self.builds.cancel(env, number, reason).await.map(drop)
+    }
+
+    async fn follow(&self, env: &EnvRef, number: BuildNumber) -> BoxStream<'static, Bytes> {
+        self.logs.follow_build(env, number)
+    }
+
+    async fn wait(&self, env: &EnvRef, number: BuildNumber) -> Result<Build, StoreError> {
+        self.builds.wait(env, number).await
+    }
+}

@@ -1,0 +1,328 @@
+//! `berth serve`: the control plane, from start to an orderly end.
+//!
+//! Parts start from the ground up, each ready before the next needs it, and stop in the opposite order: first the doors, so that
+//! nothing new comes in; then pushes and builds; then the deployer; last the logs, the registry and the store. Apps go on running,
+//! and the router, another process, goes on serving them.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    cli::Place,
+    config::{self, Config},
+    data_dir::DataDir,
+    doors::Doors,
+    engine,
+    pipeline::BuildPipeline,
+    routes::RouteFiles,
+    secrets, telemetry,
+};
+use crate::{
+    build::{BuildParts, BuildSettings, Builds, CustomBuildpacks},
+    commands::{CommandSettings, Commands, Services},
+    control::ControlServer,
+    deploy::{DeploySettings, Deployer, NetProber, SystemClock},
+    domain::Limits,
+    git::{Git, Repositories},
+    keys,
+    logs::{Logs, access::AccessReceiver, collector::Collector},
+    manifest::Defaults,
+    receive::{Receive, ReceiveSettings, install_hooks},
+    registry::{Credentials, ManagedRegistry, ManagedSettings, OciRegistry},
+    router::table::ACCESS_SOCKET,
+    runtime::{Runtime, docker::DockerRuntime},
+    ssh::{ConnectionLimits, SshServer, SshSettings},
+    store::{Store, open_store},
+};
+
+/// How long each part may take to stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// git processes that serve clients at once.
+const GIT_SESSIONS: usize = 64;
+
+/// Runs the control plane until SIGTERM or SIGINT.
+pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
+    telemetry::init();
+    let config = place.load()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("serve").build()?;
+    let done = runtime.block_on(serve(config));
+    // Blocking work that is left has had its time.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Tasks that stop together.
+struct Layer {
+    name: &'static str,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Layer {
+    fn new(name: &'static str) -> Self {
+        Self { name, stop: CancellationToken::new(), tasks: JoinSet::new() }
+    }
+
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Tells the tasks to stop and waits until they have.
+    async fn stop(mut self) {
+        self.stop.cancel();
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(STOP_DEADLINE, ended).await.is_err() {
+            tracing::warn!(layer = self.name, "it did not stop in time and is abandoned");
+        }
+    }
+
+    /// Waits until a task ends that nobody told to.
+    async fn failed(&mut self) -> &'static str {
+        match self.tasks.join_next().await {
+            Some(_) => self.name,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let data = DataDir::open(&config.data_dir)?;
+    let store = open_store(&data.join("store"))?;
+    let server = tokio::select! {
+        server = Server::start(&config, &data, &store) => server?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let Server { mut doors, mut work, mut ground, receive, engine } = server;
+    tracing::info!(data = %config.data_dir.display(), ssh = ?config.ssh.listen, "ready");
+    let failed = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        name = doors.failed() => Some(name),
+        name = work.failed() => Some(name),
+        name = ground.failed() => Some(name),
+    };
+    tracing::info!("stopping");
+    doors.stop().await;
+    receive.finish_within(STOP_DEADLINE).await;
+    work.stop().await;
+    ground.stop().await;
+    engine.close(STOP_DEADLINE).await;
+    match failed {
+        None => Ok(()),
+        Some(name) => anyhow::bail!("a part of the server has ended by itself ({name}); its log says why"),
+    }
+}
+
+/// Everything that runs.
+struct Server {
+    /// SSH and the control socket.
+    doors: Layer,
+    /// Builds and the deployer.
+    work: Layer,
+    /// Log collection and the registry.
+    ground: Layer,
+    receive: Stopping,
+    engine: DockerRuntime,
+}
+
+/// Receiving, and how to stop it.
+struct Stopping {
+    receive: Receive,
+    stop: CancellationToken,
+}
+
+impl Stopping {
+    async fn finish_within(self, deadline: Duration) {
+        self.stop.cancel();
+        if timeout(deadline, self.receive.finish()).await.is_err() {
+            tracing::warn!("pushes under way did not end in time; the next start takes them up");
+        }
+    }
+}
+
+impl Server {
+    async fn start(config: &Config, data: &DataDir, store: &Store) -> anyhow::Result<Self> {
+        let mut ground = Layer::new("ground");
+        let registry = start_registry(config, data, &mut ground).await?;
+        let engine = engine::connect(config, data).await?;
+        let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
+        tracing::info!(engine = runtime.capabilities().engine, "connected to the engine");
+        let logs = start_logs(config, data, &runtime, &mut ground)?;
+
+        let mut work = Layer::new("work");
+        let repositories = Repositories::new(data.join("repositories"));
+        repositories.clean()?;
+        let deployer = start_deployer(config, data, store, &runtime, &mut work)?;
+        let parts = BuildParts {
+            store: store.clone(),
+            runtime: runtime.clone(),
+            registry: Arc::new(registry),
+            repositories: repositories.clone(),
+            delivery: Arc::new(deployer.clone()),
+            logs: Arc::new(logs.clone()),
+        };
+        let (builds, service) = Builds::start(parts, build_settings(config, data)).await?;
+        // Pushes would only find out later that the stacks are missing.
+        builds.prepare_stacks().await?;
+        work.spawn(service.run(work.stop.clone()));
+
+        let tokens = Arc::new(secrets::token_key(&data.join("keys/token.pk8"))?);
+        let pipeline = BuildPipeline { builds: builds.clone(), logs: logs.clone(), tokens: tokens.clone() };
+        let stop = CancellationToken::new();
+        let receive = receive(config, data, store, &repositories, pipeline, stop.clone()).await?;
+        receive.recover().await?;
+        let commands = Commands::new(Services {
+            store: store.clone(),
+            builds: Arc::new(builds),
+            deployer: Arc::new(deployer),
+            logs,
+            runtime,
+            repositories,
+            tokens,
+            settings: command_settings(config),
+        });
+        let doors = open_doors(config, data, Doors { commands, receive: receive.clone() }).await?;
+        Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine })
+    }
+}
+
+async fn start_registry(config: &Config, data: &DataDir, ground: &mut Layer) -> anyhow::Result<OciRegistry> {
+    let settings = &config.registry;
+    if settings.managed {
+        let address: std::net::SocketAddr =
+            settings.address.parse().context("registry.address of a managed registry must be ADDRESS:PORT")?;
+        anyhow::ensure!(address.ip().is_loopback(), "a managed registry asks for no password, so it listens on loopback only");
+        let managed = ManagedRegistry::start(ManagedSettings::new(data.join("registry"), address.port())).await?;
+        ground.spawn(managed.run(ground.stop.clone()));
+    }
+    let login = settings.username.clone().zip(settings.password.clone());
+    let credentials = login.map(|(user, password)| Credentials { user, password });
+    Ok(OciRegistry::new(&settings.address, credentials)?)
+}
+
+fn start_logs(config: &Config, data: &DataDir, runtime: &Arc<dyn Runtime>, ground: &mut Layer) -> anyhow::Result<Logs> {
+    let logs = Logs::open(data.join("logs"), log_limits(&config.logs))?;
+    let access = AccessReceiver::bind(&data.join("router").join(ACCESS_SOCKET))?;
+    ground.spawn(access.run(logs.clone(), ground.stop.clone()));
+    ground.spawn(Collector::new(runtime.clone(), logs.clone()).run(ground.stop.clone()));
+    Ok(logs)
+}
+
+fn log_limits(config: &config::Logs) -> crate::logs::LogLimits {
+    let limits = crate::logs::LogLimits::default();
+    let segments = u64::try_from(limits.segments).unwrap_or(4);
+    crate::logs::LogLimits {
+        segment_bytes: config.per_environment.0 / segments,
+        build_bytes: config.per_build.0,
+        builds_kept: config.builds,
+        ..limits
+    }
+}
+
+fn start_deployer(config: &Config, data: &DataDir, store: &Store, runtime: &Arc<dyn Runtime>, work: &mut Layer) -> anyhow::Result<Deployer> {
+    let listened = config.router.listen.first().map_or(8080, std::net::SocketAddr::port);
+    let settings = DeploySettings {
+        base_domain: config.base_domain.clone(),
+        router_port: config.router.public_port.unwrap_or(listened),
+        router_dir: data.join("router"),
+        drain_timeout: config.deploy.drain_timeout,
+        stop_grace: config.deploy.stop_grace,
+        pids: config.runtime.pids,
+        ..DeploySettings::default()
+    };
+    let routes = RouteFiles::new(data.join("router"))?;
+    let (deployer, service) =
+        Deployer::start(settings, store.clone(), runtime.clone(), Arc::new(routes), Arc::new(NetProber), Arc::new(SystemClock));
+    work.spawn(service.run(work.stop.clone()));
+    Ok(deployer)
+}
+
+/// Cores as thousandths of one.
+fn millis(cores: f64) -> u32 {
+    // Out of range is clamped by the conversion.
+    (cores * 1000.0).round() as u32
+}
+
+fn build_settings(config: &Config, data: &DataDir) -> BuildSettings {
+    let builds = &config.builds;
+    let defaults = Defaults { cpu_millis: millis(config.deploy.cpu), memory: config.deploy.memory.0, ..Defaults::default() };
+    BuildSettings {
+        concurrency: builds.concurrency,
+        queue_limit: builds.queue,
+        time_limit: builds.time_limit,
+        limits: Limits { cpu_millis: millis(builds.cpu), memory: builds.memory.0, pids: builds.pids },
+        slug_limit: builds.slug_limit.0,
+        custom_buildpacks: CustomBuildpacks {
+            allow: builds.allowed_buildpacks.clone(),
+            protocols: vec!["https".to_owned()],
+            directory: data.join("buildpacks"),
+        },
+        ca_bundle: Some(builds.ca_bundle.clone()).filter(|path| path.is_file()),
+        operator_env: builds.env.clone(),
+        process_defaults: defaults,
+        ..BuildSettings::new(&data.join(""))
+    }
+}
+
+async fn receive(
+    config: &Config,
+    data: &DataDir,
+    store: &Store,
+    repositories: &Repositories,
+    pipeline: BuildPipeline,
+    stop: CancellationToken,
+) -> anyhow::Result<Receive> {
+    let hooks = data.join("hooks");
+    install_hooks(&hooks).context("cannot install the git hooks")?;
+    let git = Git { binary: Git::find()?, hooks, max_input: config.git.max_input_size.0 };
+    let settings = ReceiveSettings {
+        berth: std::env::current_exe().context("the path of this program is not known")?,
+        control_socket: config.control_socket(),
+        sessions: GIT_SESSIONS,
+        require_manifest: config.git.require_manifest,
+    };
+    Ok(Receive::new(settings, git, repositories.clone(), store.clone(), Arc::new(pipeline), stop))
+}
+
+fn command_settings(config: &Config) -> CommandSettings {
+    CommandSettings {
+        ssh_host: config.ssh.host.clone(),
+        ssh_port: config.ssh.listen.first().map_or(2222, std::net::SocketAddr::port),
+        base_domain: config.base_domain.clone(),
+        run_pids: config.runtime.pids,
+    }
+}
+
+async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::Result<Layer> {
+    let mut doors = Layer::new("doors");
+    let settings = SshSettings {
+        limits: ConnectionLimits {
+            total: config.ssh.max_connections,
+            unauthenticated: config.ssh.max_unauthenticated,
+            unauthenticated_per_address: config.ssh.max_unauthenticated_per_address,
+        },
+        login_grace: config.ssh.login_grace,
+        keepalive: config.ssh.keepalive,
+        ..SshSettings::default()
+    };
+    let host_key = keys::host_key(&data.join("keys/ssh_host_ed25519_key"))?;
+    let backend = Arc::new(backend);
+    for address in &config.ssh.listen {
+        let server = SshServer::bind(*address, settings.clone(), host_key.clone(), backend.clone()).await?;
+        doors.spawn(server.run(doors.stop.clone()));
+    }
+    // Last: whoever asks it finds everything ready.
+    let control = ControlServer::bind(&config.control_socket(), backend).await?;
+    doors.spawn(control.run(doors.stop.clone()));
+    Ok(doors)
+}
