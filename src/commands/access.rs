@@ -1,0 +1,124 @@
+//! May this caller do that? Asked here and nowhere else.
+
+use super::{Caller, CommandError, Commands};
+use crate::{
+    domain::{App, AppRef, EnvRef, Environment, Role, Tenant, TenantName, Verb},
+    store::Stored,
+};
+
+/// Names further away than this (Jaro-Winkler) are not suggested.
+const LIKENESS: f64 = 0.8;
+
+/// `; did you mean X?` with the nearest of `names`, or nothing.
+pub(super) fn did_you_mean(wanted: &str, names: impl IntoIterator<Item = String>) -> String {
+    let score = |name: &String| strsim::jaro_winkler(wanted, name);
+    let near = names.into_iter().filter(|name| score(name) >= LIKENESS);
+    let nearest = near.max_by(|a, b| score(a).total_cmp(&score(b)));
+    nearest.map_or_else(String::new, |name| format!("; did you mean {name}?"))
+}
+
+impl Caller {
+    /// The role this caller acts with in a tenant. Operators manage every tenant as owners do, but see no config values and run no
+    /// commands unless they are members.
+    fn may(&self, role: Option<Role>, verb: Verb) -> bool {
+        let as_operator = self.operator && !matches!(verb, Verb::ReadConfig | Verb::Run | Verb::Push);
+        as_operator || role.is_some_and(|role| role.may(verb))
+    }
+
+    /// Whether this caller may know that the tenant exists.
+    pub(super) fn sees(&self, tenant: &Tenant) -> bool {
+        self.operator || tenant.members.contains_key(&self.user)
+    }
+
+    /// Refuses what only operators may do.
+    pub(super) fn need_operator(&self, what: &str) -> Result<(), CommandError> {
+        if self.operator {
+            Ok(())
+        } else {
+            Err(CommandError::Denied(format!("only an operator may {what}; ask yours")))
+        }
+    }
+}
+
+impl Commands {
+    /// The tenant, if the caller may do `verb` there. Whether it does not exist or is not the caller's looks the same.
+    pub(super) async fn tenant_for(
+        &self,
+        caller: &Caller,
+        verb: Verb,
+        name: &TenantName,
+    ) -> Result<Stored<Tenant>, CommandError> {
+        let found = self.store.get::<Tenant>(name).await?.filter(|tenant| caller.sees(tenant));
+        let Some(tenant) = found else {
+            let mine = self.store.list::<Tenant>("").await?.into_iter().filter(|tenant| caller.sees(tenant));
+            let hint = did_you_mean(name.as_str(), mine.map(|tenant| tenant.name.to_string()));
+            return Err(CommandError::NotFound(format!(
+                "there is no tenant {name}, or you are not a member of it{hint}"
+            )));
+        };
+        let role = tenant.members.get(&caller.user).copied();
+        if caller.may(role, verb) {
+            return Ok(tenant);
+        }
+        let role = role.map_or_else(|| "not a member".to_owned(), |role| format!("a {role}"));
+        let wants = if Role::Developer.may(verb) { "a developer or owner" } else { "an owner" };
+        Err(CommandError::Denied(format!("you are {role} of {name}; this needs {wants} of it")))
+    }
+
+    /// The app, if the caller may do `verb` to it.
+    pub(super) async fn app_for(
+        &self,
+        caller: &Caller,
+        verb: Verb,
+        name: &AppRef,
+    ) -> Result<Stored<App>, CommandError> {
+        self.tenant_for(caller, verb, &name.tenant).await?;
+        if let Some(app) = self.store.get::<App>(name).await? {
+            return Ok(app);
+        }
+        let apps = self.store.list::<App>(&format!("{}/", name.tenant)).await?;
+        let hint = did_you_mean(&name.to_string(), apps.into_iter().map(|app| app.name.to_string()));
+        Err(CommandError::NotFound(format!("there is no app {name}{hint}")))
+    }
+
+    /// The environment, if the caller may do `verb` to it.
+    pub(super) async fn env_for(
+        &self,
+        caller: &Caller,
+        verb: Verb,
+        name: &EnvRef,
+    ) -> Result<Stored<Environment>, CommandError> {
+        self.tenant_for(caller, verb, &name.tenant).await?;
+        if let Some(env) = self.store.get::<Environment>(name).await? {
+            return Ok(env);
+        }
+        let envs = self.store.list::<Environment>(&format!("{}/", name.tenant)).await?;
+        let hint = did_you_mean(&name.to_string(), envs.into_iter().map(|env| env.name.to_string()));
+        Err(CommandError::NotFound(format!("there is no environment {name}{hint}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::Door;
+
+    #[test]
+    fn operators_manage_but_do_not_read_secrets() {
+        let caller = |operator| Caller { user: "ann".parse().unwrap(), operator, door: Door::Ssh };
+        let row = |operator, role| {
+            Verb::ALL.map(|verb| if caller(operator).may(role, verb) { 'x' } else { '.' }).iter().collect::<String>()
+        };
+        assert_eq!(row(false, None), ".........");
+        assert_eq!(row(true, None), "x.x.x.xxx");
+        assert_eq!(row(true, Some(Role::Developer)), "xxxxxxxxx");
+        assert_eq!(row(false, Some(Role::Viewer)), "x........");
+    }
+
+    #[test]
+    fn near_names_are_suggested() {
+        let names = || ["acme/shop/dev", "acme/shop/prod"].map(String::from);
+        assert_eq!(did_you_mean("acme/shop/dve", names()), "; did you mean acme/shop/dev?");
+        assert_eq!(did_you_mean("zzz", names()), "");
+    }
+}

@@ -1,0 +1,59 @@
+//! Why a command did not do as asked, and the exit status that says so.
+
+use crate::{domain::NameError, store::StoreError};
+
+/// Each kind is one exit status of the contract.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Exit status 1. What failed, why, what to do next.
+    #[error("{0}")]
+    Failed(String),
+    /// Exit status 2: the words are off.
+    #[error("{0}")]
+    Usage(String),
+    /// Exit status 3.
+    #[error("{0}")]
+    Denied(String),
+    /// Exit status 4: it does not exist, or the caller may not know that it does.
+    #[error("{0}")]
+    NotFound(String),
+    /// Exit status 5: it exists already, is in use, or somebody else is at it.
+    #[error("{0}")]
+    Conflict(String),
+    /// Exit status 75: nothing is wrong with the request; later it may go through.
+    #[error("{0}")]
+    TryLater(String),
+}
+
+impl CommandError {
+    /// The exit status of the contract.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Denied(_) => 3,
+            Self::NotFound(_) => 4,
+            Self::Conflict(_) => 5,
+            Self::TryLater(_) => 75,
+        }
+    }
+}
+
+impl From<StoreError> for CommandError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict(_) => Self::TryLater(error.to_string()),
+            StoreError::Missing(_) => Self::NotFound(error.to_string()),
+            StoreError::Failed(_) | StoreError::Unreadable { .. } => {
+                tracing::error!(%error, "a command failed in the store");
+                Self::Failed("the server could not read or write its records; its log says why".into())
+            }
+        }
+    }
+}
+
+impl From<NameError> for CommandError {
+    fn from(error: NameError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}

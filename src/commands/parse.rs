@@ -1,0 +1,388 @@
+//! The words of a command → what is asked. Parsed by clap, so that usage, help and "did you mean" are the same everywhere.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::domain::{AppRef, BuildNumber, EnvRef, ReleaseVersion, Role, TenantName, UserName};
+
+/// One command of a user.
+#[derive(Debug, Parser)]
+#[command(
+    name = "berth",
+    bin_name = "ssh -p 2222 berth@HOST",
+    about = "Commands for your apps. Deploy by `git push`; everything else is here.",
+    disable_version_flag = true,
+    max_term_width = 100,
+    subcommand_required = true
+)]
+pub(super) struct CommandLine {
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Register the public key(s) on standard input for a user (operators)
+    UploadKey { name: UserName },
+    /// Your keys
+    #[command(subcommand)]
+    Keys(Keys),
+    /// Who you are, by the key you used
+    Whoami,
+    /// Tenants: who owns apps
+    #[command(subcommand)]
+    Tenants(Tenants),
+    /// Apps: one code base each
+    #[command(subcommand)]
+    Apps(Apps),
+    /// Environments: running instances of an app
+    #[command(subcommand)]
+    Envs(Envs),
+    /// What runs, and how it is
+    Ps { env: Option<EnvRef> },
+    /// Set the number of replicas: `scale acme/shop/dev web=3 worker=1`
+    Scale(Scale),
+    /// Replace all replicas, one after another
+    Restart { env: EnvRef },
+    /// Logs of an environment or of a build
+    Logs(LogsArgs),
+    /// Builds
+    #[command(subcommand)]
+    Builds(Builds),
+    /// Releases
+    #[command(subcommand)]
+    Releases(Releases),
+    /// Go back to an earlier release (the one before, unless named)
+    Rollback { env: EnvRef, version: Option<ReleaseVersion> },
+    /// Build and deploy the commit last pushed, again
+    Redeploy {
+        env: EnvRef,
+        /// Build from nothing
+        #[arg(long)]
+        no_cache: bool,
+    },
+    /// Run in one environment what runs in another of the same app, without a build
+    Promote { from: EnvRef, to: EnvRef },
+    /// Config variables
+    #[command(subcommand)]
+    Config(Config),
+    /// Host names
+    #[command(subcommand)]
+    Domains(Domains),
+    /// Run a one-off command in the current release: `run acme/shop/dev -- python manage.py shell`
+    Run {
+        env: EnvRef,
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// What happened
+    Events(Events),
+}
+
+impl Command {
+    /// Its first word, for the log (never arguments: they may hold secrets).
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::UploadKey { .. } => "upload-key",
+            Self::Keys(_) => "keys",
+            Self::Whoami => "whoami",
+            Self::Tenants(_) => "tenants",
+            Self::Apps(_) => "apps",
+            Self::Envs(_) => "envs",
+            Self::Ps { .. } => "ps",
+            Self::Scale(_) => "scale",
+            Self::Restart { .. } => "restart",
+            Self::Logs(_) => "logs",
+            Self::Builds(_) => "builds",
+            Self::Releases(_) => "releases",
+            Self::Rollback { .. } => "rollback",
+            Self::Redeploy { .. } => "redeploy",
+            Self::Promote { .. } => "promote",
+            Self::Config(_) => "config",
+            Self::Domains(_) => "domains",
+            Self::Run { .. } => "run",
+            Self::Events(_) => "events",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Keys {
+    /// List your keys (operators: --user NAME, or --all)
+    List {
+        #[arg(long)]
+        user: Option<UserName>,
+        #[arg(long, conflicts_with = "user")]
+        all: bool,
+    },
+    /// Remove a key by its SHA256 fingerprint
+    Remove { fingerprint: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Tenants {
+    /// Make a tenant (operators); its owner is you, unless named
+    Create {
+        tenant: TenantName,
+        #[arg(long)]
+        owner: Option<UserName>,
+    },
+    /// List your tenants
+    List,
+    /// List members; with --set or --remove change them (owners)
+    Members {
+        tenant: TenantName,
+        /// Give a member another role: --set bob=developer
+        #[arg(long, value_name = "USER=ROLE")]
+        set: Option<String>,
+        /// Remove a member
+        #[arg(long, value_name = "USER", conflicts_with = "set")]
+        remove: Option<UserName>,
+    },
+    /// Make an invitation code to hand to a colleague (owners)
+    Invite {
+        tenant: TenantName,
+        #[arg(long, default_value = "developer")]
+        role: Role,
+    },
+    /// Join a tenant with an invitation code
+    Join { code: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Apps {
+    /// Make an app with environments dev and prod: `apps create acme/shop`
+    Create { app: AppRef },
+    /// List your apps
+    List { tenant: Option<TenantName> },
+    /// Remote, environments, host names
+    Info { app: AppRef },
+    /// Destroy an app with all its environments and history
+    Destroy {
+        app: AppRef,
+        /// The app's name once more, to be sure
+        #[arg(long, value_name = "TENANT/APP")]
+        confirm: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Envs {
+    /// Make an environment: `envs create acme/shop/staging`
+    Create { env: EnvRef },
+    /// List environments
+    List { app: Option<AppRef> },
+    /// Destroy an environment with its history
+    Destroy {
+        env: EnvRef,
+        /// The environment's name once more, to be sure
+        #[arg(long, value_name = "TENANT/APP/ENV")]
+        confirm: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Scale {
+    pub env: EnvRef,
+    /// TYPE=COUNT; without any, print the present scale
+    pub counts: Vec<String>,
+    /// Back to what the manifest says
+    #[arg(long, conflicts_with = "counts")]
+    pub reset: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogsArgs {
+    pub env: EnvRef,
+    /// Number of lines
+    #[arg(short = 'n', long = "lines", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub lines: u32,
+    /// Go on with new lines as they come
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only one process type (web) or replica (web.2), or `router`
+    #[arg(long)]
+    pub process: Option<String>,
+    /// The output of this build instead
+    #[arg(long, value_name = "NUMBER")]
+    pub build: Option<BuildNumber>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Builds {
+    /// List builds, the newest first
+    List { env: EnvRef },
+    /// State, timings and reason of a build (the newest, unless named)
+    Info { env: EnvRef, number: Option<BuildNumber> },
+    /// Output of a build (the newest, unless named)
+    Logs {
+        env: EnvRef,
+        number: Option<BuildNumber>,
+        /// Go on until it has ended
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Cancel a build that is queued or running
+    Cancel { env: EnvRef, number: Option<BuildNumber> },
+    /// Throw the app's build cache away
+    PurgeCache { app: AppRef },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Releases {
+    /// List releases, the newest first
+    List { env: EnvRef },
+    /// One release (the current one, unless named)
+    Info { env: EnvRef, version: Option<ReleaseVersion> },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Config {
+    /// List names and values
+    List { env: EnvRef },
+    /// Print one value, byte for byte
+    Get { env: EnvRef, name: String },
+    /// Set variables: `config set acme/shop/dev KEY=value`; `KEY=-` reads the value from standard input
+    Set {
+        env: EnvRef,
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        pairs: Vec<String>,
+    },
+    /// Remove variables
+    Unset {
+        env: EnvRef,
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Domains {
+    /// List host names
+    List { env: EnvRef },
+    /// Answer at a host name too
+    Add { env: EnvRef, domain: String },
+    /// Stop answering at a host name
+    Remove { env: EnvRef, domain: String },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Events {
+    /// Only about this tenant
+    #[arg(long)]
+    pub tenant: Option<TenantName>,
+    /// Number of events
+    #[arg(short = 'n', long = "lines", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub lines: u32,
+    /// Go on with new events as they come
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// What became of the words.
+pub(super) enum Parsed {
+    Command(Box<CommandLine>),
+    /// Help was asked for.
+    Help(String),
+    /// The words are off; the text says how and what would be right.
+    Usage(String),
+}
+
+/// Longest command line taken, in bytes.
+const MAX_LENGTH: usize = 128 << 10;
+
+/// Parses the words, the colon form (`apps:create`) included.
+pub(super) fn parse(argv: Vec<String>) -> Parsed {
+    if argv.iter().map(String::len).sum::<usize>() > MAX_LENGTH {
+        return Parsed::Usage(
+            "the command is longer than 128 KiB; give long values on standard input (KEY=-)\n".into(),
+        );
+    }
+    let mut words = vec!["berth".to_owned()];
+    for (position, word) in argv.into_iter().enumerate() {
+        match word.split_once(':') {
+            Some((noun, verb)) if position == 0 && !noun.is_empty() && !verb.is_empty() => {
+                words.extend([noun.to_owned(), verb.to_owned()]);
+            }
+            _ => words.push(word),
+        }
+    }
+    if words.len() == 1 {
+        words.push("help".into());
+    }
+    match CommandLine::try_parse_from(words) {
+        Ok(line) => Parsed::Command(Box::new(line)),
+        Err(error) => {
+            let text = error.render().to_string();
+            match error.kind() {
+                clap::error::ErrorKind::DisplayHelp => Parsed::Help(text),
+                _ => Parsed::Usage(text),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_command_of_the_contract_is_understood() {
+        for text in [
+            "upload-key bob",
+            "keys list",
+            "keys remove SHA256:abc",
+            "whoami --json",
+            "tenants create acme",
+            "tenants invite acme --role viewer",
+            "tenants join code",
+            "apps create acme/shop",
+            "apps:create acme/shop",
+            "envs list acme/shop --json",
+            "ps",
+            "ps acme/shop/dev",
+            "scale acme/shop/dev web=3 worker=1",
+            "scale acme/shop/dev --reset",
+            "restart acme/shop/dev",
+            "logs acme/shop/dev -n 5 -f --process web",
+            "logs acme/shop/dev --build 3",
+            "builds cancel acme/shop/dev",
+            "builds:purge-cache acme/shop",
+            "releases info acme/shop/dev v3",
+            "rollback acme/shop/dev v3",
+            "redeploy acme/shop/dev",
+            "promote acme/shop/dev acme/shop/prod",
+            "config set acme/shop/dev A=b:c",
+            "domains add acme/shop/dev shop.example.com",
+            "run acme/shop/dev -- ls -la --json",
+            "events -f",
+        ] {
+            assert!(matches!(parse(words(text)), Parsed::Command(_)), "{text} was not understood");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_usage_and_help_is_not() {
+        let Parsed::Usage(text) = parse(words("app create acme/shop")) else { panic!("taken") };
+        assert!(text.contains("apps"), "no suggestion: {text}");
+        let Parsed::Usage(text) = parse(words("restart acme/shop")) else { panic!("taken") };
+        assert!(text.contains("TENANT/APP/ENV"), "no reason: {text}");
+        assert!(matches!(parse(vec![]), Parsed::Help(_)));
+        assert!(matches!(parse(words("help scale")), Parsed::Help(_)));
+        assert!(matches!(parse(words("scale --help")), Parsed::Help(_)));
+        assert!(matches!(parse(vec!["run".into(), "x".repeat(200_000)]), Parsed::Usage(_)));
+    }
+
+    #[test]
+    fn a_one_off_command_keeps_its_own_options() {
+        let Parsed::Command(line) = parse(words("run acme/shop/dev -- ls --json -f")) else { panic!("not taken") };
+        assert!(!line.json);
+        assert!(matches!(line.command, Command::Run { command, .. } if command == ["ls", "--json", "-f"]));
+    }
+}

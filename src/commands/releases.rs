@@ -1,0 +1,262 @@
+//! Moving an environment between releases: `releases …`, `rollback`, `redeploy`, `promote`.
+
+use std::sync::Mutex;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, now, parse};
+use crate::{
+    build::{EnqueueError, NewBuild},
+    deploy::{DeployFailure, Derive, Progress},
+    domain::{BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Verb},
+    store::Stored,
+};
+
+/// Lines of progress that may wait for a slow client; more are dropped, the outcome never is.
+const PROGRESS_LINES: usize = 256;
+
+/// Progress of a deployment, for the person who waits, in the shape of a push's output.
+struct Lines(Mutex<mpsc::Sender<String>>);
+
+impl Lines {
+    fn send(&self, text: String) {
+        let sender = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // Full or closed: nobody reads, and the outcome is told anyway.
+        let _ = sender.try_send(text);
+    }
+}
+
+impl Progress for Lines {
+    fn step(&self, text: &str) {
+        self.send(format!("-----> {text}\n"));
+    }
+    fn heading(&self, text: &str) {
+        self.send(format!("=====> {text}\n"));
+    }
+    fn detail(&self, text: &str) {
+        self.send(format!("       {text}\n"));
+    }
+    fn error(&self, text: &str) {
+        self.send(format!(" !     {text}\n"));
+    }
+    fn raw(&self, bytes: &[u8]) {
+        self.send(String::from_utf8_lossy(bytes).into_owned());
+    }
+}
+
+impl Commands {
+    /// A release that must be there.
+    pub(super) async fn release(&self, env: &EnvRef, version: ReleaseVersion) -> Result<Stored<Release>, CommandError> {
+        let found = self.store.get::<Release>(&(env.clone(), version)).await?;
+        found.ok_or_else(|| CommandError::NotFound(format!("{env} has no release {version}; see `releases list {env}`")))
+    }
+
+    /// Deploys a release, telling progress on standard error, and answers when it serves.
+    pub(super) async fn deploy_and_say(&self, env: &EnvRef, version: ReleaseVersion, io: &mut CommandIo) -> Result<Answer, CommandError> {
+        use tokio::io::AsyncWriteExt;
+
+        let (sender, mut lines) = mpsc::channel(PROGRESS_LINES);
+        let progress = Lines(Mutex::new(sender));
+        let deploy = async {
+            let done = self.deployer.deploy(env, version, &progress).await;
+            drop(progress);
+            done
+        };
+        let tell = async {
+            while let Some(line) = lines.recv().await {
+                // A client that has gone does not stop the deployment.
+                let _ = io.stderr.write_all(line.as_bytes()).await;
+            }
+        };
+        match tokio::join!(deploy, tell).0 {
+            Ok(deployed) => Ok(Answer::new(
+                format!("{env} runs {version} at {}", deployed.url),
+                json!({"env": env, "release": version, "url": deployed.url, "changed": true}),
+            )),
+            Err(DeployFailure::Failed { reason, last_log_lines, .. }) => {
+                let lines: String = last_log_lines.iter().map(|line| format!("\n         {}", answer::clean(line))).collect();
+                Err(CommandError::Failed(format!("{version} was not deployed to {env}: {reason}; what ran before still serves{lines}")))
+            }
+            Err(DeployFailure::Superseded { by }) => {
+                Err(CommandError::Conflict(format!("{by} was deployed to {env} meanwhile and took the place of {version}")))
+            }
+            Err(DeployFailure::Store(error)) => Err(error.into()),
+        }
+    }
+
+    /// `releases …`.
+    pub(super) async fn releases(&self, caller: &Caller, command: parse::Releases) -> Result<Answer, CommandError> {
+        match command {
+            parse::Releases::List { env } => self.list_releases(caller, &env).await,
+            parse::Releases::Info { env, version } => {
+                let stored = self.env_for(caller, Verb::Read, &env).await?;
+                let version = version.or(stored.current).ok_or_else(|| no_release(&env))?;
+                let release = self.release(&env, version).await?;
+                Ok(release_info(&release))
+            }
+        }
+    }
+
+    async fn list_releases(&self, caller: &Caller, env: &EnvRef) -> Result<Answer, CommandError> {
+        let stored = self.env_for(caller, Verb::Read, env).await?;
+        let deployments = self.store.list::<Deployment>(&format!("{env}/")).await?;
+        let (mut rows, mut values) = (Vec::new(), Vec::new());
+        for release in self.store.list::<Release>(&format!("{env}/")).await?.iter().rev() {
+            let state = match deployments.iter().find(|deployment| deployment.to == release.version).map(|found| &found.state) {
+                _ if stored.current == Some(release.version) => "current",
+                Some(DeploymentState::Running) => "deploying",
+                Some(DeploymentState::Succeeded) => "replaced",
+                Some(DeploymentState::Failed { .. }) => "failed",
+                Some(DeploymentState::Superseded { .. }) => "superseded",
+                None => "-",
+            };
+            let age = answer::age(now().duration_since(release.created_at).as_secs());
+            let row = [release.version.to_string(), state.into(), release.reason.clone(), release.created_by.to_string(), age];
+            rows.push(row.to_vec());
+            values.push(json!({
+                "version": release.version, "state": state, "reason": release.reason, "commit": release.commit,
+                "created_by": release.created_by, "created_at": release.created_at, "image": release.image.to_string(),
+            }));
+        }
+        let empty = format!("No release yet. Make one: git push paas-{} main", env.env);
+        Ok(Answer::table(&["release", "state", "why", "by", "age"], rows, values, &empty))
+    }
+
+    /// `rollback`: a new release alike an old one.
+    pub(super) async fn rollback(&self, caller: &Caller, env: &EnvRef, to: Option<ReleaseVersion>, io: &mut CommandIo) -> Result<Answer, CommandError> {
+        let stored = self.env_for(caller, Verb::Operate, env).await?;
+        self.refuse_while_building(env).await?;
+        let version = match to {
+            Some(version) => version,
+            None => self.release_before(&stored).await?,
+        };
+        self.release(env, version).await?;
+        if stored.current == Some(version) {
+            return Err(CommandError::Conflict(format!("{env} runs {version} already")));
+        }
+        let why = format!("rollback to {version}");
+        let release = self.deployer.derive_release(env, version, Derive::Everything, &caller.user, &why).await?;
+        self.deploy_and_say(env, release.version, io).await
+    }
+
+    /// The newest release older than the current one that was deployed with success.
+    async fn release_before(&self, env: &Environment) -> Result<ReleaseVersion, CommandError> {
+        let current = env.current.ok_or_else(|| no_release(&env.name))?;
+        let deployments = self.store.list::<Deployment>(&format!("{}/", env.name)).await?;
+        let good = |found: &&Stored<Deployment>| found.to < current && found.state == DeploymentState::Succeeded;
+        let before = deployments.iter().rev().find(good).map(|found| found.to);
+        before.ok_or_else(|| CommandError::NotFound(format!("{} has no release before {current} to go back to", env.name)))
+    }
+
+    async fn refuse_while_building(&self, env: &EnvRef) -> Result<(), CommandError> {
+        match self.builds.active(env).await? {
+            None => Ok(()),
+            Some(build) => Err(CommandError::Conflict(format!(
+                "build {} of {} is under way in {env}; wait for it, or: builds cancel {env}",
+                build.number, build.pushed_by
+            ))),
+        }
+    }
+
+    /// `redeploy`: the pipeline once more for the commit of the deploy branch. What is unchanged is not built again.
+    pub(super) async fn redeploy(&self, caller: &Caller, env: &EnvRef, no_cache: bool, io: &mut CommandIo) -> Result<Answer, CommandError> {
+        let stored = self.env_for(caller, Verb::Operate, env).await?;
+        let branch = stored.deploy_branch.as_ref().ok_or_else(|| no_release(env))?;
+        let commit = self.repositories.branch_commit(env, branch).map_err(|error| {
+            tracing::error!(%env, error = %format!("{error:#}"), "the deploy branch cannot be read");
+            CommandError::Failed(format!("the repository of {env} cannot be read; the server's log says why"))
+        })?;
+        let commit = commit.ok_or_else(|| no_release(env))?;
+        self.build_commit(caller, env, commit, no_cache, io).await
+    }
+
+    /// Takes a commit that is in the environment's repository through the pipeline, relaying the output.
+    async fn build_commit(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        commit: String,
+        no_cache: bool,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
+        let new = NewBuild {
+            env: env.clone(),
+            commit,
+            branch: None,
+            old_commit: None,
+            pushed_by: caller.user.clone(),
+            no_cache,
+            detached: false,
+            supersede: false,
+            timings: Vec::new(),
+        };
+        let build = match self.builds.enqueue(new).await {
+            Ok(build) => build,
+            Err(EnqueueError::Busy(build)) => {
+                let text = format!("build {} of {} is under way in {env}; see `builds info {env}`", build.number, build.pushed_by);
+                return Err(CommandError::Conflict(text));
+            }
+            Err(EnqueueError::Full { limit }) => return Err(CommandError::TryLater(format!("{limit} builds are waiting already; try again later"))),
+            Err(EnqueueError::Store(error)) => return Err(error.into()),
+        };
+        self.relay_build(env, build.number, io).await?;
+        let build = self.builds.wait(env, build.number).await?;
+        match &build.state {
+            BuildState::Succeeded => Ok(Answer { human: String::new(), json: json!({"env": env, "build": build.number, "release": build.release}) }),
+            BuildState::Failed { reason } | BuildState::Cancelled { reason } => {
+                Err(CommandError::Failed(format!("build {} did not succeed: {reason}", build.number)))
+            }
+            BuildState::Queued | BuildState::Running { .. } => Err(CommandError::TryLater("the server is stopping; the build will go on".into())),
+        }
+    }
+
+    /// `promote`: the commit that runs in one environment goes through the pipeline of another of the same app, which finds the slug
+    /// built already.
+    pub(super) async fn promote(&self, caller: &Caller, from: &EnvRef, to: &EnvRef, io: &mut CommandIo) -> Result<Answer, CommandError> {
+        if from.app_ref() != to.app_ref() || from == to {
+            return Err(CommandError::Usage("promote goes between two environments of one app".into()));
+        }
+        let source = self.env_for(caller, Verb::Read, from).await?;
+        self.env_for(caller, Verb::Operate, to).await?;
+        self.refuse_while_building(to).await?;
+        let version = source.current.ok_or_else(|| no_release(from))?;
+        let release = self.release(from, version).await?;
+        self.repositories.share_commit(from, to, &release.commit).map_err(|error| {
+            tracing::error!(%from, %to, error = %format!("{error:#}"), "a commit could not be shared");
+            CommandError::Failed(format!("the commit could not be brought from {from} to {to}; the server's log says why"))
+        })?;
+        self.build_commit(caller, to, release.commit.clone(), false, io).await
+    }
+}
+
+fn no_release(env: &EnvRef) -> CommandError {
+    CommandError::NotFound(format!("{env} has no release yet; make one: git push paas-{} main", env.env))
+}
+
+fn release_info(release: &Release) -> Answer {
+    let mut human = format!(
+        "{} of {}\nwhy:     {}\nby:      {} at {}\ncommit:  {}\nimage:   {}\n",
+        release.version,
+        release.env,
+        answer::clean(&release.reason),
+        release.created_by,
+        release.created_at,
+        release.commit,
+        release.image
+    );
+    if let Some(command) = &release.release_command {
+        human.push_str(&format!("release: {}\n", answer::clean(command)));
+    }
+    for (name, process) in &release.processes {
+        human.push_str(&format!("{name}: {} × {}\n", process.replicas, answer::clean(&process.command)));
+    }
+    let names: Vec<&String> = release.config.keys().collect();
+    human.push_str(&format!("config:  {}\n", names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ")));
+    let json = json!({
+        "env": release.env, "version": release.version, "reason": release.reason, "created_by": release.created_by,
+        "created_at": release.created_at, "commit": release.commit, "image": release.image.to_string(), "build": release.build,
+        "release_command": release.release_command, "processes": release.processes, "config_names": names, "domains": release.domains,
+    });
+    Answer::new(human, json)
+}
