@@ -258,6 +258,11 @@ const PLANS: &[Plan] = &[
         &["asks for pnpm, but the lock file is yarn.lock"],
     ),
     (&[("package.json", r#"{"packageManager": "pnpm@9"}"#)], &["an exact version"]),
+    (&[("package.json", r#"{"packageManager": "pnpm@9.15.9+md5.00"}"#)], &["\"md5.00\", is none"]),
+    (
+        &[("package.json", r#"{"packageManager": "pnpm@9.99.99"}"#)],
+        &["\"9.99.99\" (packageManager in package.json) does not exist", "Nearby: 9.15.9"],
+    ),
     (
         &[("package.json", r#"{"packageManager": "yarn@4.1.0"}"#), ("yarn.lock", "# yarn lockfile v1\n")],
         &["asks for yarn 4.1.0, but yarn.lock was written by yarn 1"],
@@ -285,7 +290,10 @@ const PLANS: &[Plan] = &[
         &["PLAN_MANAGER_VERSION='4.", "PLAN_PNP=''"],
     ),
     (&[("package.json", r#"{"engines": {"npm": "9.x"}}"#)], &["PLAN_MANAGER_VERSION='9.9."]),
-    (&[("package.json", r#"{"engines": {"npm": "88.x"}}"#)], &["npm version \"88.x\" does not exist"]),
+    (
+        &[("package.json", r#"{"engines": {"npm": "88.x"}}"#)],
+        &["npm version \"88.x\" (engines.npm in package.json) does not exist"],
+    ),
     (
         &[("package.json", r#"{"dependencies": {"x": "file:./x"}, "scripts": {"start": "node ."}}"#)],
         &["PLAN_INPUTS='**'"],

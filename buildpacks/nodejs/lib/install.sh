@@ -101,7 +101,14 @@ frozen_install_failed() {
 }
 
 # Whether anything in the build can call for development dependencies.
-needs_development() { [ -n "$PLAN_PREBUILD$PLAN_BUILD$PLAN_CLEANUP$PLAN_LIFECYCLE$PLAN_WORKSPACES$PLAN_LOCAL$PLAN_BUNDLED$PLAN_BERRY" ] || [ -z "$PLAN_LOCK" ]; }
+needs_development() {
+  [ -n "$PLAN_PREBUILD$PLAN_BUILD$PLAN_CLEANUP$PLAN_LIFECYCLE$PLAN_WORKSPACES$PLAN_LOCAL$PLAN_BUNDLED$PLAN_BERRY" ] || [ -z "$PLAN_LOCK" ]
+}
+
+keeps_development() {
+  [ "${NPM_CONFIG_PRODUCTION:-}" = false ] || [ "${YARN_PRODUCTION:-}" = false ] || [ "${YARN2_SKIP_PRUNING:-}" = true ] ||
+    [ "${PNPM_SKIP_PRUNING:-}" = true ]
+}
 
 install_dependencies() {
   local what=production key
@@ -111,7 +118,7 @@ install_dependencies() {
       return
     fi
   fi
-  if needs_development; then what=all; fi
+  if needs_development || keeps_development; then what=all; fi
   if [ -d node_modules ]; then
     warn "node_modules is in the repository; it is replaced by what the lock file says. Remove it: git rm -r --cached node_modules"
     rm -rf node_modules
@@ -133,7 +140,7 @@ install_dependencies() {
 
 prune_dependencies() {
   if ! needs_development || [ -n "$PLAN_NOTHING_TO_INSTALL" ]; then return; fi
-  if [ "${NPM_CONFIG_PRODUCTION:-}" = false ] || [ "${YARN_PRODUCTION:-}" = false ] || [ "${YARN2_SKIP_PRUNING:-}" = true ] || [ "${PNPM_SKIP_PRUNING:-}" = true ]; then
+  if keeps_development; then
     step "Keeping development dependencies, as the build's variables ask"
     return
   fi

@@ -45,7 +45,10 @@ const pinned = (manifest) => {
   if (!name || !semver.valid(version)) {
     throw new Refusal(`packageManager in package.json is "${text}".`, 'It must name npm, yarn or pnpm and an exact version, such as "pnpm@9.15.9".')
   }
-  return { name, version, hash: hash && /^(sha1|sha224|sha256|sha384|sha512)\.[0-9a-f]+$/.test(hash) ? hash : undefined }
+  if (hash && !/^(sha1|sha224|sha256|sha384|sha512)\.[0-9a-f]+$/.test(hash)) {
+    throw new Refusal(`The hash in packageManager in package.json, "${hash}", is none.`, 'It looks like "sha512." and hexadecimal digits; correct it, or leave it out.')
+  }
+  return { name, version, hash }
 }
 
 const chooseName = (manifest, pin, lock) => {
@@ -86,49 +89,68 @@ const manifestOf = (dir) => {
   try { return JSON.parse(read(dir, 'package.json')) } catch { return {} }
 }
 
-// A range of the registry as one version: the exact one it is, else the newest that fits both ranges.
-const resolve = async (npmName, label, text, preferred, cacheDir) => {
+// The version to use: `preferred` (a version or a range, from the lock file) where it satisfies `text` (what the app asks for, if
+// anything), else the newest that both allow, else the newest that `text` allows.
+const resolve = async ({ npmName, name, text, where, preferred }, cacheDir) => {
   if (semver.valid(preferred) && (!text || semver.satisfies(preferred, text))) return preferred
   const versions = await versionsOf(npmName, cacheDir)
-  const fits = (range) => versions.filter((version) => semver.satisfies(version, range)).at(-1)
-  const wanted = text && semver.valid(text) ? (versions.includes(semver.valid(text)) ? semver.valid(text) : undefined)
-    : versions.filter((version) => semver.satisfies(version, text || '*') && semver.satisfies(version, semver.valid(preferred) ? '*' : preferred)).at(-1) || (text && fits(text))
+  const newest = (...ranges) => versions.filter((version) => ranges.every((range) => semver.satisfies(version, range))).at(-1)
+  const wanted = newest(text || '*', semver.valid(preferred) ? '*' : preferred) || (text && newest(text))
   if (wanted) return wanted
-  const coerced = semver.coerce(text)
-  const near = [...new Set([coerced && fits(`${coerced.major}`), versions.at(-1)].filter(Boolean))]
-  throw new Refusal(`${label} version "${text}" does not exist.`, `Nearby: ${near.join(', ')}.`)
+  const asked = semver.coerce(text)
+  const near = [...new Set([asked && newest(`${asked.major}`), versions.at(-1)].filter(Boolean))]
+  throw new Refusal(`${name} version "${text}" (${where} in package.json) does not exist.`, `Nearby: ${near.join(', ')}.`)
 }
 
-// {name: npm|yarn|pnpm, berry, npmName, version, hash, lock, why, bundled}; `bundled` is a yarn committed to the repository.
-const packageManager = async (dir, manifest, nodeVersion, cacheDir) => {
+// Whether the app's yarn is berry (2 or later); package.json and yarn.lock must agree.
+const isBerry = (lock, pin, engine, writer) => {
+  const written = Boolean(writer.berry)
+  const generation = (berry) => (berry ? '2 or later' : '1')
+  if (pin) {
+    const berry = semver.major(pin.version) > 1
+    if (lock && berry !== written) {
+      throw new Refusal(`packageManager in package.json asks for yarn ${pin.version}, but yarn.lock was written by yarn ${generation(written)}.`,
+        `Run yarn install with yarn ${pin.version} and commit yarn.lock.`)
+    }
+    return berry
+  }
+  if (engine && lock && !semver.intersects(engine, written ? '>=2' : '1')) {
+    throw new Refusal(`engines.yarn in package.json asks for yarn ${engine}, but yarn.lock was written by yarn ${generation(written)}.`)
+  }
+  return written || Boolean(engine && !lock && !semver.intersects(engine, '1'))
+}
+
+// The yarn that is committed to the repository, if .yarnrc.yml names one.
+const committedYarn = (dir) => {
+  const named = (/^yarnPath:\s*["']?([^"'\n]+)/m.exec(read(dir, '.yarnrc.yml')) || [])[1]
+  const file = named && path.normalize(named.trim())
+  if (!file || path.isAbsolute(file) || file.startsWith('..') || !fs.existsSync(path.join(dir, file))) return undefined
+  return { file, version: (/yarn-(\d[\w.-]*)\.c?js$/.exec(file) || [])[1] || 'committed' }
+}
+
+// {name: npm|yarn|pnpm, berry, npmName, version, hash, lock, why, bundled}; `bundled` is the file of a yarn committed to the repository.
+// `isCached(npmName, version)` spares asking the registry.
+const packageManager = async (dir, manifest, nodeVersion, cacheDir, isCached) => {
   const lock = lockFile(dir)
   const pin = pinned(manifest)
   const name = chooseName(manifest, pin, lock)
-  const read_ = fromLock(dir, name, lock, nodeVersion)
+  const writer = fromLock(dir, name, lock, nodeVersion)
   const engine = manifest.engines && manifest.engines[name] !== undefined ? String(manifest.engines[name]) : undefined
   if (engine !== undefined && semver.validRange(engine) === null) {
     throw new Refusal(`engines.${name} in package.json is "${engine}", which is not a version or a range of versions.`)
   }
-  const yarnPath = name === 'yarn' && (/^yarnPath:\s*["']?([^"'\n]+)/m.exec(read(dir, '.yarnrc.yml')) || [])[1]
-  let berry = Boolean(read_.berry)
-  if (pin) berry = name === 'yarn' && semver.major(pin.version) > 1
-  else if (name === 'yarn' && engine && !lock) berry = !semver.intersects(engine, '1') || Boolean(read_.berry)
-  if (name === 'yarn' && lock && berry !== Boolean(read_.berry)) {
-    throw new Refusal(`packageManager in package.json asks for yarn ${pin.version}, but yarn.lock was written by yarn ${read_.berry ? '2 or later' : '1'}.`,
-      `Run yarn install with yarn ${pin.version} and commit yarn.lock.`)
+  const berry = name === 'yarn' && isBerry(lock, pin, engine, writer)
+  const manager = { name, berry, npmName: berry ? '@yarnpkg/cli-dist' : name, lock, bundled: '' }
+  const committed = berry && committedYarn(dir)
+  if (committed) return { ...manager, version: committed.version, why: 'yarnPath in .yarnrc.yml', bundled: committed.file }
+  if (pin) {
+    const known = semver.prerelease(pin.version) || isCached(manager.npmName, pin.version)
+    if (!known) await resolve({ ...manager, text: pin.version, where: 'packageManager', preferred: '*' }, cacheDir)
+    return { ...manager, version: pin.version, hash: pin.hash, why: 'packageManager in package.json' }
   }
-  if (name === 'yarn' && lock && engine && !pin && !semver.intersects(engine, berry ? '>=2' : '1')) {
-    throw new Refusal(`engines.yarn in package.json asks for yarn ${engine}, but yarn.lock was written by yarn ${berry ? '2 or later' : '1'}.`)
-  }
-  const npmName = berry ? '@yarnpkg/cli-dist' : name
-  if (berry && yarnPath && fs.existsSync(path.join(dir, yarnPath)) && !path.normalize(yarnPath).startsWith('..')) {
-    const version = (/yarn-([\d.]+(?:-[\w.]+)?)\.c?js$/.exec(yarnPath) || [])[1] || 'committed'
-    return { name, berry, npmName, version, lock, why: 'yarnPath in .yarnrc.yml', bundled: path.normalize(yarnPath) }
-  }
-  if (pin) return { name, berry, npmName, version: pin.version, hash: pin.hash, lock, why: 'packageManager in package.json', bundled: '' }
-  const preferred = berry && !lock && engine ? engine : read_.range
-  const version = await resolve(npmName, name, engine, preferred, cacheDir)
-  return { name, berry, npmName, version, lock, why: engine ? `engines.${name} in package.json` : read_.why, bundled: '' }
+  const preferred = berry && !writer.berry ? engine : writer.range
+  const version = await resolve({ ...manager, text: engine, where: `engines.${name}`, preferred }, cacheDir)
+  return { ...manager, version, why: engine ? `engines.${name} in package.json` : writer.why }
 }
 
 module.exports = { packageManager, defaultNpm: (nodeVersion) => fromLock('', 'npm', undefined, nodeVersion).range }

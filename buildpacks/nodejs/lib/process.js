@@ -9,8 +9,8 @@ const startsWithNode = (command) => /^\s*(?:[A-Za-z_]\w*=\S*\s+)*node\s/.test(co
 
 // The script itself where that means the same as letting the package manager run it: the process starts sooner, and
 // signals reach it without middlemen.
-const direct = (command) => !scripts.prestart && !scripts.poststart && !/[\n\r]/.test(command) && !/npm_(config|lifecycle|execpath|node|package_(?!name|version|json))/.test(command) &&
-  (!pnp || startsWithNode(command))
+const needsManager = /[\n\r]|npm_(config|lifecycle|execpath|node|package_(?!name|version|json))/
+const direct = (command) => !scripts.prestart && !scripts.poststart && !needsManager.test(command) && (!pnp || startsWithNode(command))
 
 if (typeof scripts.start === 'string' && scripts.start.trim()) {
   console.log(direct(scripts.start) ? scripts.start.trim() : `${manager} start`)
