@@ -145,6 +145,8 @@ fn a_link_that_leads_out_is_not_followed() {
         }
         assert!(running.logs().contains("lead out of the site"), "{}", running.logs());
     }
+    let (status, said) = build.command("rm index.html && PORT=5000 .berth/static/start");
+    assert!(status == 1 && said.contains("index.html is gone"), "{said}");
 }
 
 #[test]

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import processes  # noqa: E402
-import requirements  # noqa: E402
-from versions import AVAILABLE, Refused, check, read_toml  # noqa: E402
+import processes
+import requirements
+from versions import AVAILABLE, Refused, check, read_toml
 
 LOCKS = {"Pipfile.lock": "pipenv", "poetry.lock": "poetry", "uv.lock": "uv"}
 LOCK_COMMAND = {"pipenv": "pipenv lock", "poetry": "poetry lock", "uv": "uv lock"}

@@ -10,8 +10,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import nginx  # noqa: E402
-from settings import Refused, Settings, check_root, load  # noqa: E402
+import nginx
+from settings import Refused, Settings, check_root, load
 
 
 def prepare(build_dir: Path, built: str | None) -> Settings:
@@ -46,11 +46,16 @@ def describe(settings: Settings) -> None:
         print("       Visitors need a name and a password")
 
 
-def write(settings: Settings, folder: Path) -> None:
+def write(settings: Settings, folder: Path, needs_index: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "nginx.conf").write_text(nginx.configuration(settings), encoding="utf-8")
     # Read line by line, never run.
-    variables = {"root": settings.root, "auth": "yes" if settings.basic_auth else "no", "auth_file": settings.auth_file}
+    variables = {
+        "root": settings.root,
+        "auth": "yes" if settings.basic_auth else "no",
+        "auth_file": settings.auth_file,
+        "needs_index": "yes" if needs_index else "no",
+    }
     (folder / "variables").write_text("".join(f"{name}={value}\n" for name, value in variables.items()), encoding="utf-8")
     shutil.copyfile(HERE / "start", folder / "start")
     (folder / "start").chmod(0o755)
@@ -65,4 +70,6 @@ if __name__ == "__main__":
             print(f" !     {line}", file=sys.stderr)
         sys.exit(1)
     describe(settings)
-    write(settings, build_dir / ".berth" / "static")
+    # Without settings, index.html is all that makes this a site.
+    only_index = not settings.source and "--built" not in sys.argv and not (build_dir / ".static").exists()
+    write(settings, build_dir / ".berth" / "static", only_index)

@@ -22,10 +22,10 @@ TEXT_TYPES = (
 PRIVATE = ["Staticfile", "Staticfile.auth", "static.json", "berth.yaml", "Procfile"]
 # Names that build tools give files after their content: at least eight hexadecimal digits, with a letter among them, or,
 # in the folders of such tools, eight characters of all kinds.
+_TOOL_FOLDERS = r"(?:assets|_astro|_app/immutable|_next/static|static/(?:js|css|media))"
 HASHED = [
     r"[.-](?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{8,}\.(?:\w+\.)*\w+$",
-    r"/(?:assets|_astro|_app/immutable|_next/static|static/(?:js|css|media))/(?:.*/)?[^/]*[.-]"
-    r"(?=[\w-]*[0-9])(?=[\w-]*[A-Z])(?=[\w-]*[a-z])[\w-]{8}\.(?:js|mjs|css|wasm|woff2?)(?:\.map)?$",
+    rf"/{_TOOL_FOLDERS}/(?:.*/)?[^/]*[.-](?=[\w-]*[0-9])(?=[\w-]*[A-Z])(?=[\w-]*[a-z])[\w-]{{8}}\.(?:js|mjs|css|wasm|woff2?)(?:\.map)?$",
 ]
 
 

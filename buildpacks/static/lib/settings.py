@@ -166,7 +166,7 @@ def _set_routes(settings: Settings, value) -> None:
         if isinstance(target, dict):
             unknown = set(target) - {"path", "except"}
             if unknown:
-                raise Refused(f"static.json: routes: {glob[:60]}: {sorted(unknown)[0][:60]} is not supported.", "Known: path, except.")
+                raise Refused(f"static.json: routes: {glob[:60]}: {min(unknown)[:60]} is not supported.", "Known: path, except.")
             excepted = target.get("except", [])
             excepted = [excepted] if isinstance(excepted, str) else excepted
             target = target.get("path")
