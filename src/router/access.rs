@@ -12,7 +12,11 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::{net::UnixDatagram, sync::mpsc, time::timeout};
+use tokio::{
+    net::UnixDatagram,
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 
 use crate::domain::{EnvRef, Timestamp};
 
@@ -26,6 +30,10 @@ const MAX_PATH: usize = 2048;
 const MAX_HOST: usize = 256;
 /// How long a receiver that does not read is waited for.
 const SEND_LIMIT: Duration = Duration::from_millis(500);
+/// Records are gathered for this long after a datagram, so that a busy router sends few of them.
+const GATHER: Duration = Duration::from_millis(20);
+/// How long nobody is looked for after nobody was there.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Takes access records. Cheap to clone.
 #[derive(Clone)]
@@ -73,7 +81,7 @@ impl AccessLog {
     pub(super) fn new(path: PathBuf) -> (Self, impl Future<Output = ()>) {
         let (queue, records) = mpsc::channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
-        let sender = Sender { path, socket: None, dropped: dropped.clone(), reported: 0 };
+        let sender = Sender { path, socket: None, look_again: None, dropped: dropped.clone(), reported: 0 };
         (Self { queue, dropped }, sender.run(records))
     }
 
@@ -134,6 +142,8 @@ fn printable(bytes: &[u8], limit: usize) -> std::borrow::Cow<'_, str> {
 struct Sender {
     path: PathBuf,
     socket: Option<UnixDatagram>,
+    /// When to try to connect again, after nobody was there.
+    look_again: Option<Instant>,
     dropped: Arc<AtomicU64>,
     /// Drops that the router's own log has told of.
     reported: u64,
@@ -143,7 +153,7 @@ impl Sender {
     async fn run(mut self, mut records: mpsc::Receiver<Vec<u8>>) {
         let mut batch = Vec::with_capacity(256);
         let mut datagram = Vec::with_capacity(MAX_DATAGRAM);
-        while records.recv_many(&mut batch, 256).await > 0 {
+        while records.recv_many(&mut batch, QUEUE).await > 0 {
             let mut count = 0;
             for record in batch.drain(..) {
                 if datagram.len() + record.len() > MAX_DATAGRAM {
@@ -153,6 +163,7 @@ impl Sender {
                 count += 1;
             }
             self.flush(&mut datagram, &mut count).await;
+            tokio::time::sleep(GATHER).await;
         }
     }
 
@@ -176,7 +187,10 @@ impl Sender {
     async fn send(&mut self, datagram: &[u8]) -> io::Result<()> {
         let socket = match self.socket.take() {
             Some(socket) => socket,
-            None => connect(&self.path)?,
+            None if self.look_again.is_some_and(|then| Instant::now() < then) => {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            None => connect(&self.path).inspect_err(|_| self.look_again = Some(Instant::now() + LOOK_AGAIN))?,
         };
         timeout(SEND_LIMIT, socket.send(datagram)).await??;
         self.socket = Some(socket);
@@ -240,13 +254,12 @@ mod tests {
         assert_eq!(long.path.len(), MAX_PATH);
     }
 
-    /// Reads datagrams until `count` records have come; their ids.
-    async fn receive(socket: &UnixDatagram, count: usize) -> Vec<String> {
+    /// The ids of the records in the next datagrams, until none comes for a moment.
+    async fn receive(socket: &UnixDatagram) -> Vec<String> {
         let mut ids = Vec::new();
         let mut buffer = vec![0; MAX_DATAGRAM];
-        while ids.len() < count {
-            let length = timeout(Duration::from_secs(5), socket.recv(&mut buffer)).await.unwrap().unwrap();
-            for line in buffer[..length].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        while let Ok(length) = timeout(10 * GATHER, socket.recv(&mut buffer)).await {
+            for line in buffer[..length.unwrap()].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 ids.push(serde_json::from_slice::<AccessRecord>(line).unwrap().request_id);
             }
         }
@@ -266,8 +279,13 @@ mod tests {
         }
         for round in ["one", "two"] {
             let socket = UnixDatagram::bind(&path).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while receive(&socket).await.is_empty() {
+                assert!(Instant::now() < deadline, "the new socket is not found");
+                record("anybody there?");
+            }
             (0..500).for_each(|_| record(round));
-            assert_eq!(receive(&socket, 500).await, vec![round; 500]);
+            assert_eq!(receive(&socket).await, vec![round; 500]);
             std::fs::remove_file(&path).unwrap();
         }
         drop(log);

@@ -79,16 +79,12 @@ impl Default for RouterSettings {
 /// # Errors
 /// When the directory or an address cannot be used. Once it serves, nothing but a signal ends it.
 pub fn run(settings: RouterSettings) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(settings.threads.max(1))
-        .thread_name("router")
+    // This one only watches, acknowledges and sends records; the threads that serve have their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("the router's threads cannot be started")?;
-    let result = runtime.block_on(serve(settings));
-    // Whatever has not finished by now had its time.
-    runtime.shutdown_background();
-    result
+        .context("the router's runtime cannot be started")?;
+    runtime.block_on(serve(settings))
 }
 
 async fn serve(settings: RouterSettings) -> anyhow::Result<()> {
@@ -98,14 +94,17 @@ async fn serve(settings: RouterSettings) -> anyhow::Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
     let routes = Arc::new(Routes::default());
     let reloader = Reloader::new(directory, routes.clone())?;
-    let listeners = server::bind(&settings.listen).await?;
+    let listeners = server::bind(&settings.listen)?;
     let addresses: Vec<_> = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
     tracing::info!(?addresses, generation = routes.generation(), "the router is listening");
     let (access, sender) = AccessLog::new(directory.join(table::ACCESS_SOCKET));
     let sender = tokio::spawn(sender);
     let reload = tokio::spawn(reloader.run());
-    let server = Server::new(Proxy::new(routes, access, settings.clone()), &settings);
-    let result = server.run(listeners).await;
+    let proxy = || Proxy::new(routes.clone(), access.clone(), settings.clone());
+    let server = Server::start(proxy, &settings, &listeners)?;
+    // From now on only the threads hold the listeners, so that they are closed with them.
+    drop(listeners);
+    let result = server.run().await;
     reload.abort();
     sender.abort();
     result

@@ -1,10 +1,10 @@
 //! Listeners, connections, and the end of them.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 
 use anyhow::Context;
 use async_trait::async_trait;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{self, Backlog, setsockopt, sockopt};
 use pingora::{
     apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp},
     protocols::http::{ServerSession, v2::server::H2Options},
@@ -17,7 +17,7 @@ use tokio::{
     sync::{Semaphore, watch},
     time::timeout,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     RouterSettings,
@@ -29,6 +29,8 @@ use super::{
 
 /// Requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
+/// Connections that wait in the kernel to be accepted; the kernel's own limit (net.core.somaxconn) may be lower.
+const BACKLOG: i32 = 4096;
 /// How long to wait when the process has no file descriptor left for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -60,20 +62,95 @@ impl HttpServerApp for Guarded {
     }
 }
 
-/// Serves connections until it is told to stop.
-pub(super) struct Server {
-    proxy: Arc<HttpProxy<Proxy>>,
-    http1: Arc<Guarded>,
-    http2: Arc<Guarded>,
+/// What all threads share.
+struct Shared {
     connections: TaskTracker,
+    /// The tasks that accept connections.
+    accepting: TaskTracker,
     permits: Arc<Semaphore>,
     shutdown: watch::Sender<bool>,
+    /// The threads may end.
+    finished: CancellationToken,
+}
+
+/// Serves connections until it is told to stop.
+///
+/// Every thread has a runtime, a proxy and a pool of connections to replicas of its own, as an nginx worker has; a connection stays with
+/// the thread that accepted it. So a request costs no work on another thread and no lock that another thread waits for.
+pub(super) struct Server {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
     drain: Duration,
 }
 
 impl Server {
-    pub(super) fn new(proxy: Proxy, settings: &RouterSettings) -> Arc<Self> {
-        let conf = ServerConf { max_retries: MAX_TRIES, threads: settings.threads, ..ServerConf::default() };
+    /// Starts the threads; each accepts on all of `listeners` with a proxy from `make_proxy`.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be made.
+    pub(super) fn start(
+        make_proxy: impl Fn() -> Proxy,
+        settings: &RouterSettings,
+        listeners: &[std::net::TcpListener],
+    ) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared {
+            connections: TaskTracker::new(),
+            accepting: TaskTracker::new(),
+            permits: Arc::new(Semaphore::new(settings.max_connections)),
+            shutdown: watch::Sender::new(false),
+            finished: CancellationToken::new(),
+        });
+        let mut threads = Vec::new();
+        for _ in 0..settings.threads.max(1) {
+            let worker = Worker::new(make_proxy(), settings, shared.clone());
+            threads.push(worker.start(listeners).context("a thread of the router cannot be started")?);
+        }
+        Ok(Self { shared, threads, drain: settings.drain })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then lets requests under way finish, for as long as the settings allow. A second signal ends it at
+    /// once.
+    ///
+    /// # Errors
+    /// When signals cannot be handled.
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+        either(&mut terminate, &mut interrupt).await;
+        let connections = &self.shared.connections;
+        tracing::info!(connections = connections.len(), "stopping; requests under way may finish");
+        self.shared.shutdown.send_replace(true);
+        self.shared.accepting.close();
+        self.shared.accepting.wait().await;
+        connections.close();
+        tokio::select! {
+            () = connections.wait() => tracing::info!("every request is answered"),
+            () = tokio::time::sleep(self.drain) => {
+                tracing::warn!(connections = connections.len(), "the time to drain is over; connections are cut");
+            }
+            () = either(&mut terminate, &mut interrupt) => tracing::warn!("told twice to stop; connections are cut"),
+        }
+        self.shared.finished.cancel();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the router had failed");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One thread's part.
+struct Worker {
+    proxy: Arc<HttpProxy<Proxy>>,
+    http1: Arc<Guarded>,
+    http2: Arc<Guarded>,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    fn new(proxy: Proxy, settings: &RouterSettings, shared: Arc<Shared>) -> Arc<Self> {
+        let conf = ServerConf { max_retries: MAX_TRIES, threads: 1, ..ServerConf::default() };
         let mut proxy = HttpProxy::new(proxy, Arc::new(conf));
         proxy.handle_init_modules();
         let proxy = Arc::new(proxy);
@@ -85,50 +162,37 @@ impl Server {
             options.h2_idle_timeout = Some(limits.head);
             Arc::new(Guarded { proxy: proxy.clone(), limits, options })
         };
-        Arc::new(Self {
-            http1: guarded(false),
-            http2: guarded(true),
-            proxy,
-            connections: TaskTracker::new(),
-            permits: Arc::new(Semaphore::new(settings.max_connections)),
-            shutdown: watch::Sender::new(false),
-            drain: settings.drain,
-        })
+        Arc::new(Self { http1: guarded(false), http2: guarded(true), proxy, shared })
     }
 
-    /// Accepts connections on `listeners` until SIGTERM or SIGINT, then lets requests under way finish, for as long as the settings
-    /// allow. A second signal ends it at once.
-    pub(super) async fn run(self: Arc<Self>, listeners: Vec<TcpListener>) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
-        let accepting: Vec<_> =
-            listeners.into_iter().map(|listener| tokio::spawn(self.clone().accept(listener))).collect();
-        either(&mut terminate, &mut interrupt).await;
-        tracing::info!(connections = self.connections.len(), "stopping; requests under way may finish");
-        self.shutdown.send_replace(true);
-        for task in accepting {
-            // It sees the shutdown and closes its listener.
-            task.await.context("an accepting task failed")?;
+    /// Starts the thread, accepting on all of `listeners`.
+    fn start(self: Arc<Self>, listeners: &[std::net::TcpListener]) -> io::Result<JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let entered = runtime.enter();
+        for listener in listeners {
+            let listener = TcpListener::from_std(listener.try_clone()?)?;
+            self.shared.accepting.spawn_on(self.clone().accept(listener), runtime.handle());
         }
-        self.proxy.http_cleanup().await;
-        self.connections.close();
-        tokio::select! {
-            () = self.connections.wait() => tracing::info!("every request is answered"),
-            () = tokio::time::sleep(self.drain) => {
-                tracing::warn!(connections = self.connections.len(), "the time to drain is over; connections are cut");
-            }
-            () = either(&mut terminate, &mut interrupt) => tracing::warn!("told twice to stop; connections are cut"),
-        }
-        Ok(())
+        drop(entered);
+        std::thread::Builder::new().name("router".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                self.shared.accepting.wait().await;
+                // Connections that wait for a next request end.
+                self.proxy.http_cleanup().await;
+                self.shared.finished.cancelled().await;
+            });
+            // Whatever has not finished by now had its time.
+            runtime.shutdown_background();
+        })
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         let local = listener.local_addr().ok();
-        let mut shutdown = self.shutdown.subscribe();
+        let mut shutdown = self.shared.shutdown.subscribe();
         loop {
             let next = async {
                 // Fails only when the semaphore is closed, which never happens.
-                let permit = self.permits.clone().acquire_owned().await.ok();
+                let permit = self.shared.permits.clone().acquire_owned().await.ok();
                 (listener.accept().await, permit)
             };
             let (accepted, permit) = tokio::select! {
@@ -138,7 +202,7 @@ impl Server {
             match accepted {
                 Ok((stream, client)) => {
                     let server = self.clone();
-                    self.connections.spawn(async move {
+                    self.shared.connections.spawn(async move {
                         server.serve(stream, client, local).await;
                         drop(permit);
                     });
@@ -157,7 +221,7 @@ impl Server {
             tracing::debug!(%error, "the client is gone");
             return;
         }
-        let mut shutdown = self.shutdown.subscribe();
+        let mut shutdown = self.shared.shutdown.subscribe();
         let mut stream = Box::new(ClientStream::new(stream, client, local));
         let http2 = tokio::select! {
             http2 = timeout(self.http1.limits.head, stream.begins_with_h2_preface()) => http2,
@@ -201,17 +265,17 @@ fn is_about_the_connection(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// When an address cannot be bound, or none is left.
-pub(super) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+pub(super) fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<std::net::TcpListener>> {
     let mut addresses = addresses.to_vec();
     addresses.sort_by_key(|address| !address.is_ipv6());
-    let mut listeners: Vec<TcpListener> = Vec::new();
+    let mut listeners: Vec<std::net::TcpListener> = Vec::new();
     let mut last_error = None;
     for address in addresses {
-        let everywhere = |listener: &TcpListener| {
+        let everywhere = |listener: &std::net::TcpListener| {
             let bound = listener.local_addr().ok();
             bound.is_some_and(|bound| bound.is_ipv6() && bound.ip().is_unspecified() && bound.port() == address.port())
         };
-        match TcpListener::bind(address).await {
+        match listen(address) {
             Ok(listener) => listeners.push(listener),
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse
@@ -229,6 +293,14 @@ pub(super) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpList
         (true, None) => anyhow::bail!("the router has no address to listen on; give at least one"),
         (false, _) => Ok(listeners),
     }
+}
+
+/// The standard library's listener has the queue length (128) of a time with fewer connections; listening again sets it.
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    socket::listen(&listener, Backlog::new(BACKLOG)?)?;
+    Ok(listener)
 }
 
 fn is_no_ipv6(error: &io::Error) -> bool {

@@ -130,7 +130,13 @@ async fn a_connection_is_not_reused_for_another_replica() {
     let mut router = Router::start(&[]).await;
     let first = Replica::start("web.1").await;
     router.serve(&[&first]).await;
-    assert_eq!(status(&router.get("/").await), 200);
+    let mut client = router.connect().await;
+    let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    for _ in 0..2 {
+        client.write_all(request.as_bytes()).await.unwrap();
+        assert_eq!(status(&read_answer(&mut client).await), 200);
+    }
+    assert_eq!(first.connections.load(SeqCst), 1);
     // The same server under another name: the connection from before is still open and would work.
     let table = {
         let mut table = router.table(&[&first]);
@@ -138,7 +144,8 @@ async fn a_connection_is_not_reused_for_another_replica() {
         table
     };
     router.publish(&table).await;
-    assert_eq!(status(&router.get("/").await), 200);
+    client.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(status(&read_answer(&mut client).await), 200);
     assert_eq!(first.connections.load(SeqCst), 2);
 }
 
