@@ -27,6 +27,7 @@ pub async fn run(runner: &mut Runner<Both>) {
     runner.case("an engine that is not there is said so", no_engine).await;
     runner.case("mounts are read-only", mounts).await;
     runner.case("there is room for many tenants", many_tenants).await;
+    runner.case("logs outlive rotation", rotation).await;
     runner.case("timings", timings).await;
 }
 
@@ -216,6 +217,29 @@ async fn mounts((engine, world): Both) {
     let (out, err, exit) = run_job(&world, &spec).await;
     assert_eq!(out, "certificate");
     assert!(exit.code != 0 && err.contains("Read-only"), "{err}");
+}
+
+async fn rotation((engine, world): Both) {
+    let mut settings = engine.settings.clone();
+    settings.log_file_size = 32 << 10;
+    let small = DockerRuntime::connect(settings).await.unwrap();
+    let filler = "x".repeat(100);
+    let command =
+        format!("i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i {filler}; [ $((i % 20)) = 0 ] && sleep 0.02; done");
+    let set = set(&world, "rotation", &command, 1);
+    small.apply(&set).await.unwrap();
+    let replica = replicas(&small, &set.id).await.remove(0).id;
+    let mut log = small.logs(&replica, None).await.unwrap();
+    let mut next = 1;
+    while let Some(line) = tokio::time::timeout(DEADLINE, log.next()).await.expect("the log ends") {
+        let line = line.unwrap();
+        let text = String::from_utf8_lossy(&line.bytes);
+        assert_eq!(text.split(' ').next(), Some(next.to_string().as_str()), "a line is missing or came twice");
+        next += 1;
+    }
+    assert_eq!(next, 2001);
+    small.remove(&set.id, Duration::ZERO).await.unwrap();
+    small.close(DEADLINE).await;
 }
 
 /// The engine's own address pools end at about thirty.

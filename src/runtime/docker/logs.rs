@@ -1,6 +1,11 @@
 //! Log lines of a replica, from the engine's log of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use bollard::{container::LogOutput, errors::Error, query_parameters::LogsOptionsBuilder};
 use bytes::Bytes;
@@ -12,6 +17,8 @@ use crate::runtime::{LogLine, RuntimeError, Source};
 
 /// Longest line handed on; the engine cuts a line into pieces of this size.
 const MAX_LINE: usize = 16 << 10;
+/// Lines remembered to tell what comes again. After it has begun a new file, Docker 20.10 repeats what was written since it last looked.
+const RECENT: usize = 1024;
 /// How often in a row a broken stream is connected anew without a line in between.
 const TRIES: u32 = 5;
 /// Pause before that.
@@ -23,7 +30,7 @@ pub fn follow(
     replica: &ReplicaId,
     since: Option<Timestamp>,
 ) -> impl Stream<Item = Result<LogLine, RuntimeError>> + Send + 'static {
-    let position = Position { since, delivered: 0, replayed: 0, continued: [false; 2] };
+    let position = Position::from(since);
     let frames = connect(&engine, &replica.0, since);
     let follower = Follower { engine, id: replica.0.clone(), frames, position, failures: 0 };
     stream::unfold(Some(follower), |follower| async move {
@@ -90,22 +97,28 @@ fn connect(engine: &Engine, id: &str, since: Option<Timestamp>) -> BoxStream<'st
     engine.docker.logs(id, Some(options.build())).boxed()
 }
 
-/// Where in the log we are: what is older is skipped, and what was delivered before a reconnect is not delivered again.
-#[derive(Debug, Clone)]
+/// Where in the log we are: what is older is skipped, and what was delivered before is not delivered again, whether it comes again
+/// because the connection was made anew or because the engine, having begun a new log file, repeats itself.
+#[derive(Debug, Clone, Default)]
 struct Position {
-    /// Lines before this are not wanted; after the first line, the moment of the last one delivered.
+    /// Lines before this are not wanted.
     since: Option<Timestamp>,
-    /// Lines delivered with exactly this moment: the resolution is fine, but two streams may share one.
-    delivered: u32,
-    /// How many of those have been seen again since the reconnect.
-    replayed: u32,
+    /// The newest moment delivered: what is newer cannot have come before.
+    newest: Option<Timestamp>,
+    /// The last lines delivered, as moment and hash of source and text. Two lines that share all of these are one.
+    recent: VecDeque<(Timestamp, u64)>,
     /// Whether the last piece of (stdout, stderr) had no line end: what follows belongs to a line that was cut.
     continued: [bool; 2],
 }
 
 impl Position {
+    fn from(since: Option<Timestamp>) -> Self {
+        Self { since, ..Self::default() }
+    }
+
+    /// Prepares for reading from the last line on.
     fn rewind(&mut self) {
-        self.replayed = self.delivered;
+        self.since = self.newest.or(self.since);
         self.continued = [false; 2];
     }
 
@@ -119,21 +132,29 @@ impl Position {
         let (at, bytes) = split(&message)?;
         let ended = bytes.last() == Some(&b'\n');
         let rest_of_line = std::mem::replace(&mut self.continued[usize::from(source == Source::Stderr)], !ended);
+        // The two streams are read side by side: a line may be a little older than the one before it.
         if rest_of_line || self.since.is_some_and(|since| at < since) {
             return None;
         }
-        if self.since == Some(at) {
-            if self.replayed > 0 {
-                self.replayed -= 1;
-                return None;
-            }
-            self.delivered += 1;
-        } else {
-            (self.since, self.delivered, self.replayed) = (Some(at), 1, 0);
-        }
         let mut end = bytes.len() - usize::from(ended);
         end -= usize::from(ended && end > 0 && bytes[end - 1] == b'\r');
-        Some(LogLine { at, source, bytes: bytes.slice(..end.min(MAX_LINE)) })
+        let line = LogLine { at, source, bytes: bytes.slice(..end.min(MAX_LINE)) };
+        self.is_new(&line).then_some(line)
+    }
+
+    fn is_new(&mut self, line: &LogLine) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (line.source == Source::Stderr, &line.bytes).hash(&mut hasher);
+        let mark = (line.at, hasher.finish());
+        if self.newest >= Some(line.at) && self.recent.contains(&mark) {
+            return false;
+        }
+        self.newest = self.newest.max(Some(line.at));
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(mark);
+        true
     }
 }
 
@@ -158,7 +179,7 @@ mod tests {
 
     #[test]
     fn lines() {
-        let mut position = Position { since: None, delivered: 0, replayed: 0, continued: [false; 2] };
+        let mut position = Position::from(None);
         let all = [
             ("2026-01-01T00:00:00.5Z a b\r\n", 'o'),
             ("2026-01-01T00:00:00.5Z same moment\n", 'e'),
@@ -171,13 +192,20 @@ mod tests {
         position.rewind();
         let again = [&all[..], &[("2026-01-01T00:00:02Z new\n", 'o'), ("2026-01-01T00:00:03Z newer\n", 'o')]].concat();
         assert_eq!(frames(&mut position, &again), ["new", "newer"]);
+        let mut position = Position::from(None);
+        let repeated = [
+            ("2026-01-01T00:00:00.3Z a\n", 'o'),
+            ("2026-01-01T00:00:00.3Z a\n", 'o'),
+            ("2026-01-01T00:00:00.2Z b\n", 'e'),
+        ];
+        assert_eq!(frames(&mut position, &repeated), ["a", "b"], "only what comes again is dropped");
         assert_eq!(frames(&mut position, &[("no timestamp\n", 'o'), ("", 'o')]), [""; 0]);
     }
 
     #[test]
     fn since() {
         let since = Some("2026-01-01T00:00:00.5Z".parse().unwrap());
-        let mut position = Position { since, delivered: 0, replayed: 0, continued: [false; 2] };
+        let mut position = Position::from(since);
         let all = [
             ("2026-01-01T00:00:00.4Z old\n", 'o'),
             ("2026-01-01T00:00:00.5Z then\n", 'o'),
