@@ -191,13 +191,16 @@ impl Deployer {
         address.status.borrow().clone()
     }
 
-    /// Stops and removes everything of a destroyed environment: after its record was deleted, so that nothing brings it back.
+    /// Stops and removes everything of a destroyed environment, whose record has been deleted.
     ///
     /// # Errors
-    /// When it is not gone in time; it goes on all the same.
+    /// When its record is still there, or it is not gone in time (it goes on all the same).
     pub async fn retire(&self, env: &EnvRef) -> anyhow::Result<()> {
         let settings = &self.parts.settings;
         let limit = settings.drain_timeout + settings.stop_grace + Duration::from_secs(60);
+        if self.parts.store.get::<Environment>(env).await?.is_some() {
+            anyhow::bail!("{env} still exists; its record is to be deleted first, so that nothing brings it back");
+        }
         let gone = async {
             let address = self.directory.open(env).await.context("the deployer is stopping")?;
             let (done, gone) = oneshot::channel();

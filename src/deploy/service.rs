@@ -200,7 +200,7 @@ impl Supervisor {
                         self.actor(env);
                     }
                 }
-                Some(ended) = self.running.join_next_with_id() => self.ended(ended),
+                Some(ended) = self.running.join_next_with_id() => self.ended(ended).await,
                 Some(env) = self.failed.next() => self.actor(&env).nudge.notify_one(),
             }
         }
@@ -230,14 +230,17 @@ impl Supervisor {
         })
     }
 
-    fn ended(&mut self, ended: Result<(Id, EnvRef), JoinError>) {
+    async fn ended(&mut self, ended: Result<(Id, EnvRef), JoinError>) {
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let Some(env) = self.names.remove(&id) else { return };
         if self.actors.get(&env).is_some_and(|address| address.inbox.is_closed()) {
             self.actors.remove(&env);
         }
-        if let Err(error) = ended {
+        if let Err(error) = &ended {
             tracing::error!(%env, %error, "the actor of an environment failed; it gets a new one");
+        }
+        // A failed one, and one of an environment of the same name that was made while the old one went.
+        if ended.is_err() || !matches!(self.parts.store.get::<Environment>(&env).await, Ok(None)) {
             self.failed.push(Box::pin(async move {
                 sleep(AGAIN).await;
                 env

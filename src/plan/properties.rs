@@ -21,6 +21,9 @@ fn goal(counts: &[(&str, u32)], release: u64, fallback: Option<u64>, policy: Upg
     Goal { processes: processes.collect(), policy, fallback: fallback.unwrap_or_default() }
 }
 
+/// Something that can happen next.
+type Move = Box<dyn Fn(&mut World)>;
+
 /// A world in which everything that the planner asks for happens, in any order, and replicas die.
 #[derive(Default)]
 struct World {
@@ -98,7 +101,7 @@ impl World {
 
     /// Something that was asked for happens.
     fn advance(&mut self, choose: &mut impl FnMut(usize) -> usize) {
-        let mut moves: Vec<Box<dyn Fn(&mut Self)>> = Vec::new();
+        let mut moves: Vec<Move> = Vec::new();
         for (set, count) in self.starting.clone() {
             moves.push(Box::new(move |world| {
                 world.starting.remove(&set);

@@ -43,8 +43,8 @@ impl Actor {
     }
 
     fn meet(&mut self, replica: &Replica) {
-        let before = self.replicas.get(&replica.id).map(|one| one.replica.state.clone());
-        if before.as_ref() == Some(&replica.state) {
+        let before = self.replicas.get(&replica.id).map(|one| &one.replica);
+        if before.is_some_and(|before| before.state == replica.state && before.address == replica.address) {
             return;
         }
         let new = !self.replicas.contains_key(&replica.id);
@@ -86,13 +86,15 @@ impl Actor {
         let published = upstream.is_some_and(|upstream| view.published(&self.env).contains(&upstream));
         let started_at = one.replica.started_at.filter(|started| found && *started < now).unwrap_or(now);
         let adopted = found && published;
+        let stable = health.probe == HealthProbe::Running && elapsed(started_at, now) >= self.parts.settings.stability;
         let watcher = Watcher {
             replica: id.clone(),
             address: one.replica.address,
             port,
             host: self.env.host(&self.parts.settings.base_domain),
+            // A grace time that went by while nobody watched is granted anew: a single late answer must not cost a healthy replica.
+            started_at: if health.probe == HealthProbe::Running { started_at } else { now },
             health,
-            started_at,
             adopted,
             stability: self.parts.settings.stability,
             steady: self.parts.steady,
@@ -100,8 +102,6 @@ impl Actor {
             runtime: self.parts.runtime.clone(),
             verdicts: self.verdicts.0.clone(),
         };
-        let stable =
-            watcher.health.probe == HealthProbe::Running && elapsed(started_at, now) >= self.parts.settings.stability;
         let set = set.clone();
         let name = format!("{}.{}", set.process, one.replica.index);
         let watcher = AbortOnDropHandle::new(tokio::spawn(watcher.run()));
@@ -182,15 +182,11 @@ impl Actor {
             let upstream = self.upstream(one);
             let route = upstream.as_ref().map_or(RouteState::Out, |it| view.state(&self.env, it, one.was_routed));
             running.extend(upstream);
-            let Replica { set, index, .. } = &one.replica;
-            let seen = Seen {
-                id: id.clone(),
-                set: set.clone(),
-                index: *index,
-                phase: one.phase,
-                route,
-                stopping: one.stopping,
-            };
+            let Replica { set, index, state, .. } = &one.replica;
+            // Made and never started by a start that was cut short: another one takes it up, or it is cleared away.
+            let cut_short = *state == ReplicaState::Created && !self.starting.contains_key(set);
+            let phase = if cut_short { Phase::Exited } else { one.phase };
+            let seen = Seen { id: id.clone(), set: set.clone(), index: *index, phase, route, stopping: one.stopping };
             observed.replicas.push(seen);
         }
         observed.stale_routes = view.published(&self.env).iter().any(|upstream| !running.contains(upstream));

@@ -54,7 +54,7 @@ pub(super) enum Message {
     Deploy { version: ReleaseVersion, notes: mpsc::Sender<Note>, reply: oneshot::Sender<Outcome> },
     /// Read the records anew, act on them, then answer.
     Refresh(oneshot::Sender<()>),
-    /// Stop and remove everything, then end.
+    /// Say when everything of the environment, whose record is gone, has been removed.
     Retire(oneshot::Sender<()>),
 }
 
@@ -130,8 +130,11 @@ pub(super) struct Actor {
     /// The release whose release phase is running.
     phase: Option<ReleaseVersion>,
     refreshes: Vec<oneshot::Sender<()>>,
-    /// Who waits for the environment to be gone; `Some` once it is to go.
+    retires: Vec<oneshot::Sender<()>>,
+    /// Who waits for the environment to be gone; `Some` once its record is, and until nothing is left of it.
     retiring: Option<Vec<oneshot::Sender<()>>>,
+    /// Who wants to deploy to an environment of the same name that was made meanwhile; its own actor will answer them.
+    deferred: Vec<oneshot::Sender<Outcome>>,
     wake: Option<Instant>,
 }
 
@@ -165,7 +168,9 @@ impl Actor {
             rollout: None,
             phase: None,
             refreshes: Vec::new(),
+            retires: Vec::new(),
             retiring: None,
+            deferred: Vec::new(),
             wake: None,
         };
         (Address { inbox, nudge, status: watcher }, actor)
@@ -188,7 +193,12 @@ impl Actor {
                 () = self.nudge.notified() => self.stale = true,
                 Ok(()) = self.pictures.changed() => {}
                 Ok(()) = self.views.changed() => {}
-                Some(verdict) = self.verdicts.1.recv() => self.judge(verdict),
+                Some(verdict) = self.verdicts.1.recv() => {
+                    self.judge(verdict);
+                    while let Ok(verdict) = self.verdicts.1.try_recv() {
+                        self.judge(verdict);
+                    }
+                }
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => self.finished(done).await,
                     Err(error) => tracing::error!(env = %self.env, %error, "a task of the deployer failed"),
@@ -203,7 +213,10 @@ impl Actor {
         match message {
             Message::Deploy { version, notes, reply } => self.begin(version, notes, reply).await,
             Message::Refresh(done) => self.refreshes.push(done),
-            Message::Retire(done) => self.retiring.get_or_insert_default().push(done),
+            Message::Retire(done) => match &mut self.retiring {
+                Some(waiting) => waiting.push(done),
+                None => self.retires.push(done),
+            },
         }
     }
 
@@ -221,9 +234,15 @@ impl Actor {
         self.views.mark_unchanged();
         self.absorb(&picture);
         if !picture.known || picture.error.is_some() {
+            self.check_deadline().await;
             return self.report(&self.goal(), None);
         }
         self.care_for_rollout().await;
+        if let Some(version) = self.goal_version().filter(|version| !self.releases.contains_key(version)) {
+            // Better to leave all as it is than to take an unreadable wish for the wish to have nothing.
+            self.trouble = Some(format!("the record of {version} is lost; deploy another release"));
+            return self.report(&self.goal(), None);
+        }
         let mut goal = self.goal();
         let mut plan = plan::plan(&goal, &self.observed(), self.parts.steady.now());
         if plan.deployed && self.rolls_out_now() {
@@ -246,7 +265,8 @@ impl Actor {
         if self.stale {
             self.record = store.get::<Environment>(&self.env).await?.map(|stored| stored.record);
             if self.record.is_none() {
-                self.retiring.get_or_insert_default();
+                let waiting = std::mem::take(&mut self.retires);
+                self.retiring.get_or_insert_default().extend(waiting);
             }
             self.stale = false;
         }

@@ -17,7 +17,7 @@ const SPEAK_EVERY: Duration = Duration::from_secs(5);
 impl Actor {
     /// Makes the status and, if something is to be said, says it.
     pub(super) fn report(&mut self, goal: &Goal, plan: Option<&Plan>) {
-        if let Some(plan) = plan {
+        if let Some(plan) = plan.filter(|_| self.rolls_out_now()) {
             self.mark_stages(plan, goal);
         }
         let waits = self.waits(plan);
@@ -125,9 +125,7 @@ impl Actor {
             // A release phase speaks for itself.
             return;
         }
-        let wanted = status.processes.iter().filter(|process| process.wanted > 0);
-        let counts = wanted.map(|process| format!("{}: {}/{} ready", process.process, process.ready, process.wanted));
-        let counts = counts.collect::<Vec<_>>().join(", ");
+        let counts = counts(status.processes.iter().map(|process| (&process.process, process.ready, process.wanted)));
         let due = rollout.said.1 + SPEAK_EVERY;
         let news = rollout.said.0 != counts;
         if news || Instant::now() >= due {
@@ -143,6 +141,12 @@ impl Actor {
         let due = rollout.said.1 + SPEAK_EVERY;
         self.wake_by(due.max(Instant::now() + Duration::from_millis(10)));
     }
+}
+
+/// `web: 1/2 ready, worker: 1/1 ready`, of (type, ready, wanted).
+pub(super) fn counts<'a>(processes: impl Iterator<Item = (&'a ProcessType, u32, u32)>) -> String {
+    let wanted = processes.filter(|(_, _, wanted)| *wanted > 0);
+    wanted.map(|(process, ready, wanted)| format!("{process}: {ready}/{wanted} ready")).collect::<Vec<_>>().join(", ")
 }
 
 fn health(one: &Tracked) -> ReplicaHealth {

@@ -8,7 +8,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Actor, STORE_AGAIN};
+use super::{Actor, STORE_AGAIN, report::counts};
 use crate::{
     deploy::{
         api::{DeployFailure, Deployed},
@@ -124,6 +124,7 @@ impl Actor {
         reply: oneshot::Sender<Outcome>,
     ) {
         match self.prepare_rollout(version).await {
+            Ok(None) if self.retiring.is_some() => return self.deferred.push(reply),
             Ok(None) => {}
             Ok(Some(outcome)) => return drop(reply.send(outcome)),
             Err(error) => return drop(reply.send(Outcome::Store(error.to_string()))),
@@ -138,6 +139,9 @@ impl Actor {
     async fn prepare_rollout(&mut self, version: ReleaseVersion) -> Result<Option<Outcome>, StoreError> {
         let store = self.parts.store.clone();
         let record = store.need::<Environment>(&self.env).await?.record;
+        if self.retiring.is_some() {
+            return Ok(None);
+        }
         self.record = Some(record.clone());
         self.adopt_rollout().await?;
         if self.rollout.as_ref().is_some_and(|rollout| rollout.version == version) {
@@ -301,6 +305,14 @@ impl Actor {
         self.wake_by(deadline);
     }
 
+    /// Lets the progress deadline pass though nothing can be done.
+    pub(super) async fn check_deadline(&mut self) {
+        let version = self.rollout.as_ref().map(|rollout| rollout.version).filter(|_| self.phase.is_none());
+        if let Some(release) = version.and_then(|version| self.releases.get(&version)).cloned() {
+            self.watch_progress(&release).await;
+        }
+    }
+
     fn last_trouble(&self, version: ReleaseVersion) -> (String, Vec<String>) {
         let states = self.sets.iter().filter(|(set, _)| set.release == version).map(|(_, state)| state);
         let found =
@@ -308,7 +320,8 @@ impl Actor {
         let reasons = self.replicas.values().filter(|one| one.replica.set.release == version);
         let reason =
             reasons.filter_map(|one| one.reason.as_ref()).map(|reason| (format!(": {reason}"), Vec::new())).next();
-        found.or(reason).unwrap_or_default()
+        let away = self.pictures.borrow().error.as_ref().map(|error| (format!(": {error}"), Vec::new()));
+        away.or(found).or(reason).unwrap_or_default()
     }
 
     /// Notes how far the new replicas are, for the timings.
@@ -342,6 +355,8 @@ impl Actor {
             return self.wake_by(Instant::now() + STORE_AGAIN);
         }
         self.note(EventKind::DeploymentFinished, format!("{version} is deployed"));
+        let all = goal.processes.iter().map(|(process, goal)| (process, goal.count, goal.count));
+        rollout.audience.detail(counts(all));
         if self.views.borrow().silent {
             rollout.audience.tell(Note::Error(
                 "the router does not answer; the routes are published and take effect once it runs (see `berth doctor`)"

@@ -40,7 +40,7 @@ async fn rolling_switch_never_stops_serving() {
     platform.settle().await;
     platform.expect(3);
     let second = platform.create(&[("web", 3), ("worker", 2)]).await;
-    let heard = support::Heard::default();
+    let heard = Heard::default();
     platform.deployer.deploy(&env(), second, &heard).await.unwrap();
     assert!(heard.text().starts_with("-----> Deploying v2\n"), "{}", heard.text());
     assert!(heard.text().contains("       web: 3/3 ready, worker: 2/2 ready"), "{}", heard.text());
@@ -60,7 +60,7 @@ async fn scale_restart_and_domains_follow_the_record() {
     platform.expect(1);
     let web: ProcessType = "web".parse().unwrap();
     for count in [3, 5, 1] {
-        platform.change(|record| drop(record.scale.insert(web.clone(), count))).await;
+        platform.change(|record| record.scale.extend([(web.clone(), count)])).await;
         platform.settle().await;
         assert_eq!(platform.engine.running().len(), count as usize);
     }
@@ -73,7 +73,7 @@ async fn scale_restart_and_domains_follow_the_record() {
     platform.assert_no_faults();
     assert!(platform.router.table().hosts.contains_key("www.example.com"));
     platform.expect(0);
-    platform.change(|record| drop(record.scale.insert(web.clone(), 0))).await;
+    platform.change(|record| record.scale.extend([(web.clone(), 0)])).await;
     platform.settle().await;
     assert_eq!(platform.engine.running().len(), 0);
     assert_eq!(platform.router.table().environments[&env()].upstreams, []);
@@ -110,7 +110,7 @@ async fn release_phase_runs_once_before_any_replica_and_speaks() {
     new.release_command = Some("node migrate.js".into());
     let release = platform.deployer.create_release(new).await.unwrap();
     assert!(!release.release_phase_done);
-    let heard = support::Heard::default();
+    let heard = Heard::default();
     let deployed = platform.deployer.deploy(&env(), release.version, &heard).await.unwrap();
     assert_eq!(platform.engine.phases(), ["release-v1 node migrate.js 40"]);
     assert!(heard.text().contains("-----> Running release phase: node migrate.js"), "{}", heard.text());

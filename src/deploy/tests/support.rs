@@ -77,6 +77,8 @@ pub(super) struct Router {
     published: Mutex<RoutesTable>,
     served: Mutex<RoutesTable>,
     pub(super) asleep: Mutex<bool>,
+    /// Something was published, and was taken up.
+    news: Notify,
     changed: Notify,
 }
 
@@ -99,7 +101,7 @@ impl RoutePublisher for Router {
         let before = self.published.lock().unwrap().generation;
         assert!(table.generation > before, "generation {before} → {}", table.generation);
         *self.published.lock().unwrap() = table.clone();
-        self.changed.notify_waiters();
+        self.news.notify_one();
         Ok(())
     }
     async fn in_force(&self, generation: u64, _: &[SocketAddr], deadline: Instant) -> bool {
@@ -119,11 +121,10 @@ impl Router {
     /// Takes up what is published a moment later, for as long as the test lives.
     async fn run(self: Arc<Self>) {
         loop {
+            self.news.notified().await;
             sleep(Duration::from_millis(3)).await;
-            let published = self.published.lock().unwrap().clone();
-            let mut served = self.served.lock().unwrap();
-            if *served != published && !*self.asleep.lock().unwrap() {
-                *served = published;
+            if !*self.asleep.lock().unwrap() {
+                *self.served.lock().unwrap() = self.published.lock().unwrap().clone();
                 self.changed.notify_waiters();
             }
         }
@@ -193,6 +194,7 @@ impl Platform {
             published: Mutex::default(),
             served: Mutex::default(),
             asleep: Mutex::default(),
+            news: Notify::new(),
             changed: Notify::new(),
         });
         tokio::spawn(router.clone().run());
@@ -299,7 +301,7 @@ impl Platform {
         self.store.need::<Environment>(&env()).await.unwrap().record
     }
 
-    pub(super) async fn change(&self, change: impl Fn(&mut Environment) + Send) {
+    pub(super) async fn change(&self, change: impl Fn(&mut Environment) + Send + Sync) {
         self.store
             .modify::<Environment, StoreError>(&env(), |record| {
                 change(record);
