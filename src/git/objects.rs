@@ -59,7 +59,10 @@ fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
                 _ => changed = true,
             }
             link_tree(&entry.path(), &target)?;
-        } else if kind.is_file() && !name.to_string_lossy().ends_with(".keep") && !name.to_string_lossy().starts_with("tmp_") {
+        } else if kind.is_file()
+            && !name.to_string_lossy().ends_with(".keep")
+            && !name.to_string_lossy().starts_with("tmp_")
+        {
             match fs::hard_link(entry.path(), &target) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => changed = true,

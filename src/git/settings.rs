@@ -70,7 +70,10 @@ impl Git {
     pub fn find() -> io::Result<PathBuf> {
         let candidates = SEARCH_PATH.iter().map(|directory| Path::new(directory).join("git"));
         candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("git is not installed (looked in {})", SEARCH_PATH.join(", ")))
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("git is not installed (looked in {})", SEARCH_PATH.join(", ")),
+            )
         })
     }
 

@@ -30,7 +30,9 @@ pub struct ParsedKey {
 /// Why an upload was refused; nothing of it is registered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    #[error("no key was given; pass a public key on standard input, as in `… upload-key alice < ~/.ssh/id_ed25519.pub`")]
+    #[error(
+        "no key was given; pass a public key on standard input, as in `… upload-key alice < ~/.ssh/id_ed25519.pub`"
+    )]
     Empty,
     #[error("the upload is larger than {} KiB; a public key is one short line", MAX_UPLOAD / 1024)]
     TooLarge,
@@ -43,13 +45,19 @@ pub enum KeyError {
     Private,
     #[error("line {line}: this is a certificate; upload the plain public key instead (the .pub file without -cert)")]
     Certificate { line: usize },
-    #[error("line {line}: options before the key ({option:?}) are not supported; upload the line from the key type on, as in `ssh-ed25519 AAAA…`")]
+    #[error(
+        "line {line}: options before the key ({option:?}) are not supported; upload the line from the key type on, as in `ssh-ed25519 AAAA…`"
+    )]
     Options { line: usize, option: String },
-    #[error("the key is in {format} format; convert it with `ssh-keygen -i -m {convert} -f FILE` and upload what that prints")]
+    #[error(
+        "the key is in {format} format; convert it with `ssh-keygen -i -m {convert} -f FILE` and upload what that prints"
+    )]
     OtherFormat { format: &'static str, convert: &'static str },
     #[error("line {line}: {algorithm} keys are not accepted; make a new one with `ssh-keygen -t ed25519`")]
     Algorithm { line: usize, algorithm: String },
-    #[error("line {line}: the RSA key has {bits} bits, and {MIN_RSA_BITS} are the least; make a new one with `ssh-keygen -t ed25519`")]
+    #[error(
+        "line {line}: the RSA key has {bits} bits, and {MIN_RSA_BITS} are the least; make a new one with `ssh-keygen -t ed25519`"
+    )]
     WeakRsa { line: usize, bits: u32 },
     #[error("line {line}: not an SSH public key ({excerpt:?}); it looks like `ssh-ed25519 AAAA… comment`")]
     Junk { line: usize, excerpt: String },

@@ -1,6 +1,10 @@
 //! What is decided about a push between its pack and its refs.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -8,8 +12,8 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{
-    Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update, Verdict,
-    policy::decide,
+    Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update,
+    Verdict, policy::decide,
 };
 use crate::{
     domain::{Build, BuildNumber, BuildState, EnvRef, Environment},
@@ -37,6 +41,7 @@ impl Receive {
             say(Refusal::new("This hook belongs to no push that the server knows of.").render()).await;
             return Verdict::Reject;
         };
+        push.judged.store(true, Ordering::Release);
         // In a task of its own: a hook that dies must not leave a push half-way between the queue and its pin.
         let (receive, judged) = (self.clone(), push.clone());
         let admitted = self.0.tasks.spawn(async move { receive.admit(&judged, &request).await }).await;
@@ -68,7 +73,8 @@ impl Receive {
         let env = &push.env;
         let options = PushOptions::parse(&request.options).map_err(Rejected)?;
         let environment = self.0.store.get::<Environment>(env).await?;
-        let environment = environment.ok_or_else(|| Rejected(Refusal::new(format!("{env} was destroyed meanwhile."))))?;
+        let environment =
+            environment.ok_or_else(|| Rejected(Refusal::new(format!("{env} was destroyed meanwhile."))))?;
         let deploy = decide(env, environment.deploy_branch.as_deref(), &request.updates).map_err(Rejected)?;
         if push.is_shallow() {
             self.refuse_shallow(env, request).await?;
@@ -79,7 +85,9 @@ impl Receive {
         }
         self.check_commit(env, request, update).await?;
         let received = millis(push.started);
-        self.blocking_keep(env, &request.quarantine).await?;
+        if let Some(quarantine) = &request.quarantine {
+            self.keep(env, quarantine).await?;
+        }
         let new = NewPush {
             env: env.clone(),
             commit: update.new.clone(),
@@ -115,7 +123,7 @@ impl Receive {
         let tips: Vec<String> = request.updates.iter().filter(is_new).map(|update| update.new.clone()).collect();
         let cut_off = tokio::task::spawn_blocking(move || {
             let tips: Vec<&str> = tips.iter().map(String::as_str).collect();
-            is_cut_off(&path, &quarantine, &tips)
+            is_cut_off(&path, quarantine.as_deref(), &tips)
         });
         if cut_off.await?? { Err(Rejected(refusal_of(Obstacle::Shallow)).into()) } else { Ok(()) }
     }
@@ -126,8 +134,10 @@ impl Receive {
         let (path, quarantine) = (self.0.repositories.path(env), request.quarantine.clone());
         let commit = update.new.clone();
         let obstacle = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            repositories.objects_of_quarantine(&owner, &quarantine)?;
-            Ok(commit_obstacle(&path, &quarantine, &commit)?)
+            if let Some(quarantine) = &quarantine {
+                repositories.objects_of_quarantine(&owner, quarantine)?;
+            }
+            Ok(commit_obstacle(&path, quarantine.as_deref(), &commit)?)
         });
         if let Some(obstacle) = obstacle.await?? {
             return Err(Rejected(refusal_of(obstacle)).into());
@@ -150,7 +160,8 @@ impl Receive {
     fn check_description(&self, env: &EnvRef, description: &Description) -> Result<(), Refusal> {
         let app = env.app_ref();
         if !description.has_manifest && self.0.settings.require_manifest {
-            let mut refusal = Refusal::new("This server wants a berth.yaml at the root of the repository. Add this one:");
+            let mut refusal =
+                Refusal::new("This server wants a berth.yaml at the root of the repository. Add this one:");
             refusal.details.extend(self.0.pipeline.manifest_template(&app).lines().map(str::to_owned));
             return Err(refusal);
         }
@@ -162,12 +173,14 @@ impl Receive {
         let hint = format!("`apps info {app}` prints the right one; without `auth:` the push is taken as well.");
         match self.0.pipeline.token_app(token) {
             Ok(owner) if owner == app => Ok(()),
-            Ok(owner) => Err(Refusal::new(format!("`auth:` in berth.yaml is the token of {owner}, not of {app}.")).detail(hint)),
+            Ok(owner) => {
+                Err(Refusal::new(format!("`auth:` in berth.yaml is the token of {owner}, not of {app}.")).detail(hint))
+            }
             Err(reason) => Err(Refusal::new(format!("`auth:` in berth.yaml does not count: {reason}.")).detail(hint)),
         }
     }
 
-    async fn blocking_keep(&self, env: &EnvRef, quarantine: &Path) -> anyhow::Result<()> {
+    async fn keep(&self, env: &EnvRef, quarantine: &Path) -> anyhow::Result<()> {
         let (repositories, env, quarantine) = (self.0.repositories.clone(), env.clone(), quarantine.to_owned());
         Ok(tokio::task::spawn_blocking(move || repositories.keep_objects(&env, &quarantine)).await??)
     }
@@ -230,8 +243,10 @@ fn refusal_of(obstacle: Obstacle) -> Refusal {
         Obstacle::NotACommit => Refusal::new("A branch must point at a commit, and what was pushed is none."),
         Obstacle::EmptyTree => Refusal::new("The pushed commit has no files in it, so there is nothing to build.")
             .detail("Is the work committed? `git add -A && git commit`, then push again."),
-        Obstacle::Shallow => Refusal::new("The push comes from a shallow clone, and the server lacks the rest of its history.")
-            .detail("Fetch it with `git fetch --unshallow` (in CI: fetch-depth: 0), then push again."),
+        Obstacle::Shallow => {
+            Refusal::new("The push comes from a shallow clone, and the server lacks the rest of its history.")
+                .detail("Fetch it with `git fetch --unshallow` (in CI: fetch-depth: 0), then push again.")
+        }
     }
 }
 

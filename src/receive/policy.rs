@@ -110,7 +110,11 @@ fn clean(text: &str) -> String {
 
 /// Which of the updates is to be deployed (`None`: only tags move), or why the push is refused as a whole. `deploy_branch` is the
 /// environment's, a full or short name; `None` before the first push.
-pub fn decide<'u>(env: &EnvRef, deploy_branch: Option<&str>, updates: &'u [Update]) -> Result<Option<&'u Update>, Refusal> {
+pub fn decide<'u>(
+    env: &EnvRef,
+    deploy_branch: Option<&str>,
+    updates: &'u [Update],
+) -> Result<Option<&'u Update>, Refusal> {
     let deploy_branch = deploy_branch.map(|name| format!("refs/heads/{}", short_branch(name)));
     let may_deploy = |name: &str| match &deploy_branch {
         Some(branch) => branch == name,
@@ -142,8 +146,10 @@ pub fn decide<'u>(env: &EnvRef, deploy_branch: Option<&str>, updates: &'u [Updat
     let mut deployed = branches().filter(|update| !update.is_delete());
     let update = deployed.next();
     if deployed.next().is_some() {
-        return Err(Refusal::new("The first push chooses the branch that is deployed, and this one brings main and master.")
-            .detail(format!("Push one of them: git push paas-{} main", env.env)));
+        return Err(Refusal::new(
+            "The first push chooses the branch that is deployed, and this one brings main and master.",
+        )
+        .detail(format!("Push one of them: git push paas-{} main", env.env)));
     }
     Ok(update)
 }
@@ -190,7 +196,8 @@ mod tests {
     #[test]
     fn which_refs_may_move() {
         let env: EnvRef = "acme/shop/dev".parse().unwrap();
-        let table: [(Option<&str>, &[&str], Result<Option<&str>, &str>); 20] = [
+        type Row = (Option<&'static str>, &'static [&'static str], Result<Option<&'static str>, &'static str>);
+        let table: [Row; 20] = [
             (None, &["+ refs/heads/main"], Ok(Some("refs/heads/main"))),
             (None, &["+ refs/heads/master"], Ok(Some("refs/heads/master"))),
             (None, &["+ refs/heads/main", "+ refs/heads/master"], Err("git push paas-dev main")),
@@ -216,8 +223,12 @@ mod tests {
             let updates = updates(lines);
             let got = decide(&env, branch, &updates);
             match (&got, want) {
-                (Ok(update), Ok(want)) => assert_eq!(update.map(|update| update.name.as_str()), want, "{branch:?} {lines:?}"),
-                (Err(refusal), Err(text)) => assert!(refusal.render().contains(text), "{lines:?}: {}", refusal.render()),
+                (Ok(update), Ok(want)) => {
+                    assert_eq!(update.map(|update| update.name.as_str()), want, "{branch:?} {lines:?}")
+                }
+                (Err(refusal), Err(text)) => {
+                    assert!(refusal.render().contains(text), "{lines:?}: {}", refusal.render())
+                }
                 _ => panic!("{branch:?} {lines:?}: {got:?}"),
             }
         }

@@ -66,7 +66,9 @@ impl Receive {
         let (env, number) = (build.env.clone(), build.number);
         let settle = async {
             let done = self.0.pipeline.wait(&env, number).await?;
-            let Some(branch) = done.branch.as_deref().filter(|_| done.state == BuildState::Succeeded) else { return Ok(()) };
+            let Some(branch) = done.branch.as_deref().filter(|_| done.state == BuildState::Succeeded) else {
+                return Ok(());
+            };
             self.choose_branch(&env, branch).await?;
             if timeout(LIVE_GRACE, push_ended.cancelled()).await.is_err() {
                 tracing::warn!(%env, %number, "receive-pack takes long to move the branch");
@@ -89,7 +91,9 @@ impl Receive {
         });
         let (env, branch, moved) = moved.await??;
         match moved {
-            Moved::Yes => tracing::info!(%env, %number, branch = short_branch(&branch), "moved the branch for a push that is gone"),
+            Moved::Yes => {
+                tracing::info!(%env, %number, branch = short_branch(&branch), "moved the branch for a push that is gone")
+            }
             Moved::Already => {}
             Moved::Elsewhere(now) => tracing::debug!(%env, %number, ?now, "the branch was moved elsewhere meanwhile"),
         }

@@ -62,7 +62,8 @@ impl Receive {
             Ok(status) => status,
             Err(error) => {
                 tracing::error!(%env, %error, service = service.name(), "git could not be run");
-                say(&output, &Refusal::new(format!("The server cannot run git {}; its log says why.", service.name()))).await;
+                say(&output, &Refusal::new(format!("The server cannot run git {}; its log says why.", service.name())))
+                    .await;
                 FAILED
             }
         }
@@ -92,18 +93,24 @@ impl Receive {
             user: user.clone(),
             started: Instant::now(),
             shallow: false.into(),
+            judged: false.into(),
             ended: CancellationToken::new(),
         });
         let settings = &self.0.settings;
         let mut command = self.0.git.serve(Service::ReceivePack, &path, protocol);
-        command.env("BERTH_BIN", &settings.berth).env("BERTH_CONTROL", &settings.control_socket).env("BERTH_PUSH", &token);
+        command
+            .env("BERTH_BIN", &settings.berth)
+            .env("BERTH_CONTROL", &settings.control_socket)
+            .env("BERTH_PUSH", &token);
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner).insert(token.clone(), push.clone());
         let registered = Registered { receive: self, token, push };
         let output = io.output.clone();
         let shallow = &registered.push.shallow;
         let look = |first: &[u8]| shallow.store(is_shallow_push(first), Ordering::Release);
         let served = serve(command, io, WhenGone::Finish, look).await?;
-        if !served.status.success() && served.received > self.0.git.max_input {
+        // receive-pack does not tell by its status that index-pack gave up.
+        let judged = registered.push.judged.load(Ordering::Acquire);
+        if !judged && served.received > self.0.git.max_input {
             say(&output, &too_large(self.0.git.max_input)).await;
         }
         tracing::debug!(%env, %user, received = served.received, status = %served.status, "receive-pack ended");
@@ -123,7 +130,7 @@ fn exit_status(status: std::process::ExitStatus) -> u8 {
 
 fn too_large(limit: u64) -> Refusal {
     let mebibytes = limit / (1024 * 1024);
-    Refusal::new(format!("The push is larger than this server takes: the limit is {mebibytes} MiB (git.max_push_size)."))
+    Refusal::new(format!("The push is larger than this server takes: the limit is {mebibytes} MiB."))
         .detail("Large files in the history? `git filter-repo --strip-blobs-bigger-than 10M` takes them out;")
         .detail("build results and data belong into .gitignore. Nothing was changed.")
 }

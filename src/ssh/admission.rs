@@ -138,7 +138,8 @@ mod tests {
 
     #[test]
     fn places_are_counted_and_given_back() {
-        let admission = Admission::new(ConnectionLimits { total: 4, unauthenticated: 3, unauthenticated_per_address: 2 });
+        let admission =
+            Admission::new(ConnectionLimits { total: 4, unauthenticated: 3, unauthenticated_per_address: 2 });
         let one: IpAddr = "192.0.2.1".parse().unwrap();
         let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
         let two: IpAddr = "2001:db8::1".parse().unwrap();

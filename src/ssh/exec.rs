@@ -129,7 +129,10 @@ mod tests {
             ("config set e 'A=b c' \"D=e f\"", &["config", "set", "e", "A=b c", "D=e f"]),
             (r#"run e -- sh -c "echo \"a\" '\$b' \n""#, &["run", "e", "--", "sh", "-c", r#"echo "a" '$b' \n"#]),
             ("a\\ b ''", &["a b", ""]),
-            ("ps; rm -rf / & `id` $(id) $HOME | x > y", &["ps;", "rm", "-rf", "/", "&", "`id`", "$(id)", "$HOME", "|", "x", ">", "y"]),
+            (
+                "ps; rm -rf / & `id` $(id) $HOME | x > y",
+                &["ps;", "rm", "-rf", "/", "&", "`id`", "$(id)", "$HOME", "|", "x", ">", "y"],
+            ),
             ("ps\nrm", &["ps", "rm"]),
             ("'a\nb'", &["a\nb"]),
             ("it\\'s", &["it's"]),

@@ -270,11 +270,21 @@ impl Handler for ConnectionHandler {
         self.start(id, None, session)
     }
 
-    async fn exec_request(&mut self, id: ChannelId, line: &[u8], session: &mut RusshSession) -> Result<(), Self::Error> {
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        line: &[u8],
+        session: &mut RusshSession,
+    ) -> Result<(), Self::Error> {
         self.start(id, Some(line.to_vec()), session)
     }
 
-    async fn subsystem_request(&mut self, id: ChannelId, _: &str, session: &mut RusshSession) -> Result<(), Self::Error> {
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        _: &str,
+        session: &mut RusshSession,
+    ) -> Result<(), Self::Error> {
         session.channel_failure(id)
     }
 

@@ -117,7 +117,11 @@ impl AsyncBufRead for InletReader {
 }
 
 impl AsyncRead for InletReader {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let available = ready!(self.as_mut().poll_fill_buf(context))?;
         let amount = available.len().min(buffer.remaining());
         buffer.put_slice(&available[..amount]);

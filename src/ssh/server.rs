@@ -148,13 +148,8 @@ impl SshServer {
                 return;
             }
         };
-        let connection = Arc::new(Connection::new(
-            peer,
-            self.backend.clone(),
-            place,
-            self.sessions.clone(),
-            self.stop.clone(),
-        ));
+        let connection =
+            Arc::new(Connection::new(peer, self.backend.clone(), place, self.sessions.clone(), self.stop.clone()));
         let served = serve(socket, connection, self.config.clone(), self.settings.clone(), shutdown.clone());
         self.connections.spawn(served);
     }
@@ -196,8 +191,16 @@ async fn serve(
     };
     let told = async {
         shutdown.cancelled().await;
+        if connection.is_idle() {
+            return;
+        }
+        let finished = async {
+            connection.until_idle().await;
+            // A client that has its exit status goes by itself; a disconnect on its heels would make it report an error.
+            sleep(FAREWELL / 2).await;
+        };
         tokio::select! {
-            () = connection.until_idle() => {}
+            () = finished => {}
             () = connection.stop.cancelled() => {}
         }
     };
@@ -266,7 +269,12 @@ fn preferred() -> Preferred {
             Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
             Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
         ]),
-        cipher: Cow::Borrowed(&[cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::CHACHA20_POLY1305, cipher::AES_256_CTR]),
+        cipher: Cow::Borrowed(&[
+            cipher::AES_256_GCM,
+            cipher::AES_128_GCM,
+            cipher::CHACHA20_POLY1305,
+            cipher::AES_256_CTR,
+        ]),
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::DEFAULT
     }

@@ -29,11 +29,8 @@ fn kinds_of_keys_that_are_taken() {
         let (directory, public) = keygen(arguments);
         let keys = parse_upload(public.as_bytes()).unwrap();
         assert_eq!((keys.len(), keys[0].algorithm.as_str(), keys[0].comment.as_str()), (1, algorithm, "a comment"));
-        let printed = std::process::Command::new("ssh-keygen")
-            .arg("-lf")
-            .arg(directory.path().join("key.pub"))
-            .output()
-            .unwrap();
+        let printed =
+            std::process::Command::new("ssh-keygen").arg("-lf").arg(directory.path().join("key.pub")).output().unwrap();
         let printed = String::from_utf8(printed.stdout).unwrap();
         assert!(printed.contains(&keys[0].fingerprint), "{printed} {}", keys[0].fingerprint);
         assert!(public.starts_with(&keys[0].openssh));
@@ -78,7 +75,8 @@ fn what_is_refused_and_why() {
     let convert = |format: &str| {
         let (directory, _) = keygen(&["-t", "rsa", "-b", "2048"]);
         let file = directory.path().join("key.pub");
-        let output = std::process::Command::new("ssh-keygen").args(["-e", "-m", format, "-f"]).arg(&file).output().unwrap();
+        let output =
+            std::process::Command::new("ssh-keygen").args(["-e", "-m", format, "-f"]).arg(&file).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
     let options = format!("command=\"rm -rf /\",no-pty {public}");
