@@ -67,7 +67,7 @@ async fn shell_metacharacters_in_commands() {
         format!("git-upload-pack `{touch}`"),
         format!("whoami; {touch}"),
         format!("whoami | {touch}"),
-        format!("{touch}"),
+        touch.clone(),
         "bash -i".to_owned(),
         "/bin/sh -c id".to_owned(),
         "scp -t /tmp".to_owned(),
