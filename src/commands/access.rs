@@ -1,5 +1,7 @@
 //! May this caller do that? Asked here and nowhere else.
 
+use std::collections::BTreeSet;
+
 use super::{Caller, CommandError, Commands};
 use crate::{
     domain::{App, AppRef, EnvRef, Environment, Role, Tenant, TenantName, Verb},
@@ -41,6 +43,23 @@ impl Caller {
 }
 
 impl Commands {
+    /// The tenants that the caller may know of.
+    pub(super) async fn visible_tenants(&self, caller: &Caller) -> Result<BTreeSet<TenantName>, CommandError> {
+        let tenants = self.store.list::<Tenant>("").await?.into_iter();
+        Ok(tenants.filter(|tenant| caller.sees(tenant)).map(|tenant| tenant.record.name).collect())
+    }
+
+    /// The environments below `prefix` that the caller may know of.
+    pub(super) async fn visible_environments(
+        &self,
+        caller: &Caller,
+        prefix: &str,
+    ) -> Result<Vec<Stored<Environment>>, CommandError> {
+        let tenants = self.visible_tenants(caller).await?;
+        let environments = self.store.list::<Environment>(prefix).await?.into_iter();
+        Ok(environments.filter(|env| tenants.contains(&env.name.tenant)).collect())
+    }
+
     /// The tenant, if the caller may do `verb` there. Whether it does not exist or is not the caller's looks the same.
     pub(super) async fn tenant_for(
         &self,
@@ -50,8 +69,8 @@ impl Commands {
     ) -> Result<Stored<Tenant>, CommandError> {
         let found = self.store.get::<Tenant>(name).await?.filter(|tenant| caller.sees(tenant));
         let Some(tenant) = found else {
-            let mine = self.store.list::<Tenant>("").await?.into_iter().filter(|tenant| caller.sees(tenant));
-            let hint = did_you_mean(name.as_str(), mine.map(|tenant| tenant.name.to_string()));
+            let mine = self.visible_tenants(caller).await?;
+            let hint = did_you_mean(name.as_str(), mine.iter().map(TenantName::to_string));
             return Err(CommandError::NotFound(format!(
                 "there is no tenant {name}, or you are not a member of it{hint}"
             )));

@@ -2,22 +2,22 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, Commands, now, parse};
+use super::{Answer, Caller, CommandError, Commands, error::keep_trying, now, parse};
 use crate::{
-    domain::{App, AppRef, Build, Deployment, EnvName, EnvRef, Environment, EventKind, Release, TenantName, Verb},
+    domain::{App, AppRef, EnvName, EnvRef, Environment, EventKind, TenantName, Verb},
     manifest,
-    store::{NewEvent, Record, Store, StoreError, Stored, Transaction},
+    store::NewEvent,
+    token,
 };
 
 /// Environments that every new app has.
 const FIRST_ENVIRONMENTS: [&str; 2] = ["dev", EnvName::PROD];
 
-/// Most apps of one tenant, and environments of one app.
+/// Most apps of one tenant.
 const MAX_APPS: usize = 200;
-const MAX_ENVIRONMENTS: usize = 20;
 
 /// An environment as it is when new.
-fn new_environment(name: EnvRef) -> Environment {
+pub(super) fn new_environment(name: EnvRef) -> Environment {
     Environment {
         name,
         created_at: now(),
@@ -33,21 +33,14 @@ fn new_environment(name: EnvRef) -> Environment {
     }
 }
 
-/// Adds the deletion of all records of kind `R` of an environment to a transaction.
-async fn delete_all<R: Record>(store: &Store, mut transaction: Transaction, env: &EnvRef) -> Result<Transaction, StoreError> {
-    for stored in store.list::<R>(&format!("{env}/")).await? {
-        transaction = transaction.delete(&stored);
-    }
-    Ok(transaction)
-}
-
 /// Refuses to destroy something whose name was not typed twice.
-fn need_confirmation(name: &str, confirm: Option<&str>) -> Result<(), CommandError> {
-    match confirm {
-        Some(confirm) if confirm == name => Ok(()),
-        Some(confirm) => Err(CommandError::Usage(format!("--confirm says {confirm}, not {name}; nothing was destroyed"))),
-        None => Err(CommandError::Usage(format!("this destroys {name} and its history for good; if you are sure, add --confirm {name}"))),
-    }
+pub(super) fn need_confirmation(name: &str, confirm: Option<&str>) -> Result<(), CommandError> {
+    let text = match confirm {
+        Some(confirm) if confirm == name => return Ok(()),
+        Some(_) => format!("--confirm does not say {name}; nothing was destroyed"),
+        None => format!("this destroys {name} and its history for good; if you are sure, add --confirm {name}"),
+    };
+    Err(CommandError::Usage(text))
 }
 
 impl Commands {
@@ -62,9 +55,16 @@ impl Commands {
     }
 
     async fn create_app(&self, caller: &Caller, name: AppRef) -> Result<Answer, CommandError> {
+        let environments = keep_trying(|| self.try_create_app(caller, &name)).await?;
+        let event = NewEvent::new(EventKind::AppCreated, now(), format!("app {name} created"));
+        self.store.record(event.app(&name).by(&caller.user)).await?;
+        Ok(self.created_app(&name, &environments))
+    }
+
+    async fn try_create_app(&self, caller: &Caller, name: &AppRef) -> Result<Vec<EnvRef>, CommandError> {
         let tenant = self.tenant_for(caller, Verb::Create, &name.tenant).await?;
         let apps = self.store.list::<App>(&format!("{}/", name.tenant)).await?;
-        if apps.iter().any(|app| app.name == name) {
+        if apps.iter().any(|app| app.name == *name) {
             return Err(CommandError::Conflict(format!("there is an app {name} already; see `apps info {name}`")));
         }
         if apps.len() >= MAX_APPS {
@@ -79,35 +79,32 @@ impl Commands {
             environments.push(env.name);
         }
         transaction.commit().await?;
-        let event = NewEvent::new(EventKind::AppCreated, now(), format!("app {name} created"));
-        self.store.record(event.app(&name).by(&caller.user)).await?;
-        Ok(self.created_app(&name, &environments))
+        Ok(environments)
     }
 
     /// What `apps create` says: the remote, the command that adds it, and the manifest to commit.
     fn created_app(&self, name: &AppRef, environments: &[EnvRef]) -> Answer {
-        let template = manifest::template(name, &self.tokens.issue(name));
+        let manifest = self.manifest(name);
         let mut human = format!("Created app {name}\n\nAdd a remote for each environment you want to push to:\n");
         for env in environments {
             human.push_str(&format!("  git remote add paas-{} {}\n", env.env, self.remote(env)));
         }
-        human.push_str(&format!("\nThen deploy with: git push paas-{} main\n", environments[0].env));
-        human.push_str(&format!("\nCommit this as {} (optional, recommended):\n\n{template}", manifest::FILE_NAME));
+        human.push_str("\nThen deploy with: git push paas-dev main\n");
+        human.push_str(&format!("\nCommit this as {} (optional, recommended):\n\n{manifest}", manifest::FILE_NAME));
         let remotes: serde_json::Map<String, Value> =
             environments.iter().map(|env| (env.env.to_string(), json!(self.remote(env)))).collect();
-        Answer::new(human, json!({"name": name, "remotes": remotes, "manifest": template}))
+        Answer::new(human, json!({"name": name, "remotes": remotes, "manifest": manifest}))
+    }
+
+    /// The manifest of an app, with its token, ready to be committed.
+    fn manifest(&self, name: &AppRef) -> String {
+        manifest::template(name, &token::issue(&self.tokens, name))
     }
 
     /// The URL to push to.
-    fn remote(&self, env: &EnvRef) -> String {
+    pub(super) fn remote(&self, env: &EnvRef) -> String {
         let port = if self.settings.ssh_port == 22 { String::new() } else { format!(":{}", self.settings.ssh_port) };
         format!("ssh://berth@{}{port}/{env}", self.settings.ssh_host)
-    }
-
-    async fn visible_environments(&self, caller: &Caller, prefix: &str) -> Result<Vec<Stored<Environment>>, CommandError> {
-        let tenants = self.store.list::<crate::domain::Tenant>("").await?;
-        let visible = |env: &Stored<Environment>| tenants.iter().any(|t| t.name == env.name.tenant && caller.sees(t));
-        Ok(self.store.list::<Environment>(prefix).await?.into_iter().filter(visible).collect())
     }
 
     async fn list_apps(&self, caller: &Caller, tenant: Option<TenantName>) -> Result<Answer, CommandError> {
@@ -118,14 +115,15 @@ impl Commands {
             }
             None => String::new(),
         };
-        let environments = self.visible_environments(caller, &prefix).await?;
-        let tenants = self.store.list::<crate::domain::Tenant>("").await?;
-        let apps = self.store.list::<App>(&prefix).await?;
-        let visible = apps.iter().filter(|app| tenants.iter().any(|t| t.name == app.name.tenant && caller.sees(t)));
+        let tenants = self.visible_tenants(caller).await?;
+        let environments = self.store.list::<Environment>(&prefix).await?;
         let (mut rows, mut values) = (Vec::new(), Vec::new());
-        for app in visible {
-            let of_app: Vec<_> = environments.iter().filter(|env| env.name.app_ref() == app.name).collect();
-            let names: Vec<String> = of_app.iter().map(|env| env.name.env.to_string()).collect();
+        for app in self.store.list::<App>(&prefix).await? {
+            if !tenants.contains(&app.name.tenant) {
+                continue;
+            }
+            let of_app = environments.iter().filter(|env| env.name.app_ref() == app.name);
+            let names: Vec<String> = of_app.map(|env| env.name.env.to_string()).collect();
             rows.push(vec![app.name.to_string(), names.join(", ")]);
             values.push(json!({"name": app.name, "environments": names, "created_at": app.created_at}));
         }
@@ -134,111 +132,40 @@ impl Commands {
 
     async fn app_info(&self, caller: &Caller, name: &AppRef) -> Result<Answer, CommandError> {
         let app = self.app_for(caller, Verb::Read, name).await?;
-        let environments = self.visible_environments(caller, &format!("{name}/")).await?;
-        let mut human = format!("{name}, created by {} at {}\n", app.created_by, app.created_at);
+        let mut human = format!("{name}, created by {} at {:.0}\n", app.created_by, app.created_at);
         let mut values = Vec::new();
-        for env in &environments {
+        for env in self.store.list::<Environment>(&format!("{name}/")).await? {
             let release = env.current.map_or_else(|| "nothing deployed".to_owned(), |version| version.to_string());
-            let url = self.deployer.url(&env.name);
-            let remote = self.remote(&env.name);
-            human.push_str(&format!("\n{}: {release}\n  {url}\n  git remote add paas-{} {remote}\n", env.name, env.name.env));
+            let (url, remote) = (self.deployer.url(&env.name), self.remote(&env.name));
+            let add = format!("git remote add paas-{} {remote}", env.name.env);
+            human.push_str(&format!("\n{}: {release}\n  {url}\n  {add}\n", env.name));
             values.push(json!({"name": env.name, "release": env.current, "url": url, "remote": remote}));
         }
-        Ok(Answer::new(human, json!({"name": name, "created_at": app.created_at, "created_by": app.created_by, "environments": values})))
+        let manifest = self.manifest(name);
+        human.push_str(&format!("\nIts {}, if the repository has none yet:\n\n{manifest}", manifest::FILE_NAME));
+        let json = json!({
+            "name": name, "created_at": app.created_at, "created_by": app.created_by, "environments": values,
+            "manifest": manifest,
+        });
+        Ok(Answer::new(human, json))
     }
 
     async fn destroy_app(&self, caller: &Caller, name: &AppRef, confirm: Option<&str>) -> Result<Answer, CommandError> {
         let app = self.app_for(caller, Verb::Destroy, name).await?;
         need_confirmation(&name.to_string(), confirm)?;
         for env in self.store.list::<Environment>(&format!("{name}/")).await? {
-            self.destroy_environment(&env).await?;
+            self.destroy_environment(&env.name).await?;
         }
+        let failed = |error: &dyn std::fmt::Display| {
+            tracing::error!(app = %name, %error, "the build cache of a destroyed app could not be removed");
+            CommandError::Failed(format!("the build cache of {name} could not be removed; run the command again"))
+        };
+        self.builds.purge_cache(name).await.map_err(|error| failed(&format!("{error:#}")))?;
+        self.runtime.forget(&name.tenant, Some(name)).await.map_err(|error| failed(&error))?;
+        // Last: as long as it is there, the command can be repeated.
         self.store.transaction().delete(&app).commit().await?;
-        self.runtime.forget(&name.tenant, Some(name)).await.map_err(|error| {
-            CommandError::Failed(format!("the app is gone, but its build cache could not be removed: {error}"))
-        })?;
         let event = NewEvent::new(EventKind::AppDestroyed, now(), format!("app {name} destroyed"));
         self.store.record(event.app(name).by(&caller.user)).await?;
         Ok(Answer::new(format!("Destroyed {name}"), json!({"destroyed": name})))
-    }
-
-    /// `envs …`.
-    pub(super) async fn envs(&self, caller: &Caller, command: parse::Envs) -> Result<Answer, CommandError> {
-        match command {
-            parse::Envs::Create { env } => self.create_env(caller, env).await,
-            parse::Envs::List { app } => self.list_envs(caller, app).await,
-            parse::Envs::Destroy { env, confirm } => {
-                let stored = self.env_for(caller, Verb::Destroy, &env).await?;
-                need_confirmation(&env.to_string(), confirm.as_deref())?;
-                self.destroy_environment(&stored).await?;
-                let event = NewEvent::new(EventKind::EnvDestroyed, now(), format!("environment {env} destroyed"));
-                self.store.record(event.env(&env).by(&caller.user)).await?;
-                Ok(Answer::new(format!("Destroyed {env}"), json!({"destroyed": env})))
-            }
-        }
-    }
-
-    async fn create_env(&self, caller: &Caller, name: EnvRef) -> Result<Answer, CommandError> {
-        self.tenant_for(caller, Verb::Create, &name.tenant).await?;
-        let app = self.app_for(caller, Verb::Create, &name.app_ref()).await?;
-        let existing = self.store.list::<Environment>(&format!("{}/", name.app_ref())).await?;
-        if existing.iter().any(|env| env.name == name) {
-            return Err(CommandError::Conflict(format!("there is an environment {name} already")));
-        }
-        if existing.len() >= MAX_ENVIRONMENTS {
-            let text = format!("{} has {MAX_ENVIRONMENTS} environments, which is the most", name.app_ref());
-            return Err(CommandError::Conflict(text));
-        }
-        let env = new_environment(name.clone());
-        self.store.transaction().expect(&app).create(&env).commit().await?;
-        let event = NewEvent::new(EventKind::EnvCreated, now(), format!("environment {name} created"));
-        self.store.record(event.env(&name).by(&caller.user)).await?;
-        let remote = self.remote(&name);
-        let human = format!("Created environment {name}\n  git remote add paas-{} {remote}", name.env);
-        Ok(Answer::new(human, json!({"name": name, "remote": remote, "url": self.deployer.url(&name)})))
-    }
-
-    async fn list_envs(&self, caller: &Caller, app: Option<AppRef>) -> Result<Answer, CommandError> {
-        let prefix = match &app {
-            Some(name) => {
-                self.app_for(caller, Verb::Read, name).await?;
-                format!("{name}/")
-            }
-            None => String::new(),
-        };
-        let environments = self.visible_environments(caller, &prefix).await?;
-        let (mut rows, mut values) = (Vec::new(), Vec::new());
-        for env in &environments {
-            let release = env.current.map_or_else(|| "-".to_owned(), |version| version.to_string());
-            let url = self.deployer.url(&env.name);
-            let branch = env.deploy_branch.clone();
-            rows.push(vec![env.name.to_string(), release, branch.clone().unwrap_or_else(|| "-".into()), url.clone()]);
-            values.push(json!({"name": env.name, "release": env.current, "deploy_branch": branch, "url": url}));
-        }
-        Ok(Answer::table(&["environment", "release", "branch", "url"], rows, values, "No environments."))
-    }
-
-    /// Stops everything of an environment and deletes its records, repository and logs.
-    async fn destroy_environment(&self, env: &Stored<Environment>) -> Result<(), CommandError> {
-        let name = &env.name;
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            tracing::error!(env = %name, %error, "destroying: {what}");
-            CommandError::Failed(format!("{what} of {name} could not be removed: {error}; run the command again"))
-        };
-        if let Some(build) = self.builds.active(name).await? {
-            self.builds.cancel(name, build.number, "the environment is being destroyed").await?;
-            self.builds.wait(name, build.number).await?;
-        }
-        self.deployer.retire(name).await.map_err(|error| failed("what runs", &error))?;
-        self.repositories.remove(name).map_err(|error| failed("the repository", &error))?;
-        self.logs.remove(name).await.map_err(|error| failed("the logs", &error))?;
-        // The record goes last: as long as it is there, the command can be repeated.
-        let Some(latest) = self.store.get::<Environment>(name).await? else { return Ok(()) };
-        let mut transaction = self.store.transaction().delete(&latest);
-        transaction = delete_all::<Build>(&self.store, transaction, name).await?;
-        transaction = delete_all::<Release>(&self.store, transaction, name).await?;
-        transaction = delete_all::<Deployment>(&self.store, transaction, name).await?;
-        transaction.commit().await?;
-        Ok(())
     }
 }

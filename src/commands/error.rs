@@ -2,6 +2,9 @@
 
 use crate::{domain::NameError, store::StoreError};
 
+/// How often a change that collides with another one is tried anew.
+const TRIES: usize = 32;
+
 /// Each kind is one exit status of the contract.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
@@ -56,4 +59,33 @@ impl From<NameError> for CommandError {
     fn from(error: NameError) -> Self {
         Self::Usage(error.to_string())
     }
+}
+
+/// Tries again what lost against somebody else's change.
+pub(super) async fn keep_trying<T, F>(mut attempt: impl FnMut() -> F + Send) -> Result<T, CommandError>
+where
+    F: Future<Output = Result<T, CommandError>> + Send,
+{
+    for _ in 1..TRIES {
+        match attempt().await {
+            Err(CommandError::TryLater(_)) => {}
+            done => return done,
+        }
+    }
+    attempt().await
+}
+
+/// Logs what the operator must see, and makes of it what the caller is told.
+pub(super) fn logged(error: anyhow::Error, text: String) -> CommandError {
+    tracing::error!(error = %format!("{error:#}"), "a command failed: {text}");
+    CommandError::Failed(format!("{text} (the server's log says why)"))
+}
+
+/// Does work that waits for the disk off the runtime's threads.
+pub(super) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> anyhow::Result<T>
+where
+    T: Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    Ok(tokio::task::spawn_blocking(work).await??)
 }

@@ -2,15 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, Door, answer, now, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, Door, answer, error::keep_trying, now, parse};
 use crate::{
     domain::{EventKind, PublicKey, Tenant, User, UserName},
     keys::{self, ParsedKey},
     store::{NewEvent, StoreError, Stored},
 };
-
-/// How often a change that collides with another one is tried anew.
-const TRIES: usize = 8;
 
 impl Commands {
     /// Registers the keys on standard input for a user, who is made when new. On the host, the very first user becomes an
@@ -26,13 +23,7 @@ impl Commands {
         }
         let bytes = io.read_all().await?;
         let parsed = keys::parse_upload(&bytes).map_err(|error| CommandError::Usage(error.to_string()))?;
-        for _ in 0..TRIES {
-            match self.register_keys(caller, name, &parsed).await {
-                Err(CommandError::TryLater(_)) => continue,
-                done => return done,
-            }
-        }
-        Err(CommandError::TryLater("somebody else is uploading keys at the same time; try again".into()))
+        keep_trying(|| self.register_keys(caller, name, &parsed)).await
     }
 
     async fn register_keys(

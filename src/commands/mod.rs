@@ -1,41 +1,61 @@
 //! What a user may ask, once: ssh, the API and the control socket are doors to it. Authorisation lives here ([`access`]).
 //!
 //! Words are parsed in [`parse`]; each group of commands has a file of its own; what they find is said for people or programs by
-//! [`answer`], and what went wrong, with its exit status, by [`CommandError`].
+//! [`answer`], and what went wrong, with its exit status, by [`CommandError`]. What runs beneath is asked through [`ports`].
 
 mod access;
 mod answer;
+mod apps;
+mod builds;
+mod config;
+mod domains;
+mod environments;
 mod error;
+mod events;
+mod help;
+mod io;
 mod keys;
+mod logs;
+mod oneoff;
 mod parse;
+mod pipeline;
+mod ports;
+mod releases;
+mod running;
 mod tenants;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::mpsc,
-};
+use tokio::sync::Semaphore;
 
 pub use error::CommandError;
+pub use io::{CommandIo, Control, Pty};
+pub use ports::{BuildQueue, Deployments};
 
 use answer::Answer;
 use parse::{Command, Parsed};
 
 use crate::{
     domain::{EnvRef, Environment, PublicKey, Timestamp, User, UserName, Verb},
+    git::Repositories,
+    logs::{Logs, render_line},
+    runtime::Runtime,
     store::{Store, StoreError},
+    token::TokenKey,
 };
 
 /// Where a command came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
+    /// With a registered key, over SSH.
     Ssh,
     /// The control socket: whoever may open it is root or runs the server.
     Host,
 }
 
-/// Who asks.
+/// Who asks, after authentication.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     pub user: UserName,
@@ -43,74 +63,43 @@ pub struct Caller {
     pub door: Door,
 }
 
-/// A terminal on the caller's side.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pty {
-    pub columns: u16,
-    pub rows: u16,
-    /// Value for `TERM`.
-    pub term: String,
-}
-
-/// What the caller's side does while a command runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Control {
-    Resize {
-        columns: u16,
-        rows: u16,
-    },
-    /// A signal by its name without `SIG`.
-    Signal(String),
-    /// The connection is gone.
-    Hangup,
-}
-
-/// The streams of a command.
-pub struct CommandIo {
-    pub stdin: Box<dyn AsyncRead + Send + Unpin>,
-    pub stdout: Box<dyn AsyncWrite + Send + Unpin>,
-    pub stderr: Box<dyn AsyncWrite + Send + Unpin>,
-    pub pty: Option<Pty>,
-    pub controls: mpsc::Receiver<Control>,
-}
-
-/// Largest standard input that is read whole (keys, config values), in bytes.
-const MAX_STDIN: u64 = 1 << 20;
-
-impl CommandIo {
-    /// All of standard input, up to 1 MiB.
-    async fn read_all(&mut self) -> Result<Vec<u8>, CommandError> {
-        let mut bytes = Vec::new();
-        let read = (&mut self.stdin).take(MAX_STDIN + 1).read_to_end(&mut bytes).await;
-        read.map_err(|error| CommandError::Failed(format!("standard input could not be read: {error}")))?;
-        if bytes.len() as u64 > MAX_STDIN {
-            return Err(CommandError::Usage("standard input is larger than 1 MiB".into()));
-        }
-        Ok(bytes)
-    }
-
-    async fn print(&mut self, text: &str) -> Result<(), CommandError> {
-        let written = async {
-            self.stdout.write_all(text.as_bytes()).await?;
-            self.stdout.flush().await
-        };
-        written.await.map_err(|_| CommandError::Failed("the connection is gone".into()))
-    }
+/// How the commands speak of the server, from its configuration.
+#[derive(Debug, Clone)]
+pub struct CommandSettings {
+    /// What users type as host name for ssh, and the port.
+    pub ssh_host: String,
+    pub ssh_port: u16,
+    /// Environments answer below this domain.
+    pub base_domain: String,
+    /// Processes and threads of a one-off command.
+    pub run_pids: u32,
 }
 
 /// What the commands need.
 pub struct Services {
     pub store: Store,
+    pub builds: Arc<dyn BuildQueue>,
+    pub deployer: Arc<dyn Deployments>,
+    pub logs: Logs,
+    pub runtime: Arc<dyn Runtime>,
+    pub repositories: Repositories,
+    /// Signs the project tokens of new manifests.
+    pub tokens: TokenKey,
+    pub settings: CommandSettings,
 }
 
 /// All commands. Clones share everything.
 #[derive(Clone)]
-pub struct Commands(Arc<Services>);
+pub struct Commands {
+    services: Arc<Services>,
+    /// One permit per one-off command that may still start.
+    run_slots: Arc<Semaphore>,
+}
 
 impl std::ops::Deref for Commands {
     type Target = Services;
     fn deref(&self) -> &Services {
-        &self.0
+        &self.services
     }
 }
 
@@ -122,10 +111,13 @@ fn now() -> Timestamp {
 impl Commands {
     /// Commands over these services.
     pub fn new(services: Services) -> Self {
-        Self(Arc::new(services))
+        Self { services: Arc::new(services), run_slots: Arc::new(Semaphore::new(oneoff::MAX_RUNNING)) }
     }
 
     /// Who owns the key with this `SHA256:…` fingerprint.
+    ///
+    /// # Errors
+    /// The store's.
     pub async fn authenticate(&self, fingerprint: &str) -> Result<Option<Caller>, StoreError> {
         let Some(key) = self.store.get::<PublicKey>(fingerprint).await? else { return Ok(None) };
         let user = self.store.get::<User>(&key.user).await?;
@@ -133,18 +125,39 @@ impl Commands {
     }
 
     /// The environment, if the caller may do `verb` to it; for the git door.
+    ///
+    /// # Errors
+    /// [`CommandError::NotFound`] when it does not exist or the caller may not know of it, [`CommandError::Denied`] when the caller
+    /// may see it but not do that; else the store failed.
     pub async fn may(&self, caller: &Caller, verb: Verb, env: &EnvRef) -> Result<Environment, CommandError> {
         Ok(self.env_for(caller, verb, env).await?.record)
     }
 
+    /// What somebody is told who comes without a command.
+    pub fn welcome(&self, caller: &Caller) -> String {
+        help::welcome(caller, &self.program(caller.door))
+    }
+
+    /// How commands are begun at this door.
+    fn program(&self, door: Door) -> String {
+        match (door, self.settings.ssh_port) {
+            (Door::Host, _) => "berth".to_owned(),
+            (Door::Ssh, 22) => format!("ssh berth@{}", self.settings.ssh_host),
+            (Door::Ssh, port) => format!("ssh -p {port} berth@{}", self.settings.ssh_host),
+        }
+    }
+
     /// Runs a command and returns its exit status. Everything it has to say has been written when this returns.
     pub async fn run(&self, caller: Caller, argv: Vec<String>, mut io: CommandIo) -> u8 {
-        let line = match parse::parse(argv) {
+        let line = match parse::parse(argv, &self.program(caller.door)) {
             Parsed::Command(line) => *line,
             Parsed::Help(text) => return finish(io.print(&text).await, &mut io, false).await,
             Parsed::Usage(text) => return finish(Err(CommandError::Usage(text)), &mut io, false).await,
         };
         tracing::info!(user = %caller.user, door = ?caller.door, command = line.command.name(), "command");
+        if let Command::Run { env, command } = &line.command {
+            return self.one_off(&caller, env, command, line.json, io).await;
+        }
         let result = match self.dispatch(&caller, line.command, line.json, &mut io).await {
             Ok(Some(answer)) => io.print(&answer.render(line.json)).await,
             Ok(None) => Ok(()),
@@ -158,16 +171,33 @@ impl Commands {
         &self,
         caller: &Caller,
         command: Command,
-        _json: bool,
+        json: bool,
         io: &mut CommandIo,
     ) -> Result<Option<Answer>, CommandError> {
-        match command {
-            Command::UploadKey { name } => self.upload_key(caller, &name, io).await.map(Some),
-            Command::Keys(command) => self.keys(caller, command).await.map(Some),
-            Command::Whoami => self.whoami(caller).await.map(Some),
-            Command::Tenants(command) => self.tenants(caller, command).await.map(Some),
-            _ => Err(CommandError::Failed("not there yet".into())),
-        }
+        let answer = match command {
+            Command::UploadKey { name } => self.upload_key(caller, &name, io).await?,
+            Command::Keys(command) => self.keys(caller, command).await?,
+            Command::Whoami => self.whoami(caller).await?,
+            Command::Tenants(command) => self.tenants(caller, command).await?,
+            Command::Apps(command) => self.apps(caller, command).await?,
+            Command::Envs(command) => self.envs(caller, command).await?,
+            Command::Ps { env: Some(env) } => self.ps(caller, &env).await?,
+            Command::Ps { env: None } => self.ps_all(caller).await?,
+            Command::Scale(args) => self.scale(caller, args, io).await?,
+            Command::Restart { env } => self.restart(caller, &env, io).await?,
+            Command::Logs(args) => return self.show_logs(caller, args, json, io).await.map(|()| None),
+            Command::Builds(command) => return self.builds(caller, command, json, io).await,
+            Command::Releases(command) => self.releases(caller, command).await?,
+            Command::Rollback { env, version } => self.rollback(caller, &env, version, io).await?,
+            Command::Redeploy { env, no_cache } => self.redeploy(caller, &env, no_cache, json, io).await?,
+            Command::Promote { from, to } => self.promote(caller, &from, &to, json, io).await?,
+            Command::Config(command) => self.config(caller, command, io).await?,
+            Command::Domains(command) => self.domains(caller, command).await?,
+            Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),
+            // It takes the streams for itself, so `run` has sent it elsewhere.
+            Command::Run { .. } => return Ok(None),
+        };
+        Ok(Some(answer))
     }
 }
 
@@ -178,11 +208,10 @@ async fn finish(result: Result<(), CommandError>, io: &mut CommandIo, json: bool
     let text = match (&error, json) {
         // clap's texts are complete.
         (CommandError::Usage(text), false) if text.ends_with('\n') => text.clone(),
-        (error, false) => format!(" !     {error}\n"),
+        // It may quote what an app has printed.
+        (error, false) => error.to_string().lines().map(|line| format!(" !     {}\n", render_line(line))).collect(),
         (error, true) => format!("{}\n", serde_json::json!({"error": error.to_string(), "exit_status": status})),
     };
-    // The caller may be gone; the status still goes to the log of the door.
-    let _ = io.stderr.write_all(text.as_bytes()).await;
-    let _ = io.stderr.flush().await;
+    io.tell(&text).await;
     status
 }

@@ -1,14 +1,21 @@
 //! The words of a command → what is asked. Parsed by clap, so that usage, help and "did you mean" are the same everywhere.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
 
+use super::help;
 use crate::domain::{AppRef, BuildNumber, EnvRef, ReleaseVersion, Role, TenantName, UserName};
+
+/// How commands are begun, until it is known from where: then it is replaced in what clap has written.
+const PROGRAM: &str = "ssh -p 2222 berth@HOST";
+
+/// Most lines of a log that can be asked for at once.
+const MAX_LINES: i64 = crate::logs::MAX_TAIL as i64;
 
 /// One command of a user.
 #[derive(Debug, Parser)]
 #[command(
     name = "berth",
-    bin_name = "ssh -p 2222 berth@HOST",
+    bin_name = PROGRAM,
     about = "Commands for your apps. Deploy by `git push`; everything else is here.",
     disable_version_flag = true,
     max_term_width = 100,
@@ -197,7 +204,7 @@ pub(super) struct Scale {
 pub(super) struct LogsArgs {
     pub env: EnvRef,
     /// Number of lines
-    #[arg(short = 'n', long = "lines", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    #[arg(short = 'n', long = "lines", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=MAX_LINES))]
     pub lines: u32,
     /// Go on with new lines as they come
     #[arg(short, long)]
@@ -293,12 +300,15 @@ pub(super) enum Parsed {
 /// Longest command line taken, in bytes.
 const MAX_LENGTH: usize = 128 << 10;
 
-/// Parses the words, the colon form (`apps:create`) included.
-pub(super) fn parse(argv: Vec<String>) -> Parsed {
+/// Parses the words, the colon form (`apps:create`) included. `program` is how commands are begun at the caller's door.
+pub(super) fn parse(argv: Vec<String>, program: &str) -> Parsed {
     if argv.iter().map(String::len).sum::<usize>() > MAX_LENGTH {
-        return Parsed::Usage(
-            "the command is longer than 128 KiB; give long values on standard input (KEY=-)\n".into(),
-        );
+        let text = "the command is longer than 128 KiB; give long values on standard input (KEY=-)\n";
+        return Parsed::Usage(text.into());
+    }
+    let plain: Vec<&str> = argv.iter().map(String::as_str).filter(|word| *word != "--json").collect();
+    if matches!(plain[..], [] | ["help" | "--help" | "-h"]) {
+        return Parsed::Help(help::overview(program));
     }
     let mut words = vec!["berth".to_owned()];
     for (position, word) in argv.into_iter().enumerate() {
@@ -309,24 +319,32 @@ pub(super) fn parse(argv: Vec<String>) -> Parsed {
             _ => words.push(word),
         }
     }
-    if words.len() == 1 {
-        words.push("help".into());
-    }
     match CommandLine::try_parse_from(words) {
         Ok(line) => Parsed::Command(Box::new(line)),
         Err(error) => {
-            let text = error.render().to_string();
+            let text = error.render().to_string().replace(PROGRAM, program);
             match error.kind() {
-                clap::error::ErrorKind::DisplayHelp => Parsed::Help(text),
+                ErrorKind::DisplayHelp => Parsed::Help(text),
                 _ => Parsed::Usage(text),
             }
         }
     }
 }
 
+/// The first words of all commands.
+#[cfg(test)]
+pub(super) fn names() -> Vec<String> {
+    let command = <CommandLine as clap::CommandFactory>::command();
+    command.get_subcommands().map(|command| command.get_name().to_owned()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(argv: Vec<String>) -> Parsed {
+        super::parse(argv, "ssh -p 2022 berth@example.com")
+    }
 
     fn words(text: &str) -> Vec<String> {
         text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect()
@@ -374,7 +392,12 @@ mod tests {
         let Parsed::Usage(text) = parse(words("restart acme/shop")) else { panic!("taken") };
         assert!(text.contains("TENANT/APP/ENV"), "no reason: {text}");
         assert!(matches!(parse(vec![]), Parsed::Help(_)));
-        assert!(matches!(parse(words("help scale")), Parsed::Help(_)));
+        for text in ["help", "--help", "help --json"] {
+            let Parsed::Help(text) = parse(words(text)) else { panic!("{text} is no help") };
+            assert!(text.contains("git push"), "{text}");
+        }
+        let Parsed::Help(text) = parse(words("help scale")) else { panic!("no help") };
+        assert!(text.contains("Usage: ssh -p 2022 berth@example.com scale"), "{text}");
         assert!(matches!(parse(words("scale --help")), Parsed::Help(_)));
         assert!(matches!(parse(vec!["run".into(), "x".repeat(200_000)]), Parsed::Usage(_)));
     }

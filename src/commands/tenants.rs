@@ -2,13 +2,13 @@
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::ToSpan;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{Answer, Caller, CommandError, Commands, now, parse};
+use super::{Answer, Caller, CommandError, Commands, error::keep_trying, now, parse};
 use crate::{
     domain::{EventKind, Invite, Role, Tenant, TenantName, User, UserName, Verb},
-    store::{NewEvent, Stored},
+    store::{NewEvent, StoreError, Stored},
 };
 
 /// How long an invitation can be used, in hours.
@@ -44,20 +44,25 @@ impl Commands {
     ) -> Result<Answer, CommandError> {
         caller.need_operator("create tenants")?;
         let owner = owner.unwrap_or_else(|| caller.user.clone());
-        let Some(user) = self.store.get::<User>(&owner).await? else {
-            let text = format!("there is no user {owner}; give them a key first: upload-key {owner} < key.pub");
-            return Err(CommandError::NotFound(text));
-        };
-        let tenant = Tenant { name: name.clone(), members: [(owner.clone(), Role::Owner)].into(), created_at: now() };
-        let created = self.store.transaction().expect(&user).create(&tenant).commit().await;
-        if created.is_err() && self.store.get::<Tenant>(&name).await?.is_some() {
-            return Err(CommandError::Conflict(format!("there is a tenant {name} already")));
-        }
-        created?;
+        let tenant = keep_trying(|| self.try_create_tenant(&name, &owner)).await?;
         let event = NewEvent::new(EventKind::TenantCreated, now(), format!("tenant {name} created for {owner}"));
         self.store.record(event.tenant(&name).by(&caller.user)).await?;
         let human = format!("Created tenant {name}, owned by {owner}\nNext: apps create {name}/APP");
         Ok(Answer::new(human, json!(tenant)))
+    }
+
+    async fn try_create_tenant(&self, name: &TenantName, owner: &UserName) -> Result<Tenant, CommandError> {
+        let Some(user) = self.store.get::<User>(owner).await? else {
+            let text = format!("there is no user {owner}; give them a key first: upload-key {owner} < key.pub");
+            return Err(CommandError::NotFound(text));
+        };
+        if self.store.get::<Tenant>(name).await?.is_some() {
+            return Err(CommandError::Conflict(format!("there is a tenant {name} already")));
+        }
+        let members = [(owner.clone(), Role::Owner)].into();
+        let tenant = Tenant { name: name.clone(), members, created_at: now() };
+        self.store.transaction().expect(&user).create(&tenant).commit().await?;
+        Ok(tenant)
     }
 
     async fn list_tenants(&self, caller: &Caller) -> Result<Answer, CommandError> {
@@ -83,49 +88,47 @@ impl Commands {
         let usage = || CommandError::Usage(format!("{change:?} is not USER=ROLE, as in bob=developer"));
         let (user, role) = change.split_once('=').ok_or_else(usage)?;
         let (user, role): (UserName, Role) = (user.parse()?, role.parse().map_err(CommandError::Usage)?);
-        let tenant = self.tenant_for(caller, Verb::ManageMembers, name).await?;
-        if !tenant.members.contains_key(&user) {
-            return Err(CommandError::NotFound(format!(
-                "{user} is not a member of {name}; see `tenants invite {name}`"
-            )));
-        }
-        self.change_members(caller, &tenant, &format!("{user} is now {role} of {name}"), |tenant| {
-            tenant.members.insert(user.clone(), role);
-        })
-        .await
+        self.tenant_for(caller, Verb::ManageMembers, name).await?;
+        let set = |tenant: &mut Tenant| match tenant.members.get_mut(&user) {
+            Some(before) => {
+                *before = role;
+                Ok(())
+            }
+            None => Err(not_a_member(&user, tenant)),
+        };
+        self.change_members(caller, name, &format!("{user} is now {role} of {name}"), set).await
     }
 
     async fn remove_member(&self, caller: &Caller, name: &TenantName, user: &UserName) -> Result<Answer, CommandError> {
         // Everybody may leave.
         let verb = if *user == caller.user { Verb::Read } else { Verb::ManageMembers };
-        let tenant = self.tenant_for(caller, verb, name).await?;
-        if !tenant.members.contains_key(user) {
-            return Err(CommandError::NotFound(format!("{user} is not a member of {name}")));
-        }
-        self.change_members(caller, &tenant, &format!("{user} is no longer a member of {name}"), |tenant| {
-            tenant.members.remove(user);
-        })
-        .await
+        self.tenant_for(caller, verb, name).await?;
+        let remove = |tenant: &mut Tenant| match tenant.members.remove(user) {
+            Some(_) => Ok(()),
+            None => Err(not_a_member(user, tenant)),
+        };
+        self.change_members(caller, name, &format!("{user} is no longer a member of {name}"), remove).await
     }
 
     /// Writes a change of members, unless it would leave the tenant without an owner.
     async fn change_members(
         &self,
         caller: &Caller,
-        tenant: &Stored<Tenant>,
+        name: &TenantName,
         what: &str,
-        change: impl FnOnce(&mut Tenant),
+        mut change: impl FnMut(&mut Tenant) -> Result<(), CommandError> + Send,
     ) -> Result<Answer, CommandError> {
-        let mut changed = tenant.record.clone();
-        change(&mut changed);
-        if !changed.members.values().any(|role| *role == Role::Owner) {
-            let text = format!("{} would have no owner; make somebody else owner first", tenant.name);
-            return Err(CommandError::Conflict(text));
-        }
-        self.store.transaction().update(tenant, &changed).commit().await?;
+        let changed = self.store.modify::<Tenant, CommandError>(name, |tenant| {
+            change(tenant)?;
+            if tenant.members.values().any(|role| *role == Role::Owner) {
+                return Ok(());
+            }
+            Err(CommandError::Conflict(format!("{name} would have no owner; make somebody else owner first")))
+        });
+        let changed = changed.await?;
         let event = NewEvent::new(EventKind::MemberChanged, now(), what);
-        self.store.record(event.tenant(&tenant.name).by(&caller.user)).await?;
-        Ok(Answer::new(what, json!({"tenant": tenant.name, "members": changed.members})))
+        self.store.record(event.tenant(name).by(&caller.user)).await?;
+        Ok(Answer::new(what, json!({"tenant": name, "members": changed.members})))
     }
 
     async fn invite(&self, caller: &Caller, name: &TenantName, role: Role) -> Result<Answer, CommandError> {
@@ -146,13 +149,24 @@ impl Commands {
     async fn drop_expired_invites(&self) -> Result<(), CommandError> {
         for invite in self.store.list::<Invite>("").await? {
             if invite.expires_at < now() {
-                self.store.transaction().delete(&invite).commit().await?;
+                match self.store.transaction().delete(&invite).commit().await {
+                    // Somebody else has deleted it.
+                    Ok(_) | Err(StoreError::Conflict(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(())
     }
 
     async fn join(&self, caller: &Caller, code: &str) -> Result<Answer, CommandError> {
+        let (name, role) = keep_trying(|| self.try_join(&caller.user, code)).await?;
+        let event = NewEvent::new(EventKind::MemberChanged, now(), format!("{} joined {name} as {role}", caller.user));
+        self.store.record(event.tenant(&name).by(&caller.user)).await?;
+        Ok(Answer::new(format!("You are now {role} of {name}"), json!({"tenant": name, "role": role})))
+    }
+
+    async fn try_join(&self, user: &UserName, code: &str) -> Result<(TenantName, Role), CommandError> {
         let found = self.store.get::<Invite>(&hash(code)).await?.filter(|invite| invite.expires_at >= now());
         let unknown = || {
             CommandError::NotFound("this invitation does not exist, was used, or has expired; ask for a new one".into())
@@ -160,14 +174,15 @@ impl Commands {
         let invite = found.ok_or_else(unknown)?;
         let tenant = self.store.get::<Tenant>(&invite.tenant).await?.ok_or_else(unknown)?;
         // An invitation never takes a higher role away.
-        let role = tenant.members.get(&caller.user).copied().map_or(invite.role, |role| role.max(invite.role));
+        let role = tenant.members.get(user).copied().map_or(invite.role, |role| role.max(invite.role));
         let mut changed = tenant.record.clone();
-        changed.members.insert(caller.user.clone(), role);
+        changed.members.insert(user.clone(), role);
         self.store.transaction().delete(&invite).update(&tenant, &changed).commit().await?;
-        let what = format!("{} joined {} as {role}", caller.user, tenant.name);
-        let event = NewEvent::new(EventKind::MemberChanged, now(), what);
-        self.store.record(event.tenant(&tenant.name).by(&caller.user)).await?;
-        let value: Value = json!({"tenant": tenant.name, "role": role});
-        Ok(Answer::new(format!("You are now {role} of {}", tenant.name), value))
+        Ok((changed.name, role))
     }
+}
+
+fn not_a_member(user: &UserName, tenant: &Tenant) -> CommandError {
+    let name = &tenant.name;
+    CommandError::NotFound(format!("{user} is not a member of {name}; see `tenants members {name}`"))
 }

@@ -24,7 +24,7 @@ pub fn hook() -> Result<u8> {
     let socket = PathBuf::from(variable("BERTH_CONTROL")?);
     let request = HookRequest {
         token: variable("BERTH_PUSH")?,
-        quarantine: PathBuf::from(variable("GIT_QUARANTINE_PATH")?),
+        quarantine: env::var_os("GIT_QUARANTINE_PATH").map(PathBuf::from),
         updates: read_updates(io::stdin().lock())?,
         options: push_options(),
     };
@@ -46,7 +46,9 @@ pub fn run(socket: &Path, argv: Vec<String>, stdin: impl Read + Send + 'static) 
 fn connect(socket: &Path) -> Result<UnixStream> {
     UnixStream::connect(socket).map_err(|error| {
         let why = match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => "is `berth serve` running, with this data directory?",
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                "is `berth serve` running, with this data directory?"
+            }
             io::ErrorKind::PermissionDenied => "run it as the user that `berth serve` runs as, or with sudo",
             _ => "see the server's log",
         };
@@ -58,7 +60,8 @@ fn read_updates(input: impl BufRead) -> Result<Vec<Update>> {
     let mut updates = Vec::new();
     for text in input.take(MAX_LINE as u64 / 2).lines() {
         let text = text.context("git gave no list of refs")?;
-        let update = Update::parse(&text).with_context(|| format!("git gave a line that is no ref update: {text:?}"))?;
+        let update =
+            Update::parse(&text).with_context(|| format!("git gave a line that is no ref update: {text:?}"))?;
         updates.push(update);
     }
     if updates.is_empty() {

@@ -72,9 +72,11 @@ impl ControlServer {
         }
         // Bound in a directory of our own, so that nobody can connect before the mode is right.
         let parent = path.parent().unwrap_or(Path::new("."));
-        let aside = tempfile::Builder::new().prefix(".control-").tempdir_in(parent).map_err(context(format!("{shown}")))?;
+        let aside =
+            tempfile::Builder::new().prefix(".control-").tempdir_in(parent).map_err(context(format!("{shown}")))?;
         let fresh = aside.path().join("s");
-        let listener = UnixListener::bind(&fresh).map_err(context(format!("the control socket {shown} cannot be made")))?;
+        let listener =
+            UnixListener::bind(&fresh).map_err(context(format!("the control socket {shown} cannot be made")))?;
         fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
         fs::rename(&fresh, path).map_err(context(format!("the control socket {shown} cannot be made")))?;
         Ok(Self { listener, path: path.to_owned(), backend })
@@ -201,14 +203,12 @@ async fn command(
     let ((stdout, output), (stderr, errors)) = (duplex(CHUNK), duplex(CHUNK));
     let (control, controls) = mpsc::channel(4);
     let (messages, mut waiting) = mpsc::channel(WAITING);
-    let io = CommandIo { stdin: Box::new(input), stdout: Box::new(stdout), stderr: Box::new(stderr), pty: None, controls };
+    let io =
+        CommandIo { stdin: Box::new(input), stdout: Box::new(stdout), stderr: Box::new(stderr), pty: None, controls };
     let run = backend.run(caller, argv, io);
     let feed = feed(reader, stdin, control);
     let forward = async {
-        tokio::join!(
-            collect(output, messages.clone(), ToClient::Stdout),
-            collect(errors, messages, ToClient::Stderr)
-        );
+        tokio::join!(collect(output, messages.clone(), ToClient::Stdout), collect(errors, messages, ToClient::Stderr));
     };
     let write = async move {
         while let Some(message) = waiting.recv().await {

@@ -97,23 +97,23 @@ fn what_cannot_be_built_is_found() {
     let fixture = fixture();
     let path = fixture.repositories.path(&env());
     let quarantine = fixture.work.join(".git/objects");
-    let look = |id: &str| commit_obstacle(&path, &quarantine, id).unwrap();
+    let look = |id: &str| commit_obstacle(&path, Some(&quarantine), id).unwrap();
     let empty = fixture.commit(&[]);
     assert_eq!(look(&empty), Some(Obstacle::EmptyTree));
     let fine = fixture.commit(&[("a", "1")]);
     assert_eq!(look(&fine), None);
     assert_eq!(look(&git(&fixture.work, &["rev-parse", "HEAD^{tree}"])), Some(Obstacle::NotACommit));
     assert_eq!(look(&"1".repeat(40)), Some(Obstacle::NotACommit));
-    assert!(!is_cut_off(&path, &quarantine, &[&fine]).unwrap());
+    assert!(!is_cut_off(&path, Some(&quarantine), &[&fine]).unwrap());
 
     let shallow = fixture._directory.path().join("shallow");
     let url = format!("file://{}", fixture.work.display());
     git(fixture._directory.path(), &["clone", "-q", "--depth", "1", &url, shallow.to_str().unwrap()]);
     let objects = shallow.join(".git/objects");
-    assert!(is_cut_off(&path, &objects, &[&fine]).unwrap());
+    assert!(is_cut_off(&path, Some(&objects), &[&fine]).unwrap());
     // Not when the server has the rest.
     fixture.bring(&fine);
-    assert!(!is_cut_off(&path, &objects, &[&fine]).unwrap());
+    assert!(!is_cut_off(&path, Some(&objects), &[&fine]).unwrap());
 }
 
 #[test]

@@ -18,8 +18,12 @@ pub enum Obstacle {
 }
 
 /// What stands in the way of building `commit`, whose objects may be in quarantine (`extra_objects`).
-pub fn commit_obstacle(repository: &Path, extra_objects: &Path, commit: &str) -> Result<Option<Obstacle>, GitError> {
-    let repository = open(repository, Some(extra_objects))?;
+pub fn commit_obstacle(
+    repository: &Path,
+    extra_objects: Option<&Path>,
+    commit: &str,
+) -> Result<Option<Obstacle>, GitError> {
+    let repository = open(repository, extra_objects)?;
     let id = full_id(commit)?;
     let Ok(commit) = repository.find_commit(id) else { return Ok(Some(Obstacle::NotACommit)) };
     let tree = commit.tree().map_err(GitError::git(format!("commit {id} cannot be read")))?;
@@ -27,8 +31,8 @@ pub fn commit_obstacle(repository: &Path, extra_objects: &Path, commit: &str) ->
 }
 
 /// Whether a push from a shallow clone lacks history that the repository does not have either. `tips` are the pushed objects.
-pub fn is_cut_off(repository: &Path, extra_objects: &Path, tips: &[&str]) -> Result<bool, GitError> {
-    let repository = open(repository, Some(extra_objects))?;
+pub fn is_cut_off(repository: &Path, extra_objects: Option<&Path>, tips: &[&str]) -> Result<bool, GitError> {
+    let repository = open(repository, extra_objects)?;
     for tip in tips {
         let id = full_id(tip)?;
         let commit = repository.find_object(id, None).and_then(|object| object.peel(ObjectType::Commit));

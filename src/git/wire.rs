@@ -135,11 +135,8 @@ async fn feed(
         if let Some(look) = on_first.take() {
             look(chunk);
         }
-        let length = chunk.len();
         // git has closed its input: it has said why, or will, on its output.
-        if to.write_all(chunk).await.is_err() {
-            break;
-        }
+        let Ok(length) = to.write(chunk).await else { break };
         from.consume(length);
         *received += length as u64;
     }

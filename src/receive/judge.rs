@@ -1,6 +1,10 @@
 //! What is decided about a push between its pack and its refs.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -37,6 +41,7 @@ impl Receive {
             say(Refusal::new("This hook belongs to no push that the server knows of.").render()).await;
             return Verdict::Reject;
         };
+        push.judged.store(true, Ordering::Release);
         // In a task of its own: a hook that dies must not leave a push half-way between the queue and its pin.
         let (receive, judged) = (self.clone(), push.clone());
         let admitted = self.0.tasks.spawn(async move { receive.admit(&judged, &request).await }).await;
@@ -80,7 +85,9 @@ impl Receive {
         }
         self.check_commit(env, request, update).await?;
         let received = millis(push.started);
-        self.blocking_keep(env, &request.quarantine).await?;
+        if let Some(quarantine) = &request.quarantine {
+            self.keep(env, quarantine).await?;
+        }
         let new = NewPush {
             env: env.clone(),
             commit: update.new.clone(),
@@ -116,7 +123,7 @@ impl Receive {
         let tips: Vec<String> = request.updates.iter().filter(is_new).map(|update| update.new.clone()).collect();
         let cut_off = tokio::task::spawn_blocking(move || {
             let tips: Vec<&str> = tips.iter().map(String::as_str).collect();
-            is_cut_off(&path, &quarantine, &tips)
+            is_cut_off(&path, quarantine.as_deref(), &tips)
         });
         if cut_off.await?? { Err(Rejected(refusal_of(Obstacle::Shallow)).into()) } else { Ok(()) }
     }
@@ -127,8 +134,10 @@ impl Receive {
         let (path, quarantine) = (self.0.repositories.path(env), request.quarantine.clone());
         let commit = update.new.clone();
         let obstacle = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            repositories.objects_of_quarantine(&owner, &quarantine)?;
-            Ok(commit_obstacle(&path, &quarantine, &commit)?)
+            if let Some(quarantine) = &quarantine {
+                repositories.objects_of_quarantine(&owner, quarantine)?;
+            }
+            Ok(commit_obstacle(&path, quarantine.as_deref(), &commit)?)
         });
         if let Some(obstacle) = obstacle.await?? {
             return Err(Rejected(refusal_of(obstacle)).into());
@@ -171,7 +180,7 @@ impl Receive {
         }
     }
 
-    async fn blocking_keep(&self, env: &EnvRef, quarantine: &Path) -> anyhow::Result<()> {
+    async fn keep(&self, env: &EnvRef, quarantine: &Path) -> anyhow::Result<()> {
         let (repositories, env, quarantine) = (self.0.repositories.clone(), env.clone(), quarantine.to_owned());
         Ok(tokio::task::spawn_blocking(move || repositories.keep_objects(&env, &quarantine)).await??)
     }

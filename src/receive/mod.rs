@@ -78,7 +78,7 @@ pub struct PushedTree {
     pub env: EnvRef,
     pub repository: PathBuf,
     /// The quarantine's object directory.
-    pub objects: PathBuf,
+    pub objects: Option<PathBuf>,
     pub commit: String,
     /// The commit that the branch points at now, which was checked before.
     pub known_good: Option<String>,
@@ -123,8 +123,8 @@ pub struct ReceiveSettings {
 pub struct HookRequest {
     /// Which push it is: `BERTH_PUSH` as given to `receive-pack`.
     pub token: String,
-    /// `GIT_QUARANTINE_PATH`.
-    pub quarantine: PathBuf,
+    /// `GIT_QUARANTINE_PATH`; absent when the push brings no pack, since it only deletes.
+    pub quarantine: Option<PathBuf>,
     pub updates: Vec<Update>,
     pub options: Vec<String>,
 }
@@ -143,6 +143,8 @@ struct LivePush {
     started: std::time::Instant,
     /// It comes from a shallow clone.
     shallow: AtomicBool,
+    /// Its pack was taken, and its hook has asked.
+    judged: AtomicBool,
     /// Cancelled when `receive-pack` has ended.
     ended: CancellationToken,
 }

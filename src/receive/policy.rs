@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn which_refs_may_move() {
         let env: EnvRef = "acme/shop/dev".parse().unwrap();
-        let table: [(Option<&str>, &[&str], Result<Option<&str>, &str>); 20] = [
+        type Row = (Option<&'static str>, &'static [&'static str], Result<Option<&'static str>, &'static str>);
+        let table: [Row; 20] = [
             (None, &["+ refs/heads/main"], Ok(Some("refs/heads/main"))),
             (None, &["+ refs/heads/master"], Ok(Some("refs/heads/master"))),
             (None, &["+ refs/heads/main", "+ refs/heads/master"], Err("git push paas-dev main")),

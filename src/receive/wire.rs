@@ -93,6 +93,7 @@ impl Receive {
             user: user.clone(),
             started: Instant::now(),
             shallow: false.into(),
+            judged: false.into(),
             ended: CancellationToken::new(),
         });
         let settings = &self.0.settings;
@@ -107,7 +108,9 @@ impl Receive {
         let shallow = &registered.push.shallow;
         let look = |first: &[u8]| shallow.store(is_shallow_push(first), Ordering::Release);
         let served = serve(command, io, WhenGone::Finish, look).await?;
-        if !served.status.success() && served.received > self.0.git.max_input {
+        // receive-pack does not tell by its status that index-pack gave up.
+        let judged = registered.push.judged.load(Ordering::Acquire);
+        if !judged && served.received > self.0.git.max_input {
             say(&output, &too_large(self.0.git.max_input)).await;
         }
         tracing::debug!(%env, %user, received = served.received, status = %served.status, "receive-pack ended");
@@ -127,11 +130,9 @@ fn exit_status(status: std::process::ExitStatus) -> u8 {
 
 fn too_large(limit: u64) -> Refusal {
     let mebibytes = limit / (1024 * 1024);
-    Refusal::new(format!(
-        "The push is larger than this server takes: the limit is {mebibytes} MiB (git.max_push_size)."
-    ))
-    .detail("Large files in the history? `git filter-repo --strip-blobs-bigger-than 10M` takes them out;")
-    .detail("build results and data belong into .gitignore. Nothing was changed.")
+    Refusal::new(format!("The push is larger than this server takes: the limit is {mebibytes} MiB."))
+        .detail("Large files in the history? `git filter-repo --strip-blobs-bigger-than 10M` takes them out;")
+        .detail("build results and data belong into .gitignore. Nothing was changed.")
 }
 
 async fn say(output: &mpsc::Sender<Frame>, refusal: &Refusal) {

@@ -64,6 +64,11 @@ impl Connection {
         let _ = self.sessions.subscribe().wait_for(|sessions| *sessions == 0).await;
     }
 
+    /// Whether no session is running.
+    pub fn is_idle(&self) -> bool {
+        *self.sessions.borrow() == 0
+    }
+
     /// Counts a session until the guard is dropped.
     pub fn session(self: &Arc<Self>) -> SessionGuard {
         self.sessions.send_modify(|sessions| *sessions += 1);

@@ -115,9 +115,8 @@ impl Idle {
 
     /// Ready when nothing has happened for the limit.
     fn poll_expired(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
-        let now = Instant::now();
-        let deadline = *self.since.get_or_insert(now) + self.limit;
-        while now < deadline {
+        let deadline = *self.since.get_or_insert_with(Instant::now) + self.limit;
+        while Instant::now() < deadline {
             if self.timer.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
             }

@@ -191,8 +191,16 @@ async fn serve(
     };
     let told = async {
         shutdown.cancelled().await;
+        if connection.is_idle() {
+            return;
+        }
+        let finished = async {
+            connection.until_idle().await;
+            // A client that has its exit status goes by itself; a disconnect on its heels would make it report an error.
+            sleep(FAREWELL / 2).await;
+        };
         tokio::select! {
-            () = connection.until_idle() => {}
+            () = finished => {}
             () = connection.stop.cancelled() => {}
         }
     };

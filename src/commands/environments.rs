@@ -1,0 +1,151 @@
+//! Environments: `envs …`.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{
+    Answer, Caller, CommandError, Commands,
+    apps::{need_confirmation, new_environment},
+    error::{keep_trying, logged},
+    now, parse,
+};
+use crate::{
+    domain::{AppRef, Build, Deployment, EnvRef, Environment, EventKind, Release, Verb},
+    store::{NewEvent, Record, Store, StoreError, Transaction},
+};
+
+/// Most environments of one app.
+const MAX_ENVIRONMENTS: usize = 20;
+/// How long a build may take to notice that its deployment was ended.
+const BUILD_END: Duration = Duration::from_secs(30);
+
+/// Adds the deletion of all records of kind `R` of an environment to a transaction.
+async fn delete_all<R: Record>(
+    store: &Store,
+    mut transaction: Transaction,
+    env: &EnvRef,
+) -> Result<Transaction, StoreError> {
+    for stored in store.list::<R>(&format!("{env}/")).await? {
+        transaction = transaction.delete(&stored);
+    }
+    Ok(transaction)
+}
+
+impl Commands {
+    /// `envs …`.
+    pub(super) async fn envs(&self, caller: &Caller, command: parse::Envs) -> Result<Answer, CommandError> {
+        match command {
+            parse::Envs::Create { env } => self.create_env(caller, &env).await,
+            parse::Envs::List { app } => self.list_envs(caller, app).await,
+            parse::Envs::Destroy { env, confirm } => {
+                self.env_for(caller, Verb::Destroy, &env).await?;
+                need_confirmation(&env.to_string(), confirm.as_deref())?;
+                self.destroy_environment(&env).await?;
+                let event = NewEvent::new(EventKind::EnvDestroyed, now(), format!("environment {env} destroyed"));
+                self.store.record(event.env(&env).by(&caller.user)).await?;
+                Ok(Answer::new(format!("Destroyed {env}"), json!({"destroyed": env})))
+            }
+        }
+    }
+
+    async fn create_env(&self, caller: &Caller, name: &EnvRef) -> Result<Answer, CommandError> {
+        keep_trying(|| self.try_create_env(caller, name)).await?;
+        let event = NewEvent::new(EventKind::EnvCreated, now(), format!("environment {name} created"));
+        self.store.record(event.env(name).by(&caller.user)).await?;
+        let remote = self.remote(name);
+        let human = format!("Created environment {name}\n  git remote add paas-{} {remote}", name.env);
+        Ok(Answer::new(human, json!({"name": name, "remote": remote, "url": self.deployer.url(name)})))
+    }
+
+    async fn try_create_env(&self, caller: &Caller, name: &EnvRef) -> Result<(), CommandError> {
+        let app = self.app_for(caller, Verb::Create, &name.app_ref()).await?;
+        let existing = self.store.list::<Environment>(&format!("{}/", name.app_ref())).await?;
+        if existing.iter().any(|env| env.name == *name) {
+            return Err(CommandError::Conflict(format!("there is an environment {name} already")));
+        }
+        if existing.len() >= MAX_ENVIRONMENTS {
+            let text = format!("{} has {MAX_ENVIRONMENTS} environments, which is the most", name.app_ref());
+            return Err(CommandError::Conflict(text));
+        }
+        self.store.transaction().expect(&app).create(&new_environment(name.clone())).commit().await?;
+        Ok(())
+    }
+
+    async fn list_envs(&self, caller: &Caller, app: Option<AppRef>) -> Result<Answer, CommandError> {
+        let prefix = match &app {
+            Some(name) => {
+                self.app_for(caller, Verb::Read, name).await?;
+                format!("{name}/")
+            }
+            None => String::new(),
+        };
+        let (mut rows, mut values) = (Vec::new(), Vec::new());
+        for env in self.visible_environments(caller, &prefix).await? {
+            let release = env.current.map_or_else(|| "-".to_owned(), |version| version.to_string());
+            let url = self.deployer.url(&env.name);
+            let branch = env.deploy_branch.as_deref().map(|branch| crate::git::short_branch(branch).to_owned());
+            rows.push(vec![env.name.to_string(), release, branch.clone().unwrap_or_else(|| "-".into()), url.clone()]);
+            values.push(json!({"name": env.name, "release": env.current, "deploy_branch": branch, "url": url}));
+        }
+        Ok(Answer::table(&["environment", "release", "branch", "url"], rows, values, "No environments."))
+    }
+
+    /// Stops everything of an environment and deletes its repository, logs and records. Can be repeated when it has failed half-way.
+    pub(super) async fn destroy_environment(&self, name: &EnvRef) -> Result<(), CommandError> {
+        let failed = |what: &'static str| {
+            move |error| logged(error, format!("{what} of {name} could not be removed; run the command again"))
+        };
+        self.end_build(name).await?;
+        // Nothing is wanted any more: whoever looks at the environment from now on has no reason to start anything.
+        let emptied = self.store.modify::<Environment, StoreError>(name, |record| {
+            (record.target, record.current) = (None, None);
+            record.domains.clear();
+            Ok(())
+        });
+        emptied.await?;
+        self.deployer.retire(name).await.map_err(failed("what runs"))?;
+        self.build_ended(name).await?;
+        let (repositories, env) = (self.repositories.clone(), name.clone());
+        super::error::blocking(move || repositories.remove(&env)).await.map_err(failed("the repository"))?;
+        self.logs.remove(name).await.map_err(failed("the logs"))?;
+        keep_trying(|| self.delete_records(name)).await?;
+        // A build that was queued in between finds no environment to deploy to.
+        self.end_build(name).await?;
+        self.build_ended(name).await
+    }
+
+    /// Cancels the environment's build, unless it is being deployed.
+    async fn end_build(&self, name: &EnvRef) -> Result<(), CommandError> {
+        let Some(build) = self.builds.active(name).await? else { return Ok(()) };
+        self.builds.cancel(name, build.number, "the environment is being destroyed").await?;
+        Ok(())
+    }
+
+    /// Waits until no build will write its record any more.
+    async fn build_ended(&self, name: &EnvRef) -> Result<(), CommandError> {
+        let Some(build) = self.builds.active(name).await? else { return Ok(()) };
+        let Ok(ended) = timeout(BUILD_END, self.builds.wait(name, build.number)).await else {
+            let text = format!("build {} of {name} does not end; run the command again in a minute", build.number);
+            return Err(CommandError::TryLater(text));
+        };
+        match ended {
+            // Its record is gone already.
+            Ok(_) | Err(StoreError::Missing(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn delete_records(&self, name: &EnvRef) -> Result<(), CommandError> {
+        let mut transaction = self.store.transaction();
+        if let Some(latest) = self.store.get::<Environment>(name).await? {
+            transaction = transaction.delete(&latest);
+        }
+        transaction = delete_all::<Build>(&self.store, transaction, name).await?;
+        transaction = delete_all::<Release>(&self.store, transaction, name).await?;
+        transaction = delete_all::<Deployment>(&self.store, transaction, name).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+}

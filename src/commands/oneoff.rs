@@ -1,0 +1,191 @@
+//! `run ENV -- CMD`: a one-off command in the current release, with a terminal when the caller has one.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Semaphore, mpsc},
+};
+
+use super::{Caller, CommandError, CommandIo, Commands, Control, now};
+use crate::{
+    domain::{EnvRef, EventKind, Limits, Release, Verb},
+    runtime::{Job, JobControl, JobKind, JobSpec, RuntimeError, Source},
+    store::NewEvent,
+};
+
+/// One-off commands at the same time, over the platform.
+const MAX_RUNNING: usize = 50;
+/// Time between SIGTERM and SIGKILL.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// A command that runs longer is ended.
+const TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// The image's launcher: sets the environment up as the buildpack wants it, then runs a shell command.
+const LAUNCHER: &str = "/usr/local/bin/berth-launch";
+
+/// How many one-off commands may still start. Clones share it.
+#[derive(Clone)]
+pub(super) struct RunSlots(Arc<Semaphore>);
+
+impl Default for RunSlots {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_RUNNING)))
+    }
+}
+
+/// Quotes a word for the shell in the container (never for one on the host): one word stays one word.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// A single word is a command line, as `heroku run "a | b"` has it; several are quoted one by one.
+fn command_line(words: &[String]) -> String {
+    match words {
+        [line] => line.clone(),
+        words => words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "),
+    }
+}
+
+fn engine(error: RuntimeError) -> CommandError {
+    match error {
+        RuntimeError::Unavailable(_) => CommandError::TryLater(error.to_string()),
+        error => CommandError::Failed(format!("the command could not be run: {error}")),
+    }
+}
+
+/// What the process sees, as a replica of `process` would.
+fn environment(release: &Release, name: &str) -> BTreeMap<String, String> {
+    let mut environment = release.config.clone();
+    let env = &release.env;
+    let own = [
+        ("BERTH_TENANT", env.tenant.to_string()),
+        ("BERTH_APP", env.app.to_string()),
+        ("BERTH_ENV", env.env.to_string()),
+        ("BERTH_RELEASE", release.version.to_string()),
+        ("BERTH_PROCESS", "run".to_owned()),
+        ("BERTH_REPLICA", name.to_owned()),
+        ("SOURCE_VERSION", release.commit.clone()),
+    ];
+    environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    environment
+}
+
+impl Commands {
+    /// Runs the command; `Ok` is its exit status.
+    pub(super) async fn run_command(&self, caller: &Caller, env: &EnvRef, words: &[String], io: CommandIo) -> Result<u8, CommandError> {
+        let stored = self.env_for(caller, Verb::Run, env).await?;
+        let version = stored.current.ok_or_else(|| CommandError::NotFound(format!("{env} has no release to run a command in; push first")))?;
+        let release = self.release(env, version).await?;
+        let full = || CommandError::TryLater(format!("{MAX_RUNNING} one-off commands are running already; try again later"));
+        let _slot = self.run_slots.0.clone().try_acquire_owned().map_err(|_| full())?;
+
+        let name = format!("run-{:08x}", rand::random::<u32>());
+        let mut variables = environment(&release, &name);
+        if let Some(pty) = &io.pty {
+            variables.insert("TERM".into(), pty.term.clone());
+        }
+        let limits = release.processes.values().next();
+        let spec = JobSpec {
+            kind: JobKind::OneOff,
+            env: env.clone(),
+            name: name.clone(),
+            image: release.image.clone(),
+            argv: vec![LAUNCHER.into(), command_line(words)],
+            environment: variables,
+            limits: Limits {
+                cpu_millis: limits.map_or(1000, |process| process.cpu_millis),
+                memory: limits.map_or(512 << 20, |process| process.memory.max(512 << 20)),
+                pids: self.settings.run_pids,
+            },
+            cache: false,
+            read_only_mounts: Vec::new(),
+            tty: io.pty.as_ref().map(|pty| (pty.columns, pty.rows)),
+            stdin: true,
+            stop_grace: STOP_GRACE,
+        };
+        // Only the program is recorded: arguments may hold secrets.
+        let event = NewEvent::new(EventKind::RunStarted, now(), format!("{name} started in {version} of {env}"));
+        self.store.record(event.env(env).by(&caller.user)).await?;
+        let mut job = self.runtime.job(&spec).await.map_err(engine)?;
+        let ended = tokio::time::timeout(TIME_LIMIT, attend(job.as_mut(), io)).await;
+        let finished = job.finish().await;
+        let status = ended.unwrap_or_else(|_| Err(CommandError::Failed("the command ran for 24 hours and was ended".into())))?;
+        finished.map_err(engine)?;
+        Ok(status)
+    }
+}
+
+/// Starts the job and carries its streams and signals until it ends.
+async fn attend(job: &mut dyn Job, io: CommandIo) -> Result<u8, CommandError> {
+    let CommandIo { mut stdin, stdout, stderr, controls, .. } = io;
+    let output = job.output();
+    job.start().await.map_err(engine)?;
+    let input = job.stdin();
+    let control = job.control();
+    let feed = async {
+        if let Some(mut input) = input {
+            // Either end may close first; the job's end decides.
+            let _ = tokio::io::copy(&mut stdin, &mut input).await;
+            let _ = input.shutdown().await;
+        }
+        std::future::pending::<()>().await
+    };
+    let finish = async {
+        relay(output, stdout, stderr).await;
+        job.wait().await.map_err(engine)
+    };
+    let exit = tokio::select! {
+        exit = finish => exit?,
+        () = feed => return Err(CommandError::Failed("the input ended in an unexpected way".into())),
+        () = steer(control, controls) => return Err(CommandError::Failed("the connection is gone; the command was ended".into())),
+    };
+    if exit.out_of_memory {
+        return Err(CommandError::Failed("the command used more memory than it may and was killed".into()));
+    }
+    Ok(u8::try_from(exit.code).unwrap_or(1))
+}
+
+async fn relay(
+    mut output: futures::stream::BoxStream<'static, Result<crate::runtime::Output, RuntimeError>>,
+    mut stdout: Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
+    mut stderr: Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
+) {
+    while let Some(Ok(chunk)) = output.next().await {
+        let sink = match chunk.source {
+            Source::Stdout => &mut stdout,
+            Source::Stderr => &mut stderr,
+        };
+        // A client that has gone is noticed by its hangup.
+        let _ = sink.write_all(&chunk.bytes).await;
+        let _ = sink.flush().await;
+    }
+}
+
+/// Passes signals and sizes on; returns when the caller has hung up.
+async fn steer(control: Box<dyn JobControl>, mut controls: mpsc::Receiver<Control>) {
+    while let Some(event) = controls.recv().await {
+        let done = match event {
+            Control::Resize { columns, rows } => control.resize(columns, rows).await,
+            Control::Signal(name) => control.signal(&name).await,
+            Control::Hangup => return,
+        };
+        if let Err(error) = done {
+            tracing::debug!(%error, "a signal or size did not reach a one-off command");
+        }
+    }
+    // The door has dropped its end without a hangup: it no longer steers, but the command goes on.
+    std::future::pending::<()>().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_reach_the_command_as_they_were() {
+        let line = |words: &[&str]| command_line(&words.iter().map(|word| word.to_string()).collect::<Vec<_>>());
+        assert_eq!(line(&["echo $HOME | wc"]), "echo $HOME | wc");
+        assert_eq!(line(&["echo", "a b", "it's", "$HOME;rm"]), r"'echo' 'a b' 'it'\''s' '$HOME;rm'");
+    }
+}

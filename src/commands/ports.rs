@@ -1,0 +1,124 @@
+//! What commands ask of the deployer and the build queue, as small as it is; tests put something in memory there.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{
+    build::{Builds, EnqueueError, NewBuild},
+    deploy::{DeployFailure, Deployed, Deployer, Derive, EnvStatus, Progress},
+    domain::{AppRef, Build, BuildNumber, EnvRef, Release, ReleaseVersion, UserName},
+    store::StoreError,
+};
+
+/// Moves environments between releases: the [`Deployer`], whose methods of the same names these are.
+#[async_trait]
+pub trait Deployments: Send + Sync {
+    /// As [`Deployer::derive_release`].
+    async fn derive_release(
+        &self,
+        env: &EnvRef,
+        from: ReleaseVersion,
+        change: Derive,
+        by: &UserName,
+        reason: &str,
+    ) -> Result<Release, StoreError>;
+    /// As [`Deployer::deploy`].
+    async fn deploy(
+        &self,
+        env: &EnvRef,
+        version: ReleaseVersion,
+        progress: &dyn Progress,
+    ) -> Result<Deployed, DeployFailure>;
+    /// As [`Deployer::status`].
+    async fn status(&self, env: &EnvRef) -> Result<EnvStatus, StoreError>;
+    /// As [`Deployer::retire`].
+    async fn retire(&self, env: &EnvRef) -> anyhow::Result<()>;
+    /// As [`Deployer::nudge`].
+    fn nudge(&self, env: &EnvRef);
+    /// As [`Deployer::await_settled`].
+    async fn await_settled(&self, env: &EnvRef, deadline: Duration) -> Result<EnvStatus, EnvStatus>;
+    /// As [`Deployer::url`].
+    fn url(&self, env: &EnvRef) -> String;
+}
+
+#[async_trait]
+impl Deployments for Deployer {
+    async fn derive_release(
+        &self,
+        env: &EnvRef,
+        from: ReleaseVersion,
+        change: Derive,
+        by: &UserName,
+        reason: &str,
+    ) -> Result<Release, StoreError> {
+        Self::derive_release(self, env, from, change, by, reason).await
+    }
+
+    async fn deploy(
+        &self,
+        env: &EnvRef,
+        version: ReleaseVersion,
+        progress: &dyn Progress,
+    ) -> Result<Deployed, DeployFailure> {
+        Self::deploy(self, env, version, progress).await
+    }
+
+    async fn status(&self, env: &EnvRef) -> Result<EnvStatus, StoreError> {
+        Self::status(self, env).await
+    }
+
+    async fn retire(&self, env: &EnvRef) -> anyhow::Result<()> {
+        Self::retire(self, env).await
+    }
+
+    fn nudge(&self, env: &EnvRef) {
+        Self::nudge(self, env);
+    }
+
+    async fn await_settled(&self, env: &EnvRef, deadline: Duration) -> Result<EnvStatus, EnvStatus> {
+        Self::await_settled(self, env, deadline).await
+    }
+
+    fn url(&self, env: &EnvRef) -> String {
+        Self::url(self, env)
+    }
+}
+
+/// Queues and ends builds: [`Builds`], whose methods of the same names these are.
+#[async_trait]
+pub trait BuildQueue: Send + Sync {
+    /// As [`Builds::enqueue`].
+    async fn enqueue(&self, new: NewBuild) -> Result<Build, EnqueueError>;
+    /// As [`Builds::active`].
+    async fn active(&self, env: &EnvRef) -> Result<Option<Build>, StoreError>;
+    /// As [`Builds::cancel`].
+    async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<bool, StoreError>;
+    /// As [`Builds::wait`].
+    async fn wait(&self, env: &EnvRef, number: BuildNumber) -> Result<Build, StoreError>;
+    /// As [`Builds::purge_cache`].
+    async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()>;
+}
+
+#[async_trait]
+impl BuildQueue for Builds {
+    async fn enqueue(&self, new: NewBuild) -> Result<Build, EnqueueError> {
+        Self::enqueue(self, new).await
+    }
+
+    async fn active(&self, env: &EnvRef) -> Result<Option<Build>, StoreError> {
+        Self::active(self, env).await
+    }
+
+    async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<bool, StoreError> {
+        Self::cancel(self, env, number, reason).await
+    }
+
+    async fn wait(&self, env: &EnvRef, number: BuildNumber) -> Result<Build, StoreError> {
+        Self::wait(self, env, number).await
+    }
+
+    async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
+        Self::purge_cache(self, app).await
+    }
+}

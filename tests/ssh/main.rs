@@ -1,0 +1,10 @@
+//! The SSH door with real `ssh`, `ssh-keygen` and `git`: pushes, clones, refusals, limits, attacks.
+
+mod attacks;
+mod commands;
+mod connections;
+mod harness;
+mod pipeline;
+mod pushes;
+mod refusals;
+mod survival;
