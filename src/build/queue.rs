@@ -240,10 +240,12 @@ impl Shared {
     fn admit(&self) -> Result<BuildState, EnqueueError> {
         let settings = &self.pipeline.settings;
         let queue = self.queue();
-        if queue.running + queue.waiting.len() < settings.concurrency {
+        // Some of those in the queue only wait for the service to notice that there is room for them.
+        let free = settings.concurrency.saturating_sub(queue.running);
+        if queue.waiting.len() < free {
             return Ok(BuildState::Running { stage: Stage::Build });
         }
-        if queue.waiting.len() >= settings.queue_limit {
+        if queue.waiting.len() - free >= settings.queue_limit {
             return Err(EnqueueError::Full { limit: settings.queue_limit });
         }
         Ok(BuildState::Queued)

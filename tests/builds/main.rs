@@ -1,0 +1,84 @@
+//! Builds with everything real but the deployer: git, the engine, the stacks, the buildpacks, a registry, the store on disk. In place of
+//! a deployment, the image is run once, and what it prints is looked at.
+
+mod platform;
+
+use berth::domain::{Build, BuildState};
+use platform::{Platform, fixture};
+
+/// What the image is asked for instead of being deployed: does the dependency load, what is the source, who runs it.
+const QUESTION: &str = "node -e 'require(\"express\"); console.log(require(\"fs\").readFileSync(\"server.js\", \"utf8\").length)' && id -u && pwd";
+
+fn succeeded(platform: &Platform, build: &Build) {
+    assert_eq!(build.state, BuildState::Succeeded, "{}", platform.log(build));
+}
+
+fn stage(build: &Build, name: &str) -> Option<u64> {
+    build.timings.iter().find(|(stage, _)| stage == name).map(|(_, millis)| *millis)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn express_from_first_push_to_code_only_push() {
+    let platform = Platform::start(QUESTION).await;
+    let mut files = fixture("express");
+    let first = platform.push("dev", &files).await;
+    succeeded(&platform, &first);
+    let length = files["server.js"].len();
+    assert_eq!(platform.answer(&first), format!("{length}\n10001\n/app\n"), "{}", platform.log(&first));
+
+    for round in 0..3 {
+        files.insert("server.js".to_owned(), [files["server.js"].as_slice(), b"// changed\n"].concat());
+        let second = platform.push("dev", &files).await;
+        succeeded(&platform, &second);
+        let log = platform.log(&second);
+        assert_eq!(stage(&second, "compile"), None, "a container was started: {log}");
+        assert_eq!(platform.answer(&second), format!("{}\n10001\n/app\n", files["server.js"].len()), "{log}");
+        println!("code-only push {round}: {:?}\n{log}", second.timings);
+    }
+    let prod = platform.push("prod", &files).await;
+    succeeded(&platform, &prod);
+    assert!(platform.log(&prod).contains("Reusing the slug built for acme/shop/dev"), "{}", platform.log(&prod));
+
+    let package = String::from_utf8(files["package.json"].clone()).unwrap();
+    files.insert("package.json".to_owned(), package.replace("1.2.3", "1.2.4").into_bytes());
+    let dependency = platform.push("dev", &files).await;
+    println!("other package.json: {:?}\n{}", dependency.timings, platform.log(&dependency));
+    succeeded(&platform, &dependency);
+    assert!(stage(&dependency, "compile").is_some());
+    println!("first push: {:?}\n{}", first.timings, platform.log(&first));
+    platform.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_in_the_container_is_named() {
+    let platform = Platform::with(QUESTION, |settings| {
+        settings.limits.memory = 64 << 20;
+        settings.time_limit = std::time::Duration::from_secs(8);
+    })
+    .await;
+    let procfile = ("Procfile".to_owned(), b"web: x\n".to_vec());
+    let app = |script: &str| {
+        let package = format!(r#"{{"name":"x","version":"1.0.0","scripts":{{"build":"{script}"}}}}"#);
+        let lock = r#"{"name":"x","version":"1.0.0","lockfileVersion":3,"requires":true,"packages":{"":{"name":"x","version":"1.0.0"}}}"#;
+        [
+            procfile.clone(),
+            ("package.json".to_owned(), package.into_bytes()),
+            ("package-lock.json".to_owned(), lock.into()),
+        ]
+    };
+    let unfit = [("README".to_owned(), b"nothing".to_vec())];
+    let rows = [
+        (unfit.to_vec(), "no buildpack fits this app"),
+        (app("sleep 60").to_vec(), "the build took longer than 8.0 s"),
+        (app("tail /dev/zero").to_vec(), "the build ran out of memory"),
+    ];
+    for (files, reason) in rows {
+        let build = platform.push("dev", &files.into_iter().collect()).await;
+        let BuildState::Failed { reason: found } = &build.state else {
+            panic!("{:?}: {}", build.state, platform.log(&build))
+        };
+        println!("{}", platform.log(&build));
+        assert!(found.contains(reason), "{found}: {}", platform.log(&build));
+    }
+    platform.stop().await;
+}
