@@ -63,28 +63,41 @@ fn version_of(program: &str, argument: &str) -> Option<String> {
 fn engine(config: &Config) -> Finding {
     let socket = config.runtime.socket.display().to_string();
     let look = async {
-        let docker = bollard::Docker::connect_with_unix(&socket, 10, bollard::API_DEFAULT_VERSION)?.negotiate_version().await?;
+        let docker =
+            bollard::Docker::connect_with_unix(&socket, 10, bollard::API_DEFAULT_VERSION)?.negotiate_version().await?;
         docker.info().await
     };
     let info = tokio::runtime::Runtime::new().map_err(|error| error.to_string());
     match info.and_then(|runtime| runtime.block_on(look).map_err(|error| error.to_string())) {
-        Err(error) => Bad(format!("no engine answers at {socket}: {error}"), "start it: scripts/setup, or systemctl start docker".into()),
+        Err(error) => Bad(
+            format!("no engine answers at {socket}: {error}"),
+            "start it: scripts/setup, or systemctl start docker".into(),
+        ),
         Ok(info) => {
             let version = info.server_version.unwrap_or_default();
             if info.memory_limit.unwrap_or(false) && info.cpu_cfs_quota.unwrap_or(false) {
                 Good(format!("Docker {version}"))
             } else {
-                Doubtful(format!("Docker {version} cannot limit memory or CPU"), "enable the cgroup controllers memory and cpu".into())
+                Doubtful(
+                    format!("Docker {version} cannot limit memory or CPU"),
+                    "enable the cgroup controllers memory and cpu".into(),
+                )
             }
         }
     }
 }
 
 fn git() -> Finding {
-    let Some(version) = version_of("git", "--version") else { return Bad("not installed".into(), "apt-get install git".into()) };
+    let Some(version) = version_of("git", "--version") else {
+        return Bad("not installed".into(), "apt-get install git".into());
+    };
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
     let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if found >= OLDEST_GIT { Good(version) } else { Bad(version, format!("git {}.{} or newer is needed", OLDEST_GIT.0, OLDEST_GIT.1)) }
+    if found >= OLDEST_GIT {
+        Good(version)
+    } else {
+        Bad(version, format!("git {}.{} or newer is needed", OLDEST_GIT.0, OLDEST_GIT.1))
+    }
 }
 
 fn registry(config: &Config) -> Finding {
@@ -106,7 +119,10 @@ fn stacks(config: &Config) -> Finding {
     if file.exists() {
         Good(format!("described in {}", file.display()))
     } else {
-        Bad("the stack images are not there".into(), format!("scripts/stacks {}", config.data_dir.join("stacks").display()))
+        Bad(
+            "the stack images are not there".into(),
+            format!("scripts/stacks {}", config.data_dir.join("stacks").display()),
+        )
     }
 }
 
@@ -130,7 +146,11 @@ fn disk(config: &Config) -> Finding {
         Ok(space) => {
             let free = space.f_bavail * space.f_frsize;
             let text = format!("{} GiB free", free >> 30);
-            if free >= WANTED_SPACE { Good(text) } else { Doubtful(text, "make room: images and caches need several GiB".into()) }
+            if free >= WANTED_SPACE {
+                Good(text)
+            } else {
+                Doubtful(text, "make room: images and caches need several GiB".into())
+            }
         }
     }
 }
@@ -141,7 +161,10 @@ fn packet_filter() -> Finding {
         Some(version) => {
             Doubtful(version, "run `berth serve` as root, else containers can reach this host's own ports".into())
         }
-        None => Doubtful("iptables is not installed".into(), "apt-get install iptables, else containers can reach this host's own ports".into()),
+        None => Doubtful(
+            "iptables is not installed".into(),
+            "apt-get install iptables, else containers can reach this host's own ports".into(),
+        ),
     }
 }
 
@@ -153,7 +176,10 @@ fn certificates(config: &Config) -> Finding {
     if bundle.is_file() {
         return Good(format!("builds trust {}", bundle.display()));
     }
-    Doubtful(format!("{} does not exist", bundle.display()), "apt-get install ca-certificates, or set builds.ca_bundle".into())
+    Doubtful(
+        format!("{} does not exist", bundle.display()),
+        "apt-get install ca-certificates, or set builds.ca_bundle".into(),
+    )
 }
 
 /// Runs already, or its ports are free.
@@ -166,5 +192,8 @@ fn server(config: &Config) -> Finding {
     if taken.is_empty() {
         return Good("not running; its ports are free".into());
     }
-    Bad(format!("not running, and {} cannot be listened on", taken.join(", ")), "end what listens there, or change ssh.listen".into())
+    Bad(
+        format!("not running, and {} cannot be listened on", taken.join(", ")),
+        "end what listens there, or change ssh.listen".into(),
+    )
 }

@@ -15,5 +15,5 @@ mod pipeline;
 mod routes;
 mod secrets;
 mod serve;
-pub mod telemetry;
 mod teardown;
+pub mod telemetry;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::{StreamExt, stream::BoxStream};
 
 use crate::{
     build::{Builds, EnqueueError, NewBuild, check_push},
@@ -27,7 +27,7 @@ pub(super) struct BuildPipeline {
 impl Pipeline for BuildPipeline {
     async fn describe(&self, tree: PushedTree) -> Result<Description, String> {
         let checked = tokio::task::spawn_blocking(move || {
-            check_push(&tree.repository, &tree.objects, &tree.commit, tree.known_good.as_deref(), &tree.env)
+            check_push(&tree.repository, tree.objects.as_deref(), &tree.commit, tree.known_good.as_deref(), &tree.env)
         });
         let checked = checked.await.map_err(|error| format!("the tree could not be read: {error}"))?;
         let description = checked.map_err(|problems| render_problems(&problems))?;
@@ -75,7 +75,12 @@ impl Pipeline for BuildPipeline {
     }
 
     async fn follow(&self, env: &EnvRef, number: BuildNumber) -> BoxStream<'static, Bytes> {
-        self.logs.follow_build(env, number)
+        let env = env.clone();
+        let output = self.logs.follow_build(&env, number).filter_map(move |chunk| {
+            let chunk = chunk.map_err(|error| tracing::warn!(%env, %number, %error, "a build's log cannot be read"));
+            std::future::ready(chunk.ok())
+        });
+        output.boxed()
     }
 
     async fn wait(&self, env: &EnvRef, number: BuildNumber) -> Result<Build, StoreError> {

@@ -39,6 +39,6 @@ impl RoutePublisher for RouteFiles {
     }
 
     async fn in_force(&self, generation: u64, removed: &[SocketAddr], deadline: Instant) -> bool {
-        self.acks.wait_for(generation, removed, deadline.into_std()).await == AckOutcome::Acked
+        self.acks.wait_for(generation, removed, deadline).await == AckOutcome::Acked
     }
 }

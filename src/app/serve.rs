@@ -201,7 +201,10 @@ async fn start_registry(config: &Config, data: &DataDir, ground: &mut Layer) -> 
     if settings.managed {
         let address: std::net::SocketAddr =
             settings.address.parse().context("registry.address of a managed registry must be ADDRESS:PORT")?;
-        anyhow::ensure!(address.ip().is_loopback(), "a managed registry asks for no password, so it listens on loopback only");
+        anyhow::ensure!(
+            address.ip().is_loopback(),
+            "a managed registry asks for no password, so it listens on loopback only"
+        );
         let managed = ManagedRegistry::start(ManagedSettings::new(data.join("registry"), address.port())).await?;
         ground.spawn(managed.run(ground.stop.clone()));
     }
@@ -229,7 +232,13 @@ fn log_limits(config: &config::Logs) -> crate::logs::LogLimits {
     }
 }
 
-fn start_deployer(config: &Config, data: &DataDir, store: &Store, runtime: &Arc<dyn Runtime>, work: &mut Layer) -> anyhow::Result<Deployer> {
+fn start_deployer(
+    config: &Config,
+    data: &DataDir,
+    store: &Store,
+    runtime: &Arc<dyn Runtime>,
+    work: &mut Layer,
+) -> anyhow::Result<Deployer> {
     let listened = config.router.listen.first().map_or(8080, std::net::SocketAddr::port);
     let settings = DeploySettings {
         base_domain: config.base_domain.clone(),
@@ -241,8 +250,14 @@ fn start_deployer(config: &Config, data: &DataDir, store: &Store, runtime: &Arc<
         ..DeploySettings::default()
     };
     let routes = RouteFiles::new(data.join("router"))?;
-    let (deployer, service) =
-        Deployer::start(settings, store.clone(), runtime.clone(), Arc::new(routes), Arc::new(NetProber), Arc::new(SystemClock));
+    let (deployer, service) = Deployer::start(
+        settings,
+        store.clone(),
+        runtime.clone(),
+        Arc::new(routes),
+        Arc::new(NetProber),
+        Arc::new(SystemClock),
+    );
     work.spawn(service.run(work.stop.clone()));
     Ok(deployer)
 }
@@ -255,7 +270,8 @@ fn millis(cores: f64) -> u32 {
 
 fn build_settings(config: &Config, data: &DataDir) -> BuildSettings {
     let builds = &config.builds;
-    let defaults = Defaults { cpu_millis: millis(config.deploy.cpu), memory: config.deploy.memory.0, ..Defaults::default() };
+    let defaults =
+        Defaults { cpu_millis: millis(config.deploy.cpu), memory: config.deploy.memory.0, ..Defaults::default() };
     BuildSettings {
         concurrency: builds.concurrency,
         queue_limit: builds.queue,

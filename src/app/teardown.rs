@@ -20,7 +20,10 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
 pub(super) fn run(place: &Place, yes: bool) -> anyhow::Result<ExitCode> {
     let config = place.load()?;
     if !yes {
-        bail!("this stops every app and removes what {} made on the engine; if you are sure, add --yes", config.data_dir.display());
+        bail!(
+            "this stops every app and removes what {} made on the engine; if you are sure, add --yes",
+            config.data_dir.display()
+        );
     }
     if !config.data_dir.join("instance").exists() {
         bail!("{} is not a data directory of Berth", config.data_dir.display());
@@ -51,6 +54,10 @@ async fn remove_all(engine: &dyn Runtime, data: &DataDir) -> anyhow::Result<()> 
         forgotten.with_context(|| format!("the network and caches of {} could not be removed", tenant.name))?;
     }
     let images = engine.collect_images(&[]).await.context("images could not be removed")?;
-    println!("Removed {} replica sets, {jobs} jobs, the networks of {} tenants, {images} images", sets.len(), tenants.len());
+    println!(
+        "Removed {} replica sets, {jobs} jobs, the networks of {} tenants, {images} images",
+        sets.len(),
+        tenants.len()
+    );
     Ok(())
 }

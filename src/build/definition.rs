@@ -38,16 +38,16 @@ pub fn definition(tree: &SourceTree, env: &EnvRef) -> Result<Description, Vec<Pr
 }
 
 /// As [`definition`], for a commit that is being pushed: also refuses what cannot be built whatever it says. `objects`: the quarantine's
-/// object directory; `known_good`: a commit of this repository that was checked before. Blocking.
+/// object directory, if it has one; `known_good`: a commit of this repository that was checked before. Blocking.
 pub fn check_push(
     repository: &Path,
-    objects: &Path,
+    objects: Option<&Path>,
     commit: &str,
     known_good: Option<&str>,
     env: &EnvRef,
 ) -> Result<Description, Vec<Problem>> {
     let failed = |error: SourceError| vec![problem("", &error)];
-    let tree = SourceTree::open(repository, Some(objects), commit).map_err(failed)?;
+    let tree = SourceTree::open(repository, objects, commit).map_err(failed)?;
     let refusals = tree.refusals(known_good).map_err(failed)?;
     if refusals.is_empty() { definition(&tree, env) } else { Err(refusals) }
 }

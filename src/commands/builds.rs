@@ -4,7 +4,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, now, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, error::logged, now, parse};
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},
     store::Stored,
@@ -46,7 +46,12 @@ fn value(build: &Build) -> Value {
 
 impl Commands {
     /// `builds …`. `None`: the answer was streamed.
-    pub(super) async fn builds(&self, caller: &Caller, command: parse::Builds, io: &mut CommandIo) -> Result<Option<Answer>, CommandError> {
+    pub(super) async fn builds(
+        &self,
+        caller: &Caller,
+        command: parse::Builds,
+        io: &mut CommandIo,
+    ) -> Result<Option<Answer>, CommandError> {
         match command {
             parse::Builds::List { env } => self.list_builds(caller, &env).await.map(Some),
             parse::Builds::Info { env, number } => {
@@ -65,12 +70,13 @@ impl Commands {
     }
 
     /// A build by its number, or the newest.
-    async fn build(&self, env: &EnvRef, number: Option<BuildNumber>) -> Result<Stored<Build>, CommandError> {
+    pub(super) async fn build(&self, env: &EnvRef, number: Option<BuildNumber>) -> Result<Stored<Build>, CommandError> {
         let found = match number {
             Some(number) => self.store.get::<Build>(&(env.clone(), number)).await?,
             None => self.store.list::<Build>(&format!("{env}/")).await?.pop(),
         };
-        let what = number.map_or_else(|| "no build yet".to_owned(), |number| format!("no build {number}; see `builds list {env}`"));
+        let what = number
+            .map_or_else(|| "no build yet".to_owned(), |number| format!("no build {number}; see `builds list {env}`"));
         found.ok_or_else(|| CommandError::NotFound(format!("{env} has {what}")))
     }
 
@@ -83,14 +89,33 @@ impl Commands {
             let age = answer::age(now().duration_since(build.queued_at).as_secs());
             let why = reason(build).unwrap_or_default().lines().next().unwrap_or_default().to_owned();
             let time = format!("{:.1}s", seconds(build));
-            vec![build.number.to_string(), state(build).into(), commit, release, build.pushed_by.to_string(), time, age, why]
+            vec![
+                build.number.to_string(),
+                state(build).into(),
+                commit,
+                release,
+                build.pushed_by.to_string(),
+                time,
+                age,
+                why,
+            ]
         };
         let rows = builds.iter().rev().map(row).collect();
         let values = builds.iter().rev().map(|build| value(build)).collect();
-        Ok(Answer::table(&["build", "state", "commit", "release", "by", "took", "age", "why"], rows, values, "No builds yet."))
+        Ok(Answer::table(
+            &["build", "state", "commit", "release", "by", "took", "age", "why"],
+            rows,
+            values,
+            "No builds yet.",
+        ))
     }
 
-    async fn cancel_build(&self, caller: &Caller, env: &EnvRef, number: Option<BuildNumber>) -> Result<Answer, CommandError> {
+    async fn cancel_build(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        number: Option<BuildNumber>,
+    ) -> Result<Answer, CommandError> {
         self.env_for(caller, Verb::Push, env).await?;
         let number = match number {
             Some(number) => self.build(env, Some(number)).await?.number,
@@ -113,22 +138,42 @@ impl Commands {
     }
 
     /// The output of a build so far, or until it has ended.
-    pub(super) async fn build_logs(&self, env: &EnvRef, number: BuildNumber, follow: bool, io: &mut CommandIo) -> Result<(), CommandError> {
+    pub(super) async fn build_logs(
+        &self,
+        env: &EnvRef,
+        number: BuildNumber,
+        follow: bool,
+        io: &mut CommandIo,
+    ) -> Result<(), CommandError> {
         if follow {
-            return self.relay_build(env, number, io).await;
+            return self.relay_build(env, number, false, io).await;
         }
         let bytes = self.logs.read_build(env, number).await;
-        let bytes = bytes.map_err(|error| CommandError::NotFound(format!("the output of build {number} of {env} is not kept: {error:#}")))?;
+        let bytes =
+            bytes.map_err(|error| logged(error, format!("the output of build {number} of {env} cannot be read")))?;
+        let gone = || CommandError::NotFound(format!("the output of build {number} of {env} is not kept any more"));
+        let bytes = bytes.ok_or_else(gone)?;
         io.print(&String::from_utf8_lossy(&bytes)).await
     }
 
-    /// Relays the output of a build from its beginning until it has ended.
-    pub(super) async fn relay_build(&self, env: &EnvRef, number: BuildNumber, io: &mut CommandIo) -> Result<(), CommandError> {
-        let mut output = self.logs.follow_build(env, number);
+    /// Relays the output of a build from its beginning until it has ended; to standard error when standard output is for JSON.
+    pub(super) async fn relay_build(
+        &self,
+        env: &EnvRef,
+        number: BuildNumber,
+        to_stderr: bool,
+        io: &mut CommandIo,
+    ) -> Result<(), CommandError> {
+        let mut output = std::pin::pin!(self.logs.follow_build(env, number));
         while let Some(chunk) = output.next().await {
+            let unreadable = |error: std::io::Error| {
+                logged(error.into(), format!("the output of build {number} of {env} cannot be read"))
+            };
+            let chunk = chunk.map_err(unreadable)?;
+            let sink = if to_stderr { &mut io.stderr } else { &mut io.stdout };
             let written = async {
-                io.stdout.write_all(&chunk).await?;
-                io.stdout.flush().await
+                sink.write_all(&chunk).await?;
+                sink.flush().await
             };
             if written.await.is_err() {
                 return Err(CommandError::Failed("the connection is gone; the build goes on".into()));

@@ -1,21 +1,18 @@
 //! Config variables and host names: `config …`, `domains …`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, now, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, parse};
 use crate::{
     deploy::Derive,
-    domain::{EnvRef, Environment, EventKind, Verb},
-    store::NewEvent,
+    domain::{EnvRef, Environment, Verb},
 };
 
 /// Largest value, and all names and values of an environment together, in bytes.
 const MAX_VALUE: usize = 64 << 10;
 const MAX_CONFIG: usize = 256 << 10;
-/// Most host names of an environment.
-const MAX_DOMAINS: usize = 50;
 
 /// Names that the platform sets itself.
 const RESERVED: [&str; 2] = ["PORT", "SOURCE_VERSION"];
@@ -26,7 +23,9 @@ fn check_name(name: &str) -> Result<(), CommandError> {
     let valid = name.starts_with(first) && name.len() <= 128 && name.chars().all(|c| first(c) || c.is_ascii_digit());
     if !valid {
         let shown = answer::clean(&name.chars().take(64).collect::<String>());
-        return Err(CommandError::Usage(format!("{shown:?} is not a name: letters, digits and _ only, no digit first")));
+        return Err(CommandError::Usage(format!(
+            "{shown:?} is not a name: letters, digits and _ only, no digit first"
+        )));
     }
     if RESERVED.contains(&name) || name.starts_with(RESERVED_PREFIX) {
         return Err(CommandError::Usage(format!("{name} is set by the platform and cannot be changed")));
@@ -40,9 +39,9 @@ async fn read_pairs(words: Vec<String>, io: &mut CommandIo) -> Result<BTreeMap<S
     let mut stdin_used = false;
     for word in words {
         // The word may hold a secret: it is never quoted back.
-        let (name, value) = word
-            .split_once('=')
-            .ok_or_else(|| CommandError::Usage("write KEY=VALUE; a word without = was given (nothing was changed)".into()))?;
+        let (name, value) = word.split_once('=').ok_or_else(|| {
+            CommandError::Usage("write KEY=VALUE; a word without = was given (nothing was changed)".into())
+        })?;
         check_name(name)?;
         let value = if value == "-" {
             if std::mem::replace(&mut stdin_used, true) {
@@ -65,14 +64,19 @@ async fn read_pairs(words: Vec<String>, io: &mut CommandIo) -> Result<BTreeMap<S
 
 impl Commands {
     /// `config …`.
-    pub(super) async fn config(&self, caller: &Caller, command: parse::Config, io: &mut CommandIo) -> Result<Option<Answer>, CommandError> {
+    pub(super) async fn config(
+        &self,
+        caller: &Caller,
+        command: parse::Config,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
         match command {
             parse::Config::List { env } => {
                 let env = self.env_for(caller, Verb::ReadConfig, &env).await?;
                 let rows = env.config.iter().map(|(name, value)| format!("{name}={}\n", answer::clean(value)));
                 let human: String = rows.collect();
                 let human = if human.is_empty() { "No config variables.".into() } else { human };
-                Ok(Some(Answer::new(human, json!(env.config))))
+                Ok(Answer::new(human, json!(env.config)))
             }
             parse::Config::Get { env, name } => {
                 let env = self.env_for(caller, Verb::ReadConfig, &env).await?;
@@ -81,14 +85,14 @@ impl Commands {
                     CommandError::NotFound(format!("{} is not set in {}{hint}", answer::clean(&name), env.name))
                 };
                 let value = env.config.get(&name).ok_or_else(unset)?;
-                Ok(Some(Answer { human: format!("{value}\n"), json: json!({name: value}) }))
+                Ok(Answer { human: format!("{value}\n"), json: json!({name: value}) })
             }
             parse::Config::Set { env, pairs } => {
                 self.env_for(caller, Verb::WriteConfig, &env).await?;
                 let pairs = read_pairs(pairs, io).await?;
                 let names: Vec<&str> = pairs.keys().map(String::as_str).collect();
                 let what = format!("config set {}", names.join(" "));
-                self.change_config(caller, &env, &what, io, |config| config.extend(pairs.clone())).await.map(Some)
+                self.change_config(caller, &env, &what, io, |config| config.extend(pairs.clone())).await
             }
             parse::Config::Unset { env, names } => {
                 let stored = self.env_for(caller, Verb::WriteConfig, &env).await?;
@@ -96,11 +100,14 @@ impl Commands {
                     check_name(name)?;
                     if !stored.config.contains_key(name) {
                         let hint = super::access::did_you_mean(name, stored.config.keys().cloned());
-                        return Err(CommandError::NotFound(format!("{name} is not set in {env}{hint}; nothing was changed")));
+                        return Err(CommandError::NotFound(format!(
+                            "{name} is not set in {env}{hint}; nothing was changed"
+                        )));
                     }
                 }
                 let what = format!("config unset {}", names.join(" "));
-                self.change_config(caller, &env, &what, io, |config| config.retain(|name, _| !names.contains(name))).await.map(Some)
+                self.change_config(caller, &env, &what, io, |config| config.retain(|name, _| !names.contains(name)))
+                    .await
             }
         }
     }
@@ -112,13 +119,13 @@ impl Commands {
         env: &EnvRef,
         what: &str,
         io: &mut CommandIo,
-        change: impl Fn(&mut BTreeMap<String, String>) + Send,
+        change: impl Fn(&mut BTreeMap<String, String>) + Send + Sync,
     ) -> Result<Answer, CommandError> {
-        let mut changed = false;
+        let (mut changed, mut before) = (false, BTreeMap::new());
         let written = self
             .store
             .modify::<Environment, CommandError>(env, |record| {
-                let before = record.config.clone();
+                before = record.config.clone();
                 change(&mut record.config);
                 changed = record.config != before;
                 let size: usize = record.config.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -134,8 +141,21 @@ impl Commands {
         let Some(current) = written.target.or(written.current) else {
             return Ok(Answer::new("Set; the first release will have it", json!({"changed": true, "release": null})));
         };
-        let release = self.deployer.derive_release(env, current, Derive::ConfigOfEnvironment, &caller.user, what).await?;
-        self.deploy_and_say(env, release.version, io).await
+        let release =
+            self.deployer.derive_release(env, current, Derive::ConfigOfEnvironment, &caller.user, what).await?;
+        let deployed = self.deploy_and_say(env, release.version, io).await;
+        if matches!(deployed, Err(CommandError::Failed(_))) {
+            // What was refused must not come in with the next release; what somebody else set meanwhile stays.
+            let refused = written.config;
+            let put_back = self.store.modify::<Environment, CommandError>(env, |record| {
+                if record.config == refused {
+                    record.config.clone_from(&before);
+                }
+                Ok(())
+            });
+            put_back.await?;
+        }
+        deployed
     }
 }
 

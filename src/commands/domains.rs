@@ -53,7 +53,8 @@ impl Commands {
         let all = std::iter::once((platform, "platform"))
             .chain(from_manifest.into_iter().map(|domain| (domain, "manifest")))
             .chain(env.domains.iter().cloned().map(|domain| (domain, "added")));
-        let (rows, values) = all.map(|(d, from)| (vec![d.clone(), from.to_owned()], json!({"domain": d, "from": from}))).unzip();
+        let (rows, values) =
+            all.map(|(d, from)| (vec![d.clone(), from.to_owned()], json!({"domain": d, "from": from}))).unzip();
         Ok(Answer::table(&["domain", "from"], rows, values, ""))
     }
 
@@ -72,7 +73,9 @@ impl Commands {
                     return Err(CommandError::Conflict(format!("{env} answers at {domain} already")));
                 }
                 if record.domains.len() >= MAX_DOMAINS {
-                    return Err(CommandError::Conflict(format!("{env} has {MAX_DOMAINS} host names, which is the most")));
+                    return Err(CommandError::Conflict(format!(
+                        "{env} has {MAX_DOMAINS} host names, which is the most"
+                    )));
                 }
                 record.domains.push(domain.clone());
                 Ok(())
@@ -114,7 +117,9 @@ mod tests {
     #[test]
     fn domains_are_host_names_outside_the_base() {
         assert_eq!(parse_domain("Shop.Example.COM.", "localhost").unwrap(), "shop.example.com");
-        for text in ["", "shop", "a..b", "-a.b", "a_b.c", "1.2.3.4", "x.localhost", "localhost", "a b.c", "*.example.com"] {
+        for text in
+            ["", "shop", "a..b", "-a.b", "a_b.c", "1.2.3.4", "x.localhost", "localhost", "a b.c", "*.example.com"]
+        {
             assert!(parse_domain(text, "localhost").is_err(), "{text:?} was taken");
         }
     }

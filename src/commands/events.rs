@@ -22,7 +22,13 @@ fn line(event: &Event, as_json: bool) -> String {
 
 impl Commands {
     /// Prints the newest events that the caller may see, and on as they come with `-f`. JSON is one object a line.
-    pub(super) async fn events(&self, caller: &Caller, args: parse::Events, as_json: bool, io: &mut CommandIo) -> Result<(), CommandError> {
+    pub(super) async fn events(
+        &self,
+        caller: &Caller,
+        args: parse::Events,
+        as_json: bool,
+        io: &mut CommandIo,
+    ) -> Result<(), CommandError> {
         if let Some(tenant) = &args.tenant {
             self.tenant_for(caller, Verb::Read, tenant).await?;
         }
@@ -68,7 +74,12 @@ impl Commands {
         }
     }
 
-    async fn sees_event(&self, caller: &Caller, only: Option<&TenantName>, event: &Event) -> Result<bool, CommandError> {
+    async fn sees_event(
+        &self,
+        caller: &Caller,
+        only: Option<&TenantName>,
+        event: &Event,
+    ) -> Result<bool, CommandError> {
         let Some(name) = &event.tenant else { return Ok(caller.operator && only.is_none()) };
         if only.is_some_and(|only| only != name) {
             return Ok(false);

@@ -1,12 +1,9 @@
 //! `run ENV -- CMD`: a one-off command in the current release, with a terminal when the caller has one.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::StreamExt;
-use tokio::{
-    io::AsyncWriteExt,
-    sync::{Semaphore, mpsc},
-};
+use tokio::{io::AsyncWriteExt, sync::mpsc};
 
 use super::{Caller, CommandError, CommandIo, Commands, Control, now};
 use crate::{
@@ -16,23 +13,13 @@ use crate::{
 };
 
 /// One-off commands at the same time, over the platform.
-const MAX_RUNNING: usize = 50;
+pub(super) const MAX_RUNNING: usize = 50;
 /// Time between SIGTERM and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// A command that runs longer is ended.
 const TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// The image's launcher: sets the environment up as the buildpack wants it, then runs a shell command.
 const LAUNCHER: &str = "/usr/local/bin/berth-launch";
-
-/// How many one-off commands may still start. Clones share it.
-#[derive(Clone)]
-pub(super) struct RunSlots(Arc<Semaphore>);
-
-impl Default for RunSlots {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_RUNNING)))
-    }
-}
 
 /// Quotes a word for the shell in the container (never for one on the host): one word stays one word.
 fn quote(word: &str) -> String {
@@ -72,13 +59,36 @@ fn environment(release: &Release, name: &str) -> BTreeMap<String, String> {
 }
 
 impl Commands {
-    /// Runs the command; `Ok` is its exit status.
-    pub(super) async fn run_command(&self, caller: &Caller, env: &EnvRef, words: &[String], io: CommandIo) -> Result<u8, CommandError> {
+    /// Runs the command and returns its exit status; what keeps it from running is said on standard error.
+    pub(super) async fn one_off(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        words: &[String],
+        json: bool,
+        mut io: CommandIo,
+    ) -> u8 {
+        match self.run_command(caller, env, words, &mut io).await {
+            Ok(status) => status,
+            Err(error) => super::finish(Err(error), &mut io, json).await,
+        }
+    }
+
+    async fn run_command(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        words: &[String],
+        io: &mut CommandIo,
+    ) -> Result<u8, CommandError> {
         let stored = self.env_for(caller, Verb::Run, env).await?;
-        let version = stored.current.ok_or_else(|| CommandError::NotFound(format!("{env} has no release to run a command in; push first")))?;
+        let version = stored
+            .current
+            .ok_or_else(|| CommandError::NotFound(format!("{env} has no release to run a command in; push first")))?;
         let release = self.release(env, version).await?;
-        let full = || CommandError::TryLater(format!("{MAX_RUNNING} one-off commands are running already; try again later"));
-        let _slot = self.run_slots.0.clone().try_acquire_owned().map_err(|_| full())?;
+        let full =
+            || CommandError::TryLater(format!("{MAX_RUNNING} one-off commands are running already; try again later"));
+        let _slot = self.run_slots.clone().try_acquire_owned().map_err(|_| full())?;
 
         let name = format!("run-{:08x}", rand::random::<u32>());
         let mut variables = environment(&release, &name);
@@ -110,15 +120,16 @@ impl Commands {
         let mut job = self.runtime.job(&spec).await.map_err(engine)?;
         let ended = tokio::time::timeout(TIME_LIMIT, attend(job.as_mut(), io)).await;
         let finished = job.finish().await;
-        let status = ended.unwrap_or_else(|_| Err(CommandError::Failed("the command ran for 24 hours and was ended".into())))?;
+        let status =
+            ended.unwrap_or_else(|_| Err(CommandError::Failed("the command ran for 24 hours and was ended".into())))?;
         finished.map_err(engine)?;
         Ok(status)
     }
 }
 
 /// Starts the job and carries its streams and signals until it ends.
-async fn attend(job: &mut dyn Job, io: CommandIo) -> Result<u8, CommandError> {
-    let CommandIo { mut stdin, stdout, stderr, controls, .. } = io;
+async fn attend(job: &mut dyn Job, io: &mut CommandIo) -> Result<u8, CommandError> {
+    let CommandIo { stdin, stdout, stderr, controls, .. } = io;
     let output = job.output();
     job.start().await.map_err(engine)?;
     let input = job.stdin();
@@ -126,7 +137,7 @@ async fn attend(job: &mut dyn Job, io: CommandIo) -> Result<u8, CommandError> {
     let feed = async {
         if let Some(mut input) = input {
             // Either end may close first; the job's end decides.
-            let _ = tokio::io::copy(&mut stdin, &mut input).await;
+            let _ = tokio::io::copy(stdin, &mut input).await;
             let _ = input.shutdown().await;
         }
         std::future::pending::<()>().await
@@ -148,13 +159,13 @@ async fn attend(job: &mut dyn Job, io: CommandIo) -> Result<u8, CommandError> {
 
 async fn relay(
     mut output: futures::stream::BoxStream<'static, Result<crate::runtime::Output, RuntimeError>>,
-    mut stdout: Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
-    mut stderr: Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
+    stdout: &mut Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
+    stderr: &mut Box<dyn tokio::io::AsyncWrite + Send + Unpin>,
 ) {
     while let Some(Ok(chunk)) = output.next().await {
         let sink = match chunk.source {
-            Source::Stdout => &mut stdout,
-            Source::Stderr => &mut stderr,
+            Source::Stdout => &mut *stdout,
+            Source::Stderr => &mut *stderr,
         };
         // A client that has gone is noticed by its hangup.
         let _ = sink.write_all(&chunk.bytes).await;
@@ -163,7 +174,7 @@ async fn relay(
 }
 
 /// Passes signals and sizes on; returns when the caller has hung up.
-async fn steer(control: Box<dyn JobControl>, mut controls: mpsc::Receiver<Control>) {
+async fn steer(control: Box<dyn JobControl>, controls: &mut mpsc::Receiver<Control>) {
     while let Some(event) = controls.recv().await {
         let done = match event {
             Control::Resize { columns, rows } => control.resize(columns, rows).await,

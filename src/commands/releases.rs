@@ -1,4 +1,4 @@
-//! Moving an environment between releases: `releases …`, `rollback`, `redeploy`, `promote`.
+//! Moving an environment between releases: `releases …`, `rollback`.
 
 use std::sync::Mutex;
 
@@ -7,9 +7,8 @@ use tokio::sync::mpsc;
 
 use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, now, parse};
 use crate::{
-    build::{EnqueueError, NewBuild},
     deploy::{DeployFailure, Derive, Progress},
-    domain::{BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Verb},
+    domain::{Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Verb},
     store::Stored,
 };
 
@@ -49,11 +48,17 @@ impl Commands {
     /// A release that must be there.
     pub(super) async fn release(&self, env: &EnvRef, version: ReleaseVersion) -> Result<Stored<Release>, CommandError> {
         let found = self.store.get::<Release>(&(env.clone(), version)).await?;
-        found.ok_or_else(|| CommandError::NotFound(format!("{env} has no release {version}; see `releases list {env}`")))
+        found
+            .ok_or_else(|| CommandError::NotFound(format!("{env} has no release {version}; see `releases list {env}`")))
     }
 
     /// Deploys a release, telling progress on standard error, and answers when it serves.
-    pub(super) async fn deploy_and_say(&self, env: &EnvRef, version: ReleaseVersion, io: &mut CommandIo) -> Result<Answer, CommandError> {
+    pub(super) async fn deploy_and_say(
+        &self,
+        env: &EnvRef,
+        version: ReleaseVersion,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
         use tokio::io::AsyncWriteExt;
 
         let (sender, mut lines) = mpsc::channel(PROGRESS_LINES);
@@ -75,12 +80,15 @@ impl Commands {
                 json!({"env": env, "release": version, "url": deployed.url, "changed": true}),
             )),
             Err(DeployFailure::Failed { reason, last_log_lines, .. }) => {
-                let lines: String = last_log_lines.iter().map(|line| format!("\n         {}", answer::clean(line))).collect();
-                Err(CommandError::Failed(format!("{version} was not deployed to {env}: {reason}; what ran before still serves{lines}")))
+                let lines: String =
+                    last_log_lines.iter().map(|line| format!("\n         {}", answer::clean(line))).collect();
+                Err(CommandError::Failed(format!(
+                    "{version} was not deployed to {env}: {reason}; what ran before still serves{lines}"
+                )))
             }
-            Err(DeployFailure::Superseded { by }) => {
-                Err(CommandError::Conflict(format!("{by} was deployed to {env} meanwhile and took the place of {version}")))
-            }
+            Err(DeployFailure::Superseded { by }) => Err(CommandError::Conflict(format!(
+                "{by} was deployed to {env} meanwhile and took the place of {version}"
+            ))),
             Err(DeployFailure::Store(error)) => Err(error.into()),
         }
     }
@@ -103,7 +111,11 @@ impl Commands {
         let deployments = self.store.list::<Deployment>(&format!("{env}/")).await?;
         let (mut rows, mut values) = (Vec::new(), Vec::new());
         for release in self.store.list::<Release>(&format!("{env}/")).await?.iter().rev() {
-            let state = match deployments.iter().find(|deployment| deployment.to == release.version).map(|found| &found.state) {
+            let state = match deployments
+                .iter()
+                .find(|deployment| deployment.to == release.version)
+                .map(|found| &found.state)
+            {
                 _ if stored.current == Some(release.version) => "current",
                 Some(DeploymentState::Running) => "deploying",
                 Some(DeploymentState::Succeeded) => "replaced",
@@ -112,7 +124,13 @@ impl Commands {
                 None => "-",
             };
             let age = answer::age(now().duration_since(release.created_at).as_secs());
-            let row = [release.version.to_string(), state.into(), release.reason.clone(), release.created_by.to_string(), age];
+            let row = [
+                release.version.to_string(),
+                state.into(),
+                release.reason.clone(),
+                release.created_by.to_string(),
+                age,
+            ];
             rows.push(row.to_vec());
             values.push(json!({
                 "version": release.version, "state": state, "reason": release.reason, "commit": release.commit,
@@ -124,7 +142,13 @@ impl Commands {
     }
 
     /// `rollback`: a new release alike an old one.
-    pub(super) async fn rollback(&self, caller: &Caller, env: &EnvRef, to: Option<ReleaseVersion>, io: &mut CommandIo) -> Result<Answer, CommandError> {
+    pub(super) async fn rollback(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        to: Option<ReleaseVersion>,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
         let stored = self.env_for(caller, Verb::Operate, env).await?;
         self.refuse_while_building(env).await?;
         let version = match to {
@@ -146,10 +170,12 @@ impl Commands {
         let deployments = self.store.list::<Deployment>(&format!("{}/", env.name)).await?;
         let good = |found: &&Stored<Deployment>| found.to < current && found.state == DeploymentState::Succeeded;
         let before = deployments.iter().rev().find(good).map(|found| found.to);
-        before.ok_or_else(|| CommandError::NotFound(format!("{} has no release before {current} to go back to", env.name)))
+        before.ok_or_else(|| {
+            CommandError::NotFound(format!("{} has no release before {current} to go back to", env.name))
+        })
     }
 
-    async fn refuse_while_building(&self, env: &EnvRef) -> Result<(), CommandError> {
+    pub(super) async fn refuse_while_building(&self, env: &EnvRef) -> Result<(), CommandError> {
         match self.builds.active(env).await? {
             None => Ok(()),
             Some(build) => Err(CommandError::Conflict(format!(
@@ -158,79 +184,9 @@ impl Commands {
             ))),
         }
     }
-
-    /// `redeploy`: the pipeline once more for the commit of the deploy branch. What is unchanged is not built again.
-    pub(super) async fn redeploy(&self, caller: &Caller, env: &EnvRef, no_cache: bool, io: &mut CommandIo) -> Result<Answer, CommandError> {
-        let stored = self.env_for(caller, Verb::Operate, env).await?;
-        let branch = stored.deploy_branch.as_ref().ok_or_else(|| no_release(env))?;
-        let commit = self.repositories.branch_commit(env, branch).map_err(|error| {
-            tracing::error!(%env, error = %format!("{error:#}"), "the deploy branch cannot be read");
-            CommandError::Failed(format!("the repository of {env} cannot be read; the server's log says why"))
-        })?;
-        let commit = commit.ok_or_else(|| no_release(env))?;
-        self.build_commit(caller, env, commit, no_cache, io).await
-    }
-
-    /// Takes a commit that is in the environment's repository through the pipeline, relaying the output.
-    async fn build_commit(
-        &self,
-        caller: &Caller,
-        env: &EnvRef,
-        commit: String,
-        no_cache: bool,
-        io: &mut CommandIo,
-    ) -> Result<Answer, CommandError> {
-        let new = NewBuild {
-            env: env.clone(),
-            commit,
-            branch: None,
-            old_commit: None,
-            pushed_by: caller.user.clone(),
-            no_cache,
-            detached: false,
-            supersede: false,
-            timings: Vec::new(),
-        };
-        let build = match self.builds.enqueue(new).await {
-            Ok(build) => build,
-            Err(EnqueueError::Busy(build)) => {
-                let text = format!("build {} of {} is under way in {env}; see `builds info {env}`", build.number, build.pushed_by);
-                return Err(CommandError::Conflict(text));
-            }
-            Err(EnqueueError::Full { limit }) => return Err(CommandError::TryLater(format!("{limit} builds are waiting already; try again later"))),
-            Err(EnqueueError::Store(error)) => return Err(error.into()),
-        };
-        self.relay_build(env, build.number, io).await?;
-        let build = self.builds.wait(env, build.number).await?;
-        match &build.state {
-            BuildState::Succeeded => Ok(Answer { human: String::new(), json: json!({"env": env, "build": build.number, "release": build.release}) }),
-            BuildState::Failed { reason } | BuildState::Cancelled { reason } => {
-                Err(CommandError::Failed(format!("build {} did not succeed: {reason}", build.number)))
-            }
-            BuildState::Queued | BuildState::Running { .. } => Err(CommandError::TryLater("the server is stopping; the build will go on".into())),
-        }
-    }
-
-    /// `promote`: the commit that runs in one environment goes through the pipeline of another of the same app, which finds the slug
-    /// built already.
-    pub(super) async fn promote(&self, caller: &Caller, from: &EnvRef, to: &EnvRef, io: &mut CommandIo) -> Result<Answer, CommandError> {
-        if from.app_ref() != to.app_ref() || from == to {
-            return Err(CommandError::Usage("promote goes between two environments of one app".into()));
-        }
-        let source = self.env_for(caller, Verb::Read, from).await?;
-        self.env_for(caller, Verb::Operate, to).await?;
-        self.refuse_while_building(to).await?;
-        let version = source.current.ok_or_else(|| no_release(from))?;
-        let release = self.release(from, version).await?;
-        self.repositories.share_commit(from, to, &release.commit).map_err(|error| {
-            tracing::error!(%from, %to, error = %format!("{error:#}"), "a commit could not be shared");
-            CommandError::Failed(format!("the commit could not be brought from {from} to {to}; the server's log says why"))
-        })?;
-        self.build_commit(caller, to, release.commit.clone(), false, io).await
-    }
 }
 
-fn no_release(env: &EnvRef) -> CommandError {
+pub(super) fn no_release(env: &EnvRef) -> CommandError {
     CommandError::NotFound(format!("{env} has no release yet; make one: git push paas-{} main", env.env))
 }
 

@@ -6,6 +6,7 @@
 mod objects;
 mod refs;
 pub mod settings;
+mod share;
 mod tree;
 pub mod wire;
 

@@ -1,0 +1,107 @@
+//! Commits that go through the pipeline without a push: `redeploy`, `promote`.
+
+use super::{
+    Answer, Caller, CommandError, CommandIo, Commands,
+    error::{blocking, logged},
+    releases::no_release,
+};
+use crate::{
+    build::{EnqueueError, NewBuild},
+    domain::{BuildState, EnvRef, Verb},
+};
+
+impl Commands {
+    /// `redeploy`: the pipeline once more for the commit of the deploy branch. What is unchanged is not built again.
+    pub(super) async fn redeploy(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        no_cache: bool,
+        json: bool,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
+        let stored = self.env_for(caller, Verb::Operate, env).await?;
+        let branch = stored.deploy_branch.as_ref().ok_or_else(|| no_release(env))?;
+        let (repositories, name, branch) = (self.repositories.clone(), env.clone(), format!("refs/heads/{branch}"));
+        let commit = blocking(move || repositories.branch_commit(&name, &branch)).await;
+        let commit = commit.map_err(|error| logged(error, format!("the repository of {env} cannot be read")))?;
+        let commit = commit.ok_or_else(|| no_release(env))?;
+        self.build_commit(caller, env, commit, no_cache, json, io).await
+    }
+
+    /// Takes a commit that is in the environment's repository through the pipeline, relaying the output.
+    async fn build_commit(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        commit: String,
+        no_cache: bool,
+        json: bool,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
+        let new = NewBuild {
+            env: env.clone(),
+            commit,
+            branch: None,
+            old_commit: None,
+            pushed_by: caller.user.clone(),
+            no_cache,
+            detached: false,
+            supersede: false,
+            timings: Vec::new(),
+        };
+        let build = match self.builds.enqueue(new).await {
+            Ok(build) => build,
+            Err(EnqueueError::Busy(build)) => {
+                let text = format!(
+                    "build {} of {} is under way in {env}; see `builds info {env}`",
+                    build.number, build.pushed_by
+                );
+                return Err(CommandError::Conflict(text));
+            }
+            Err(EnqueueError::Full { limit }) => {
+                return Err(CommandError::TryLater(format!("{limit} builds are waiting already; try again later")));
+            }
+            Err(EnqueueError::Store(error)) => return Err(error.into()),
+        };
+        self.relay_build(env, build.number, json, io).await?;
+        let build = self.builds.wait(env, build.number).await?;
+        match &build.state {
+            BuildState::Succeeded => Ok(Answer {
+                human: String::new(),
+                json: serde_json::json!({"env": env, "build": build.number, "release": build.release}),
+            }),
+            BuildState::Failed { reason } | BuildState::Cancelled { reason } => {
+                Err(CommandError::Failed(format!("build {} did not succeed: {reason}", build.number)))
+            }
+            BuildState::Queued | BuildState::Running { .. } => {
+                Err(CommandError::TryLater("the server is stopping; the build will go on".into()))
+            }
+        }
+    }
+
+    /// `promote`: the commit that runs in one environment goes through the pipeline of another of the same app, which finds the slug
+    /// built already.
+    pub(super) async fn promote(
+        &self,
+        caller: &Caller,
+        from: &EnvRef,
+        to: &EnvRef,
+        json: bool,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
+        if from.app_ref() != to.app_ref() || from == to {
+            return Err(CommandError::Usage("promote goes between two environments of one app".into()));
+        }
+        let source = self.env_for(caller, Verb::Read, from).await?;
+        self.env_for(caller, Verb::Operate, to).await?;
+        self.refuse_while_building(to).await?;
+        let version = source.current.ok_or_else(|| no_release(from))?;
+        let release = self.release(from, version).await?;
+        let (repositories, names) = (self.repositories.clone(), (from.clone(), to.clone()));
+        let commit = release.commit.clone();
+        let shared = blocking(move || repositories.share_commit(&names.0, &names.1, &commit)).await;
+        shared.map_err(|error| logged(error, format!("the commit could not be brought from {from} to {to}")))?;
+        self.build_commit(caller, to, release.commit.clone(), false, json, io).await
+    }
+}

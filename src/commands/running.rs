@@ -1,0 +1,207 @@
+//! What runs, and how much of it: `ps`, `scale`, `restart`.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, now, parse};
+use crate::{
+    deploy::{EnvStatus, ReplicaStatus},
+    domain::{EnvRef, Environment, EventKind, ProcessType, Release, Verb},
+    manifest::MAX_REPLICAS,
+    store::NewEvent,
+};
+
+/// How long `scale` and `restart` wait for what they asked for.
+const SETTLE: Duration = Duration::from_secs(600);
+
+/// A state of the enumerations that serialise to one lower-case word.
+fn word(value: impl serde::Serialize) -> String {
+    json!(value).as_str().unwrap_or_default().to_owned()
+}
+
+fn replica_row(process: &ProcessType, replica: &ReplicaStatus) -> Vec<String> {
+    let age = replica.started_at.map_or_else(|| "-".to_owned(), |at| answer::age(now().duration_since(at).as_secs()));
+    let name = format!("{process}.{}", replica.index);
+    vec![name, word(replica.health), replica.release.to_string(), age, replica.reason.clone().unwrap_or_default()]
+}
+
+fn replica_value(process: &ProcessType, replica: &ReplicaStatus) -> Value {
+    json!({
+        "process": process, "index": replica.index, "state": replica.health, "release": replica.release,
+        "started_at": replica.started_at, "reason": replica.reason,
+    })
+}
+
+/// `web=3` words.
+fn parse_counts(words: &[String]) -> Result<BTreeMap<ProcessType, u32>, CommandError> {
+    let mut counts = BTreeMap::new();
+    for word in words {
+        let usage = || CommandError::Usage(format!("{} is not TYPE=COUNT, as in web=3", answer::clean(word)));
+        let (process, count) = word.split_once('=').ok_or_else(usage)?;
+        let (process, count): (ProcessType, u32) = (process.parse()?, count.parse().map_err(|_| usage())?);
+        if count > MAX_REPLICAS {
+            return Err(CommandError::Usage(format!("{count} replicas are too many: the most is {MAX_REPLICAS}")));
+        }
+        if counts.insert(process, count).is_some() {
+            return Err(CommandError::Usage(format!("{} names a process type twice", answer::clean(word))));
+        }
+    }
+    Ok(counts)
+}
+
+impl Commands {
+    /// `ps ENV`.
+    pub(super) async fn ps(&self, caller: &Caller, env: &EnvRef) -> Result<Answer, CommandError> {
+        self.env_for(caller, Verb::Read, env).await?;
+        let status = self.deployer.status(env).await?;
+        let url = self.deployer.url(env);
+        let of_process = |process: &crate::deploy::ProcessStatus| {
+            let name = process.process.clone();
+            process.replicas.iter().map(move |replica| (name.clone(), replica.clone())).collect::<Vec<_>>()
+        };
+        let replicas: Vec<(ProcessType, ReplicaStatus)> = status.processes.iter().flat_map(of_process).collect();
+        let release = status.current.map_or_else(|| "nothing deployed".to_owned(), |version| version.to_string());
+        let mut human = format!("{env}: {release} at {url}\n");
+        if replicas.is_empty() {
+            human.push_str("Nothing runs.\n");
+        } else {
+            let rows: Vec<Vec<String>> =
+                replicas.iter().map(|(process, replica)| replica_row(process, replica)).collect();
+            human.push_str(&answer::table(&["replica", "state", "release", "age", "why"], &rows));
+        }
+        for wait in &status.waits {
+            human.push_str(&format!("… {}\n", answer::clean(wait)));
+        }
+        let json = json!({
+            "env": env, "release": status.current, "target": status.target, "url": url, "deployment": status.deployment,
+            "settled": status.settled, "waiting": status.waits,
+            "processes": status.processes.iter().map(|process| (process.process.to_string(), json!({"wanted": process.wanted, "ready": process.ready}))).collect::<serde_json::Map<_, _>>(),
+            "replicas": replicas.iter().map(|(process, replica)| replica_value(process, replica)).collect::<Vec<_>>(),
+        });
+        Ok(Answer::new(human, json))
+    }
+
+    /// `ps` of everything that the caller sees.
+    pub(super) async fn ps_all(&self, caller: &Caller) -> Result<Answer, CommandError> {
+        let (mut rows, mut values) = (Vec::new(), Vec::new());
+        for env in self.visible_environments(caller, "").await? {
+            let status = self.deployer.status(&env.name).await?;
+            let release = status.current.map_or_else(|| "-".to_owned(), |version| version.to_string());
+            let counts: Vec<String> =
+                status.processes.iter().map(|p| format!("{}: {}/{}", p.process, p.ready, p.wanted)).collect();
+            rows.push(vec![env.name.to_string(), release, counts.join(", "), status.waits.join("; ")]);
+            let processes: Vec<Value> = status
+                .processes
+                .iter()
+                .map(|p| json!({"process": p.process, "ready": p.ready, "wanted": p.wanted}))
+                .collect();
+            values.push(json!({"env": env.name, "release": status.current, "settled": status.settled, "processes": processes, "waiting": status.waits}));
+        }
+        let empty = "No environments. Make an app: apps create TENANT/APP";
+        Ok(Answer::table(&["environment", "release", "ready", "waiting"], rows, values, empty))
+    }
+
+    /// `scale`.
+    pub(super) async fn scale(
+        &self,
+        caller: &Caller,
+        args: parse::Scale,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
+        let env = &args.env;
+        let verb = if args.counts.is_empty() && !args.reset { Verb::Read } else { Verb::Operate };
+        let stored = self.env_for(caller, verb, env).await?;
+        let version = stored.target.or(stored.current);
+        let version =
+            version.ok_or_else(|| CommandError::NotFound(format!("{env} has no release to scale yet; push first")))?;
+        let release = self.release(env, version).await?;
+        let counts = parse_counts(&args.counts)?;
+        if counts.is_empty() && !args.reset {
+            return Ok(scale_answer(&release, &stored.scale));
+        }
+        for process in counts.keys() {
+            if !release.processes.contains_key(process) {
+                let hint = did_you_mean(process.as_str(), release.processes.keys().map(ToString::to_string));
+                let text = format!("{version} of {env} has no process type {process}{hint}; nothing was changed");
+                return Err(CommandError::NotFound(text));
+            }
+        }
+        let changed = self
+            .store
+            .modify::<Environment, CommandError>(env, |record| {
+                if args.reset {
+                    record.scale.clear();
+                }
+                record.scale.extend(counts.clone());
+                Ok(())
+            })
+            .await?;
+        let what = if args.reset { "back to the manifest".to_owned() } else { args.counts.join(" ") };
+        let event = NewEvent::new(EventKind::ScaleChanged, now(), format!("{env} scaled: {what}"));
+        self.store.record(event.env(env).by(&caller.user)).await?;
+        self.deployer.nudge(env);
+        io.tell(&format!("-----> Scaling {env}: {what}\n")).await;
+        self.settle(env).await?;
+        Ok(scale_answer(&release, &changed.scale))
+    }
+
+    /// `restart`: every replica is replaced, in the way of a deployment.
+    pub(super) async fn restart(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
+        let stored = self.env_for(caller, Verb::Operate, env).await?;
+        if stored.current.is_none() {
+            return Err(CommandError::NotFound(format!("{env} has no release to restart yet; push first")));
+        }
+        self.store
+            .modify::<Environment, CommandError>(env, |record| {
+                record.restarts += 1;
+                Ok(())
+            })
+            .await?;
+        self.deployer.nudge(env);
+        io.tell(&format!("-----> Restarting {env}\n")).await;
+        self.settle(env).await?;
+        Ok(Answer::new(format!("Restarted {env}"), json!({"env": env, "restarted": true})))
+    }
+
+    /// Waits until what runs is what should.
+    async fn settle(&self, env: &EnvRef) -> Result<EnvStatus, CommandError> {
+        self.deployer.await_settled(env, SETTLE).await.map_err(|status| {
+            let why = if status.waits.is_empty() { "it takes long".to_owned() } else { status.waits.join("; ") };
+            CommandError::Failed(format!(
+                "{env} is not there after {} s: {why}. It goes on; see `ps {env}`",
+                SETTLE.as_secs()
+            ))
+        })
+    }
+}
+
+fn scale_answer(release: &Release, overrides: &BTreeMap<ProcessType, u32>) -> Answer {
+    let (mut rows, mut counts) = (Vec::new(), serde_json::Map::new());
+    for (process, spec) in &release.processes {
+        let count = overrides.get(process).copied().unwrap_or(spec.replicas);
+        let from = if overrides.contains_key(process) { "scale (until `scale --reset`)" } else { "manifest" };
+        rows.push(vec![process.to_string(), count.to_string(), from.to_owned()]);
+        counts.insert(process.to_string(), json!(count));
+    }
+    Answer::new(answer::table(&["process", "replicas", "from"], &rows), json!({"env": release.env, "scale": counts}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts() {
+        let parse = |words: &[&str]| parse_counts(&words.iter().map(|word| word.to_string()).collect::<Vec<_>>());
+        assert_eq!(parse(&["web=3", "worker=0"]).unwrap().into_values().collect::<Vec<_>>(), [3, 0]);
+        for words in [&["web"][..], &["web=-1"], &["web=x"], &["web=101"], &["web=1", "web=2"], &["W=1"]] {
+            assert!(parse(words).is_err(), "{words:?} was taken");
+        }
+    }
+}
