@@ -56,6 +56,9 @@ impl Commands {
 
     async fn create_app(&self, caller: &Caller, name: AppRef) -> Result<Answer, CommandError> {
         let environments = keep_trying(|| self.try_create_app(caller, &name)).await?;
+        for env in &environments {
+            self.begin(env).await?;
+        }
         let event = NewEvent::new(EventKind::AppCreated, now(), format!("app {name} created"));
         self.store.record(event.app(&name).by(&caller.user)).await?;
         Ok(self.created_app(&name, &environments))

@@ -52,6 +52,7 @@ impl Commands {
 
     async fn create_env(&self, caller: &Caller, name: &EnvRef) -> Result<Answer, CommandError> {
         keep_trying(|| self.try_create_env(caller, name)).await?;
+        self.begin(name).await?;
         let event = NewEvent::new(EventKind::EnvCreated, now(), format!("environment {name} created"));
         self.store.record(event.env(name).by(&caller.user)).await?;
         let remote = self.remote(name);
@@ -92,28 +93,36 @@ impl Commands {
         Ok(Answer::table(&["environment", "release", "branch", "url"], rows, values, "No environments."))
     }
 
-    /// Stops everything of an environment and deletes its repository, logs and records. Can be repeated when it has failed half-way.
+    /// Stops everything of an environment and deletes its records, repository and logs.
     pub(super) async fn destroy_environment(&self, name: &EnvRef) -> Result<(), CommandError> {
         let failed = |what: &'static str| {
-            move |error| logged(error, format!("{what} of {name} could not be removed; run the command again"))
+            move |error| logged(error, format!("{what} of {name} could not be removed; it goes on"))
         };
         self.end_build(name).await?;
-        // Nothing is wanted any more: whoever looks at the environment from now on has no reason to start anything.
-        let emptied = self.store.modify::<Environment, StoreError>(name, |record| {
-            (record.target, record.current) = (None, None);
-            record.domains.clear();
-            Ok(())
-        });
-        emptied.await?;
-        self.deployer.retire(name).await.map_err(failed("what runs"))?;
         self.build_ended(name).await?;
-        let (repositories, env) = (self.repositories.clone(), name.clone());
-        super::error::blocking(move || repositories.remove(&env)).await.map_err(failed("the repository"))?;
-        self.logs.remove(name).await.map_err(failed("the logs"))?;
+        // The records go first, so that nothing brings back what is taken away next. What a failure leaves behind then belongs to no
+        // environment: the deployer goes on stopping it, and a new environment of the name takes repository and logs away before it begins.
         keep_trying(|| self.delete_records(name)).await?;
+        self.deployer.retire(name).await.map_err(failed("what runs"))?;
         // A build that was queued in between finds no environment to deploy to.
         self.end_build(name).await?;
-        self.build_ended(name).await
+        self.build_ended(name).await?;
+        self.remove_files(name).await
+    }
+
+    /// Lets a new environment begin with nothing of an earlier one of its name, and has the router know of it.
+    pub(super) async fn begin(&self, name: &EnvRef) -> Result<(), CommandError> {
+        self.remove_files(name).await?;
+        self.deployer.nudge(name);
+        Ok(())
+    }
+
+    /// Removes the repository and the logs.
+    async fn remove_files(&self, name: &EnvRef) -> Result<(), CommandError> {
+        let failed = |what: &'static str| move |error| logged(error, format!("{what} of {name} could not be removed"));
+        let (repositories, env) = (self.repositories.clone(), name.clone());
+        super::error::blocking(move || repositories.remove(&env)).await.map_err(failed("the repository"))?;
+        self.logs.remove(name).await.map_err(failed("the logs"))
     }
 
     /// Cancels the environment's build, unless it is being deployed.

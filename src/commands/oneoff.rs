@@ -130,8 +130,8 @@ impl Commands {
 /// Starts the job and carries its streams and signals until it ends.
 async fn attend(job: &mut dyn Job, io: &mut CommandIo) -> Result<u8, CommandError> {
     let CommandIo { stdin, stdout, stderr, controls, .. } = io;
-    let output = job.output();
     job.start().await.map_err(engine)?;
+    let output = job.output();
     let input = job.stdin();
     let control = job.control();
     let feed = async {

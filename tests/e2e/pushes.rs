@@ -145,7 +145,9 @@ fn an_unknown_remote_looks_like_one_of_others(platform: &Platform) {
         let url = format!("ssh://berth/{env}");
         let pushed = repository.git(&["push", &url, "main"]).refused(&[]);
         let fetched = repository.git(&["ls-remote", &url]).refused(&[]);
-        format!("{}{}", pushed.all(), fetched.all()).replace(env, "ENV")
+        format!("{}{}", pushed.all(), fetched.all())
+            .replace(env, "ENV")
+            .replace(env.split('/').next().unwrap(), "TENANT")
     };
     assert_eq!(answer(&format!("{theirs}/dev")), answer("nobody/app/dev"));
     let stranger = platform.user_with_key("stranger");
@@ -201,7 +203,9 @@ fn node_app(platform: &Platform, user: &User, app: &str, server: &str, manifest:
         r#"{"name": "case", "version": "1.0.0", "engines": {"node": "22.x"}, "scripts": {"start": "node server.js"}}"#,
     );
     repository.write("server.js", server);
-    repository.write("berth.yaml", manifest);
+    if !manifest.is_empty() {
+        repository.write("berth.yaml", manifest);
+    }
     repository.commit("First");
     repository
 }
