@@ -75,7 +75,7 @@ fn problem(file: &str, error: &SourceError) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::testing::Fixture;
+    use crate::build::testing::{Files, Fixture};
 
     fn describe(files: &[(&str, &str)]) -> Result<Description, Vec<Problem>> {
         let fixture = Fixture::new();
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_placed() {
-        let rows: [(&[(&str, &str)], &str, &str); 4] = [
+        let rows: [(Files<'_>, &str, &str); 4] = [
             (&[("berth.yaml", "->/etc/passwd")], "berth.yaml", "symbolic link"),
             (&[("berth.yaml", "build: {root: nowhere}")], "berth.yaml", "no such directory"),
             (&[("berth.yaml", "procceses: {}")], "berth.yaml", "procceses"),

@@ -82,6 +82,18 @@ struct Run<'b> {
     image_repository: String,
 }
 
+/// What the source layer goes on top of.
+struct Below {
+    /// What the source layer leaves out.
+    shadow: Shadow,
+    /// Layers of the compile step, from the bottom.
+    layers: Vec<LayerRef>,
+    /// Bytes of their files.
+    files_size: u64,
+    /// Whether the records of what the registry has are believed.
+    trust: bool,
+}
+
 /// Milliseconds by stage.
 pub struct Stopwatch {
     since: Instant,
@@ -253,8 +265,8 @@ impl Run<'_> {
         self.output.step(&format!("Reusing the last build: nothing that it depends on has changed ({buildpacks})"));
         self.stopwatch.lap("decide");
         let shadow = Shadow::from_texts(&result.shadow);
-        let slug = self.publish(publisher, source, stacks, &shadow, result.layers, result.files_size, true).await?;
-        let (image, layers) = slug;
+        let below = Below { shadow, layers: result.layers, files_size: result.files_size, trust: true };
+        let (image, layers) = self.publish(publisher, source, stacks, below).await?;
         let slug_record = self.slug_record(slug_key, &image, &result.defaults, &result.buildpacks);
         let records = Records { layers, slug: Some(slug_record), compile: None };
         Ok(Some(self.finished(source, image, result.defaults, result.buildpacks, records)))
@@ -270,25 +282,9 @@ impl Run<'_> {
         slug_key: &Digest,
         compile_key: &Digest,
     ) -> Result<Slug, BuildError> {
-        let (settings, parts) = (&self.pipeline.settings, &self.pipeline.parts);
         let detect = packs.detect_globs(&names);
-        let spec = CompileSpec {
-            env: self.build.env.clone(),
-            name: format!("build-{}", self.build.number),
-            stack: stacks.build.image.clone(),
-            repository: self.repository.clone(),
-            commit: source.commit.clone(),
-            entries: source.entries.clone(),
-            buildpacks: packs,
-            names,
-            build_env: source.description.definition.build.env.clone(),
-            operator_env: settings.operator_env.clone(),
-            ca_bundle: settings.ca_bundle.clone(),
-            limits: settings.limits.clone(),
-            scratch: settings.scratch.clone(),
-            slug_limit: settings.slug_limit,
-        };
-        let compiled = compile(&*parts.runtime, spec, self.output).await?;
+        let spec = self.compile_spec(&source, stacks, packs, names);
+        let compiled = compile(&*self.pipeline.parts.runtime, spec, self.output).await?;
         self.stopwatch.lap("compile");
         self.output.step("Making the slug");
         self.output.doing("compressing and pushing the slug");
@@ -311,8 +307,8 @@ impl Run<'_> {
             let (defaults, buildpacks) = (defaults.clone(), buildpacks.clone());
             Some(CompileResult { inputs: globs, shadow, digest, layers, files_size, defaults, buildpacks })
         })();
-        let (image, layer_records) =
-            self.publish(publisher, &source, stacks, &slug.shadow, layers, files_size, false).await?;
+        let below = Below { shadow: slug.shadow, layers, files_size, trust: false };
+        let (image, layer_records) = self.publish(publisher, &source, stacks, below).await?;
         let compile = match result {
             Some(result) => Some(self.compile_record(compile_key, result).await?),
             None => None,
@@ -322,36 +318,56 @@ impl Run<'_> {
         Ok(self.finished(&source, image, defaults, buildpacks, records))
     }
 
+    fn compile_spec(&self, source: &Source, stacks: &Stacks, packs: Buildpacks, names: Vec<String>) -> CompileSpec {
+        let settings = &self.pipeline.settings;
+        CompileSpec {
+            env: self.build.env.clone(),
+            name: format!("build-{}", self.build.number),
+            stack: stacks.build.image.clone(),
+            repository: self.repository.clone(),
+            commit: source.commit.clone(),
+            entries: source.entries.clone(),
+            buildpacks: packs,
+            names,
+            build_env: source.description.definition.build.env.clone(),
+            operator_env: settings.operator_env.clone(),
+            ca_bundle: settings.ca_bundle.clone(),
+            limits: settings.limits.clone(),
+            scratch: settings.scratch.clone(),
+            slug_limit: settings.slug_limit,
+        }
+    }
+
     /// The source layer on top, and the image into the registry.
     async fn publish(
         &mut self,
         mut publisher: Publisher,
         source: &Source,
         stacks: &Stacks,
-        shadow: &Shadow,
-        compiled: Vec<LayerRef>,
-        compiled_size: u64,
-        trust: bool,
+        below: Below,
     ) -> Result<(ImageRef, Vec<LayerRecord>), BuildError> {
         let base = stacks.run.layer.clone();
-        if !publisher.reuse(&base, Some(&stacks.run.image.repository), trust).await? {
-            let error = anyhow::anyhow!("the registry has lost the run stack; restart the server to push it again");
-            return Err(error.into());
+        let stack = Some(stacks.run.image.repository.as_str());
+        if !publisher.reuse(&base, stack, below.trust).await? {
+            stacks::ensure(&self.pipeline.settings.stacks, &*self.pipeline.parts.registry).await?;
+            if !publisher.reuse(&base, stack, false).await? {
+                return Err(anyhow::anyhow!("the run stack cannot be brought into {}", self.image_repository).into());
+            }
         }
         let (repository, commit, entries) = (self.repository.clone(), source.commit.clone(), source.entries.clone());
-        let (shadow, scratch) = (shadow.clone(), self.pipeline.settings.scratch.clone());
+        let (shadow, scratch) = (below.shadow, self.pipeline.settings.scratch.clone());
         let made = tokio::task::spawn_blocking(move || {
             let tree = SourceTree::open(&repository, None, &commit)?;
             let mut sizes = Sizes::default();
             source_layer(&tree, &entries, &shadow, &scratch, &mut sizes).map(|layer| (layer, sizes))
         });
         let (raw, sizes) = made.await.map_err(std::io::Error::other)??;
-        let (size, limit) = (compiled_size + sizes.total(), self.pipeline.settings.slug_limit);
+        let (size, limit) = (below.files_size + sizes.total(), self.pipeline.settings.slug_limit);
         if size > limit {
             return Err(super::slug::SplitError::TooLarge { size, limit, largest: sizes.largest() }.into());
         }
         let mut layers = vec![base];
-        layers.extend(compiled);
+        layers.extend(below.layers);
         layers.push(publisher.add_fresh(raw).await?);
         self.stopwatch.lap("source layer");
         let image = self.image_description(source, stacks).files(&layers);

@@ -60,6 +60,9 @@ pub struct SourceTree {
     subject: String,
 }
 
+/// Is shown a path, the object there, and its mode as in the tree.
+type Visit<'v> = dyn FnMut(&[u8], Oid, i32) -> Result<(), SourceError> + 'v;
+
 /// The largest git object that can be a Git LFS pointer (specification, "The Pointer").
 const LFS_POINTER_SIZE: usize = 1024;
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
@@ -215,7 +218,7 @@ impl SourceTree {
         known: Option<Oid>,
         path: &mut Vec<u8>,
         depth: usize,
-        visit: &mut dyn FnMut(&[u8], Oid, i32) -> Result<(), SourceError>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), SourceError> {
         if known == Some(tree) {
             return Ok(());

@@ -6,6 +6,9 @@ use git2::{Index, IndexEntry, IndexTime, Oid, Repository, Signature, Time};
 
 use super::source::SourceTree;
 
+/// Paths with their content; see [`Fixture::commit`].
+pub type Files<'f> = &'f [(&'f str, &'f str)];
+
 /// A bare repository in a temporary directory.
 pub struct Fixture {
     directory: tempfile::TempDir,

@@ -9,8 +9,8 @@ use platform::{Platform, fixture};
 /// What the image is asked for instead of being deployed: does the dependency load, what is the source, who runs it.
 const QUESTION: &str = "node -e 'require(\"express\"); console.log(require(\"fs\").readFileSync(\"server.js\", \"utf8\").length)' && id -u && pwd";
 
-fn succeeded(platform: &Platform, build: &Build) {
-    assert_eq!(build.state, BuildState::Succeeded, "{}", platform.log(build));
+async fn succeeded(platform: &Platform, build: &Build) {
+    assert_eq!(build.state, BuildState::Succeeded, "{}", platform.log(build).await);
 }
 
 fn stage(build: &Build, name: &str) -> Option<u64> {
@@ -22,30 +22,34 @@ async fn express_from_first_push_to_code_only_push() {
     let platform = Platform::start(QUESTION).await;
     let mut files = fixture("express");
     let first = platform.push("dev", &files).await;
-    succeeded(&platform, &first);
+    succeeded(&platform, &first).await;
     let length = files["server.js"].len();
-    assert_eq!(platform.answer(&first), format!("{length}\n10001\n/app\n"), "{}", platform.log(&first));
+    assert_eq!(platform.answer(&first), format!("{length}\n10001\n/app\n"), "{}", platform.log(&first).await);
 
     for round in 0..3 {
         files.insert("server.js".to_owned(), [files["server.js"].as_slice(), b"// changed\n"].concat());
         let second = platform.push("dev", &files).await;
-        succeeded(&platform, &second);
-        let log = platform.log(&second);
+        succeeded(&platform, &second).await;
+        let log = platform.log(&second).await;
         assert_eq!(stage(&second, "compile"), None, "a container was started: {log}");
         assert_eq!(platform.answer(&second), format!("{}\n10001\n/app\n", files["server.js"].len()), "{log}");
         println!("code-only push {round}: {:?}\n{log}", second.timings);
     }
     let prod = platform.push("prod", &files).await;
-    succeeded(&platform, &prod);
-    assert!(platform.log(&prod).contains("Reusing the slug built for acme/shop/dev"), "{}", platform.log(&prod));
+    succeeded(&platform, &prod).await;
+    assert!(
+        platform.log(&prod).await.contains("Reusing the slug built for acme/shop/dev"),
+        "{}",
+        platform.log(&prod).await
+    );
 
     let package = String::from_utf8(files["package.json"].clone()).unwrap();
     files.insert("package.json".to_owned(), package.replace("1.2.3", "1.2.4").into_bytes());
     let dependency = platform.push("dev", &files).await;
-    println!("other package.json: {:?}\n{}", dependency.timings, platform.log(&dependency));
-    succeeded(&platform, &dependency);
+    println!("other package.json: {:?}\n{}", dependency.timings, platform.log(&dependency).await);
+    succeeded(&platform, &dependency).await;
     assert!(stage(&dependency, "compile").is_some());
-    println!("first push: {:?}\n{}", first.timings, platform.log(&first));
+    println!("first push: {:?}\n{}", first.timings, platform.log(&first).await);
     platform.stop().await;
 }
 
@@ -75,10 +79,10 @@ async fn what_fails_in_the_container_is_named() {
     for (files, reason) in rows {
         let build = platform.push("dev", &files.into_iter().collect()).await;
         let BuildState::Failed { reason: found } = &build.state else {
-            panic!("{:?}: {}", build.state, platform.log(&build))
+            panic!("{:?}: {}", build.state, platform.log(&build).await)
         };
-        println!("{}", platform.log(&build));
-        assert!(found.contains(reason), "{found}: {}", platform.log(&build));
+        println!("{}", platform.log(&build).await);
+        assert!(found.contains(reason), "{found}: {}", platform.log(&build).await);
     }
     platform.stop().await;
 }

@@ -129,7 +129,7 @@ pub struct Platform {
     delivery: Arc<RunOnce>,
     shutdown: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
-    instance: String,
+    logs: Logs,
     address: String,
 }
 
@@ -171,13 +171,14 @@ impl Platform {
             next: AtomicU64::new(0),
             answers: Mutex::default(),
         });
+        let logs = Logs::open(data.join("logs"), LogLimits::default()).unwrap();
         let parts = BuildParts {
             store,
             runtime: runtime.clone(),
             registry: Arc::new(OciRegistry::new(&address, None).unwrap()),
             repositories,
             delivery: delivery.clone(),
-            logs: Arc::new(Logs::open(data.join("logs"), LogLimits::default()).unwrap()),
+            logs: Arc::new(logs.clone()),
         };
         let mut settings = BuildSettings { stacks: stacks(), print_timings: true, ..BuildSettings::new(data) };
         settings.ca_bundle = Some(PathBuf::from("/etc/ssl/certs/ca-certificates.crt"));
@@ -186,7 +187,7 @@ impl Platform {
         let (builds, service) = Builds::start(parts, settings).await.unwrap();
         let tasks = vec![tokio::spawn(service.run(shutdown.clone())), tokio::spawn(managed.run(shutdown.clone()))];
         builds.prepare_stacks().await.unwrap();
-        Self { directory, builds, runtime, delivery, shutdown, tasks, instance, address }
+        Self { directory, builds, runtime, delivery, shutdown, tasks, logs, address }
     }
 
     /// Commits the files and builds the commit.
@@ -208,24 +209,10 @@ impl Platform {
         tokio::time::timeout(DEADLINE, wait).await.expect("the build does not end").unwrap()
     }
 
-    pub fn log(&self, build: &Build) -> String {
-        let directory = self.directory.path().join("logs");
-        let mut found = String::new();
-        let mut pending = vec![directory];
-        while let Some(directory) = pending.pop() {
-            for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
-                let name = entry.file_name().into_string().unwrap();
-                let digits: String = name.chars().take_while(char::is_ascii_digit).collect();
-                if entry.file_type().unwrap().is_dir() {
-                    pending.push(entry.path());
-                } else if digits.parse() == Ok(build.number.0)
-                    && entry.path().to_string_lossy().contains(build.env.env.as_str())
-                {
-                    found = std::fs::read_to_string(entry.path()).unwrap();
-                }
-            }
-        }
-        found
+    /// What the person who pushed saw.
+    pub async fn log(&self, build: &Build) -> String {
+        let log = self.logs.read_build(&build.env, build.number).await.unwrap();
+        log.map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
     }
 
     /// What the image printed.
@@ -243,22 +230,24 @@ impl Platform {
         }
         self.runtime.end_orphaned_jobs().await.unwrap();
         self.runtime.forget(&app.tenant, None).await.unwrap();
-        let _ = (&self.instance, &self.address);
         remove_images(&self.address);
     }
 }
 
-/// Images that came from the registry of this test.
+/// Images that came from the registry of this test; by their names, since another registry's may have the same content.
 fn remove_images(address: &str) {
-    let mut ids = String::new();
+    let mut names = String::new();
     for pattern in ["*/*", "*/*/*"] {
         let mut listing = Command::new("docker");
-        listing.args(["images", "--quiet", "--no-trunc", "--filter"]).arg(format!("reference={address}/{pattern}"));
-        ids.push_str(&String::from_utf8(listing.output().unwrap().stdout).unwrap());
+        listing.args(["images", "--digests", "--format", "{{.Repository}}@{{.Digest}}", "--filter"]);
+        let listing = listing.arg(format!("reference={address}/{pattern}")).output().unwrap();
+        names.push_str(&String::from_utf8(listing.stdout).unwrap());
     }
-    let ids: Vec<&str> = ids.split_whitespace().collect();
-    if !ids.is_empty() {
-        let removed = Command::new("docker").args(["rmi", "--force"]).args(&ids).output().unwrap();
+    let mut names: Vec<&str> = names.split_whitespace().collect();
+    names.sort_unstable();
+    names.dedup();
+    if !names.is_empty() {
+        let removed = Command::new("docker").arg("rmi").args(&names).output().unwrap();
         assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
     }
 }

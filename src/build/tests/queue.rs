@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     build::{
         BuildLogs, Delivery, Transcript,
-        testing::{Fixture, commit, fake_stacks},
+        testing::{Files, Fixture, commit, fake_stacks},
     },
     deploy::{DeployFailure, Deployed, NewRelease, Progress},
     domain::{Release, ReleaseVersion},
@@ -325,7 +325,7 @@ async fn a_registry_that_lost_its_content_is_filled_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_are_named() {
     let world = World::new().await;
-    let rows: [(&[(&str, &str)], &str, &str); 5] = [
+    let rows: [(Files<'_>, &str, &str); 5] = [
         (&[("lock", "fail")], "the build failed (exit status 1)", " !     The build failed (exit status 1)"),
         (&[("lock", "none")], "no buildpack fits this app", " !     No buildpack fits this app"),
         (
