@@ -13,6 +13,7 @@ pub(super) fn run(place: &Place, listen: Vec<SocketAddr>) -> anyhow::Result<Exit
     let settings = RouterSettings {
         listen: if listen.is_empty() { config.router.listen } else { listen },
         directory: config.data_dir.join("router"),
+        head_limit: config.router.head_timeout,
         first_byte_limit: config.router.first_byte_timeout,
         drain: config.router.shutdown_grace,
         base_domain: config.base_domain,

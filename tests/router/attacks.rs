@@ -93,7 +93,7 @@ async fn pipelined_requests_do_not_mix() {
 /// However a client dawdles with its head, the connection ends in time.
 #[tokio::test]
 async fn a_slow_head_is_not_waited_for() {
-    let mut router = Router::start(&["--head-limit", "500"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__HEAD_TIMEOUT=500ms"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let first = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");

@@ -31,7 +31,7 @@ pub fn env() -> EnvRef {
     "acme/shop/dev".parse().unwrap()
 }
 
-/// `berth router` as a child process; killed when dropped.
+/// `berth router` as a child process, with options as `KEY=value` in its environment; killed when dropped.
 pub struct Router {
     data: TempDir,
     child: Child,
@@ -154,7 +154,7 @@ fn spawn(data: &TempDir, address: SocketAddr, options: &[String]) -> Child {
         .args(["router", "--data-dir"])
         .arg(data.path())
         .args(["--listen", &address.to_string()])
-        .args(options)
+        .envs(options.iter().filter_map(|option| option.split_once('=')))
         .stdin(Stdio::null())
         .spawn()
         .unwrap()

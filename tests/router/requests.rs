@@ -136,7 +136,7 @@ async fn only_what_may_be_repeated_is_repeated() {
 
 #[tokio::test]
 async fn a_late_first_byte_is_an_answer_in_time() {
-    let mut router = Router::start(&["--first-byte-limit", "300"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=300ms"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let start = Instant::now();

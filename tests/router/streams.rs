@@ -17,7 +17,7 @@ use crate::harness::{HOST, LIMIT, Replica, Router, read_until, status};
 
 #[tokio::test]
 async fn bodies_stream_both_ways_unbuffered() {
-    let mut router = Router::start(&["--first-byte-limit", "300"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=300ms"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let mut stream = router.connect().await;
@@ -50,7 +50,7 @@ async fn a_large_body_arrives_whole() {
 
 #[tokio::test]
 async fn a_slow_upload_is_not_the_replicas_fault() {
-    let mut router = Router::start(&["--first-byte-limit", "200"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=200ms"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let mut stream = router.connect().await;
@@ -67,7 +67,7 @@ async fn a_slow_upload_is_not_the_replicas_fault() {
 
 #[tokio::test]
 async fn websocket_bytes_pass_both_ways() {
-    let mut router = Router::start(&["--first-byte-limit", "300"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=300ms"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let mut stream = router.connect().await;

@@ -210,7 +210,7 @@ async fn told_to_stop_it_finishes_what_is_under_way() {
 
 #[tokio::test]
 async fn the_time_to_drain_is_limited() {
-    let mut router = Router::start(&["--drain", "300"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__SHUTDOWN_GRACE=300ms"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let mut slow = router.connect().await;

@@ -69,6 +69,9 @@ pub struct Router {
     pub listen: Vec<SocketAddr>,
     /// The port that users see, when something in front maps it.
     pub public_port: Option<u16>,
+    /// How long a client may take for a request's head; also how long an idle connection is kept.
+    #[serde(with = "duration")]
+    pub head_timeout: Duration,
     #[serde(with = "duration")]
     pub first_byte_timeout: Duration,
     #[serde(with = "duration")]
@@ -80,6 +83,7 @@ impl Default for Router {
         Self {
             listen: every_address(8080),
             public_port: None,
+            head_timeout: seconds(60),
             first_byte_timeout: seconds(30),
             shutdown_grace: seconds(30),
         }
