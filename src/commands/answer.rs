@@ -72,7 +72,7 @@ mod tests {
     fn tables_line_up_and_escape() {
         let rows = vec![vec!["a".into(), "1".into()], vec!["long\x1b[31m".into(), "22".into()]];
         let text = table(&["name", "n"], &rows);
-        assert_eq!(text, "NAME              N\na                 1\nlong\\u{1b}[31m  22\n");
+        assert_eq!(text, "NAME            N\na               1\nlong\\u{1b}[31m  22\n");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! What a user may ask, once: ssh, the API and the control socket are doors to it. Authorisation lives here ([`access`]).
+//! What a user may ask, once: ssh, the API and the control socket are doors to it. Authorisation lives here (`access`).
 //!
-//! Words are parsed in [`parse`]; each group of commands has a file of its own; what they find is said for people or programs by
-//! [`answer`], and what went wrong, with its exit status, by [`CommandError`]. What runs beneath is asked through [`ports`].
+//! Words are parsed in `parse`; each group of commands has a file of its own; what they find is said for people or programs by
+//! `answer`, and what went wrong, with its exit status, by [`CommandError`]. What runs beneath is asked through `ports`.
 
 mod access;
 mod answer;

@@ -2,7 +2,7 @@
 //!
 //! A push is read in three steps: [`parse`] the manifest, if there is one, and take [`Manifest::for_environment`] to know
 //! how to build; [`parse_procfile`] of the file in the build root; and, when the buildpacks have named their defaults,
-//! [`resolve`] for the processes of the release. Whatever is wrong is found in the first two, before anything is built.
+//! [`resolve()`] for the processes of the release. Whatever is wrong is found in the first two, before anything is built.
 
 mod checks;
 mod layer;

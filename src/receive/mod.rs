@@ -3,7 +3,7 @@
 //! git's `receive-pack` takes the pack into quarantine and runs our `pre-receive` hook, which asks [`Receive::pre_receive`] through the
 //! control socket. There the push is judged, its objects are made permanent, a build is queued, and the build's output is relayed;
 //! git moves the branch when the build has succeeded. Once queued, a push no longer needs its client, its `receive-pack` or this
-//! process: [`settle`] moves the branch when nobody else does.
+//! process: `settle` moves the branch when nobody else does.
 
 mod judge;
 mod policy;
