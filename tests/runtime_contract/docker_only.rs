@@ -89,9 +89,7 @@ async fn half_stopped((_, world): Both) {
 }
 
 async fn other_instance((engine, world): Both) {
-    let mut settings = engine.settings.clone();
-    settings.instance += "-other";
-    let other = DockerRuntime::connect(settings.clone()).await.unwrap();
+    let other = engine.other().await;
     let set = set(&world, "shared", "exec sleep 3600", 1);
     world.runtime.apply(&set).await.unwrap();
     let replica = replicas(&*world.runtime, &set.id).await.remove(0).id;

@@ -21,6 +21,8 @@ pub struct Engine {
     pub settings: DockerSettings,
     pub runtime: DockerRuntime,
     pub restarted: DockerRuntime,
+    /// Further instances that cases made: (instance, adapter).
+    others: Mutex<Vec<(String, DockerRuntime)>>,
     registry: Mutex<Child>,
     directory: tempfile::TempDir,
 }
@@ -135,12 +137,23 @@ pub async fn start() -> (Arc<Engine>, World) {
     let runtime = DockerRuntime::connect(settings.clone()).await.unwrap();
     let restarted = DockerRuntime::connect(settings.clone()).await.unwrap();
     let world = World { runtime: Arc::new(runtime.clone()), restarted: Arc::new(restarted.clone()), image };
-    (Arc::new(Engine { settings, runtime, restarted, registry: child, directory }), world)
+    (Arc::new(Engine { others: Mutex::default(), settings, runtime, restarted, registry: child, directory }), world)
 }
 
 impl Engine {
-    fn filter(&self) -> String {
-        format!("label=berth.instance={}", self.settings.instance)
+    /// Another Berth on the same engine, which is cleaned away with this one.
+    pub async fn other(&self) -> DockerRuntime {
+        let instance = format!("{}-other", self.settings.instance);
+        let settings = DockerSettings { instance: instance.clone(), ..self.settings.clone() };
+        let other = DockerRuntime::connect(settings).await.unwrap();
+        self.others.lock().unwrap().push((instance, other.clone()));
+        other
+    }
+
+    /// This instance and the others.
+    fn instances(&self) -> Vec<String> {
+        let others = self.others.lock().unwrap();
+        std::iter::once(&self.settings.instance).chain(others.iter().map(|(name, _)| name)).cloned().collect()
     }
 
     /// A place for files.
@@ -155,22 +168,24 @@ impl Engine {
 
     /// What is on the engine and in the packet filter because of this world.
     fn traces(&self) -> Vec<String> {
-        let filter = self.filter();
-        let mut found = Vec::new();
-        for (kind, arguments) in [
-            ("container", ["ps", "-aq", "--filter", &filter].as_slice()),
-            ("network", &["network", "ls", "-q", "--filter", &filter]),
-            ("volume", &["volume", "ls", "-q", "--filter", &filter]),
-        ] {
-            found.extend(docker(arguments).lines().map(|id| format!("{kind} {id}")));
-        }
-        found.extend(self.images().into_iter().map(|image| format!("image {image}")));
-        for tool in ["iptables-save", "ip6tables-save"] {
-            let output = Command::new(tool).output().expect("iptables is installed");
-            let rules = String::from_utf8_lossy(&output.stdout).into_owned();
-            let bridges = self.bridges();
-            let ours = rules.lines().filter(|rule| rule.contains(&bridges) || rule.contains(&self.chain()));
-            found.extend(ours.map(|rule| format!("rule {rule}")));
+        let mut found: Vec<String> = self.images().into_iter().map(|image| format!("image {image}")).collect();
+        for instance in self.instances() {
+            let filter = format!("label=berth.instance={instance}");
+            for (kind, arguments) in [
+                ("container", ["ps", "-aq", "--filter", &filter].as_slice()),
+                ("network", &["network", "ls", "-q", "--filter", &filter]),
+                ("volume", &["volume", "ls", "-q", "--filter", &filter]),
+            ] {
+                found.extend(docker(arguments).lines().map(|id| format!("{kind} {id}")));
+            }
+            let tag = berth::runtime::docker::instance_tag(&instance);
+            let (bridge, chain) = (format!("bth-{tag}-"), format!("BERTH-{}-", tag.to_uppercase()));
+            for tool in ["iptables-save", "ip6tables-save"] {
+                let output = Command::new(tool).output().expect("iptables is installed");
+                let rules = String::from_utf8_lossy(&output.stdout).into_owned();
+                let ours = rules.lines().filter(|rule| rule.contains(&bridge) || rule.contains(&chain));
+                found.extend(ours.map(|rule| format!("rule {rule}")));
+            }
         }
         found
     }
@@ -204,6 +219,11 @@ impl Engine {
             left.push(error.to_string());
         }
         self.runtime.teardown().await;
+        let others: Vec<DockerRuntime> = self.others.lock().unwrap().iter().map(|(_, other)| other.clone()).collect();
+        for other in others {
+            other.close(Duration::from_secs(60)).await;
+            other.teardown().await;
+        }
         left.extend(self.traces());
         self.sweep();
         if left.is_empty() {
@@ -218,15 +238,17 @@ impl Engine {
         let quiet = |arguments: &[&str]| {
             let _ = Command::new("docker").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
         };
-        let filter = self.filter();
-        for (list, remove) in [
-            (["ps", "-aq"].as_slice(), ["rm", "-fv"].as_slice()),
-            (&["network", "ls", "-q"], &["network", "rm"]),
-            (&["volume", "ls", "-q"], &["volume", "rm"]),
-        ] {
-            let list = [list, &["--filter", &filter]].concat();
-            for id in docker(&list).lines() {
-                quiet(&[remove, &[id]].concat());
+        for instance in self.instances() {
+            let filter = format!("label=berth.instance={instance}");
+            for (list, remove) in [
+                (["ps", "-aq"].as_slice(), ["rm", "-fv"].as_slice()),
+                (&["network", "ls", "-q"], &["network", "rm"]),
+                (&["volume", "ls", "-q"], &["volume", "rm"]),
+            ] {
+                let list = [list, &["--filter", &filter]].concat();
+                for id in docker(&list).lines() {
+                    quiet(&[remove, &[id]].concat());
+                }
             }
         }
         for image in self.images() {
