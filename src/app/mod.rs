@@ -11,6 +11,7 @@ mod data_plane;
 mod doctor;
 mod doors;
 mod engine;
+mod housekeeping;
 mod pipeline;
 mod routes;
 mod secrets;

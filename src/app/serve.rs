@@ -20,6 +20,7 @@ use super::{
     data_dir::DataDir,
     doors::Doors,
     engine,
+    housekeeping::Housekeeping,
     pipeline::BuildPipeline,
     routes::RouteFiles,
     secrets, telemetry,
@@ -102,7 +103,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let Server { mut doors, mut work, mut ground, receive, engine } = server;
+    let Server { mut doors, mut work, mut ground, receive, engine, logs } = server;
     tracing::info!(data = %config.data_dir.display(), ssh = ?config.ssh.listen, "ready");
     let failed = tokio::select! {
         _ = terminate.recv() => None,
@@ -117,6 +118,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     work.stop().await;
     ground.stop().await;
     engine.close(STOP_DEADLINE).await;
+    logs.flush().await;
     match failed {
         None => Ok(()),
         Some(name) => anyhow::bail!("a part of the server has ended by itself ({name}); its log says why"),
@@ -133,6 +135,7 @@ struct Server {
     ground: Layer,
     receive: Stopping,
     engine: DockerRuntime,
+    logs: Logs,
 }
 
 /// Receiving, and how to stop it.
@@ -173,8 +176,11 @@ impl Server {
         };
         let (builds, service) = Builds::start(parts, build_settings(config, data)).await?;
         // Pushes would only find out later that the stacks are missing.
-        builds.prepare_stacks().await?;
+        builds.stack_images().await?;
         work.spawn(service.run(work.stop.clone()));
+        let housekeeping =
+            Housekeeping { runtime: runtime.clone(), deployer: deployer.clone(), builds: builds.clone() };
+        work.spawn(housekeeping.run(work.stop.clone()));
 
         let tokens = Arc::new(secrets::token_key(&data.join("keys/token.pk8"))?);
         let pipeline = BuildPipeline { builds: builds.clone(), logs: logs.clone(), tokens: tokens.clone() };
@@ -185,14 +191,14 @@ impl Server {
             store: store.clone(),
             builds: Arc::new(builds),
             deployer: Arc::new(deployer),
-            logs,
+            logs: logs.clone(),
             runtime,
             repositories,
             tokens,
             settings: command_settings(config),
         });
         let doors = open_doors(config, data, Doors { commands, receive: receive.clone() }).await?;
-        Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine })
+        Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     deploy::Progress,
-    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, Stage, UserName},
+    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, Stage, UserName},
     store::{NewEvent, Store, StoreError},
 };
 
@@ -214,9 +214,10 @@ impl Builds {
         self.shared.purge_cache(app).await
     }
 
-    /// The stacks in force, put into the registry if they were not there.
-    pub async fn prepare_stacks(&self) -> anyhow::Result<()> {
-        self.shared.pipeline.stacks().await.map(drop)
+    /// The images of the stacks in force, put into the registry if they were not there.
+    pub async fn stack_images(&self) -> anyhow::Result<Vec<ImageRef>> {
+        let stacks = self.shared.pipeline.stacks().await?;
+        Ok(vec![stacks.build.image.clone(), stacks.run.image.clone()])
     }
 }
 

@@ -186,7 +186,7 @@ impl Platform {
         change(&mut settings);
         let (builds, service) = Builds::start(parts, settings).await.unwrap();
         let tasks = vec![tokio::spawn(service.run(shutdown.clone())), tokio::spawn(managed.run(shutdown.clone()))];
-        builds.prepare_stacks().await.unwrap();
+        builds.stack_images().await.unwrap();
         Self { directory, builds, runtime, delivery, shutdown, tasks, logs, address }
     }
 
