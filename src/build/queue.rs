@@ -261,6 +261,8 @@ impl Shared {
             transaction = transaction.delete(&compile);
         }
         transaction.commit().await?;
+        // A container that is being removed still holds the cache.
+        self.pipeline.containers_gone().await;
         self.pipeline.parts.runtime.purge_cache(app).await?;
         Ok(())
     }
@@ -282,6 +284,10 @@ impl Shared {
     /// Writes the final record, and lets go of the build.
     async fn end(&self, ended: Ended, output: &BuildOutput) {
         let Ended { mut build, state } = ended;
+        // Who hears that the build has ended may use the app's cache, or build again.
+        if state != BuildState::Succeeded {
+            self.pipeline.containers_gone().await;
+        }
         if let BuildState::Cancelled { reason } = &state {
             output.error(&format!("Build #{} was cancelled: {reason}", build.number));
         }
@@ -429,6 +435,7 @@ impl BuildService {
             }
         }
         while builds.join_next().await.is_some() {}
+        self.shared.pipeline.containers_gone().await;
     }
 }
 
