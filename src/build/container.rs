@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures::StreamExt;
+use tokio_util::task::TaskTracker;
 
 use super::{
     bridge,
@@ -70,14 +71,36 @@ pub struct Compiled {
     pub buildpacks: Vec<(String, String)>,
 }
 
-/// Runs the compile step. Dropping the future kills the container.
-pub async fn compile(runtime: &dyn Runtime, spec: CompileSpec, output: &BuildOutput) -> Result<Compiled, BuildError> {
-    let mut job = runtime.job(&job_spec(&spec)).await?;
-    let result = compile_in(&mut *job, spec, output).await;
-    if let Err(error) = job.finish().await {
-        tracing::warn!(%error, "a build container could not be removed; it is ended with the orphans at the next start");
+/// A job that is ended in order even when the build is given up: by a task of its own, which `endings` knows of.
+struct Ending<'t> {
+    job: Option<Box<dyn Job>>,
+    endings: &'t TaskTracker,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if let Some(job) = self.job.take() {
+            self.endings.spawn(async move {
+                if let Err(error) = job.finish().await {
+                    tracing::warn!(%error, "a build container could not be removed; it is ended with the orphans at the next start");
+                }
+            });
+        }
     }
-    result
+}
+
+/// Runs the compile step. Afterwards, or when the future is dropped, the container is killed and removed by a task in `endings`.
+pub async fn compile(
+    runtime: &dyn Runtime,
+    endings: &TaskTracker,
+    spec: CompileSpec,
+    output: &BuildOutput,
+) -> Result<Compiled, BuildError> {
+    let mut ending = Ending { job: Some(runtime.job(&job_spec(&spec)).await?), endings };
+    match &mut ending.job {
+        Some(job) => compile_in(&mut **job, spec, output).await,
+        None => Err(anyhow::anyhow!("the build container is gone").into()),
+    }
 }
 
 async fn compile_in(job: &mut dyn Job, spec: CompileSpec, output: &BuildOutput) -> Result<Compiled, BuildError> {

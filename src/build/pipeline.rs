@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::sync::OnceCell;
+use tokio_util::task::TaskTracker;
 
 use super::{
     BuildParts, BuildSettings,
@@ -39,7 +40,12 @@ pub struct Pipeline {
     pub settings: BuildSettings,
     buildpacks: Buildpacks,
     stacks: OnceCell<Stacks>,
+    /// Containers that are being removed.
+    endings: TaskTracker,
 }
+
+/// How long a container that is no longer needed may take to go before nobody waits for it any more.
+const ENDING_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A finished slug.
 pub struct Slug {
@@ -123,7 +129,16 @@ impl Pipeline {
             Some(directory) => Buildpacks::from_directory(directory)?,
             None => Buildpacks::embedded(),
         };
-        Ok(Self { parts, settings, buildpacks, stacks: OnceCell::new() })
+        let endings = TaskTracker::new();
+        endings.close();
+        Ok(Self { parts, settings, buildpacks, stacks: OnceCell::new(), endings })
+    }
+
+    /// Waits until the containers of builds that were given up are gone.
+    pub async fn containers_gone(&self) {
+        if tokio::time::timeout(ENDING_DEADLINE, self.endings.wait()).await.is_err() {
+            tracing::warn!("build containers are still being removed");
+        }
     }
 
     /// The stacks, put into the registry if they are not there.
@@ -284,7 +299,7 @@ impl Run<'_> {
     ) -> Result<Slug, BuildError> {
         let detect = packs.detect_globs(&names);
         let spec = self.compile_spec(&source, stacks, packs, names);
-        let compiled = compile(&*self.pipeline.parts.runtime, spec, self.output).await?;
+        let compiled = compile(&*self.pipeline.parts.runtime, &self.pipeline.endings, spec, self.output).await?;
         self.stopwatch.lap("compile");
         self.output.step("Making the slug");
         self.output.doing("compressing and pushing the slug");

@@ -41,6 +41,8 @@ struct Active {
     cancel: CancellationToken,
     /// Why it was cancelled.
     reason: Option<String>,
+    /// The last server had begun it.
+    resumed: bool,
     /// The final record, once there is one.
     done: watch::Sender<Option<Build>>,
 }
@@ -84,7 +86,8 @@ impl Builds {
         for build in left {
             tracing::info!(env = %build.env, build = %build.number, "taking up a build that the last server left");
             queue.waiting.push_back(build.env.clone());
-            queue.active.insert(build.env.clone(), Active::new(build));
+            let begun = build.state != BuildState::Queued;
+            queue.active.insert(build.env.clone(), Active::new(build, begun));
         }
         let shared = Arc::new(Shared {
             pipeline,
@@ -110,7 +113,7 @@ impl Builds {
         let build = self.write_new(&new, state).await?;
         let mut queue = self.shared.queue();
         queue.waiting.push_back(build.env.clone());
-        queue.active.insert(build.env.clone(), Active::new(build.clone()));
+        queue.active.insert(build.env.clone(), Active::new(build.clone(), false));
         drop(queue);
         self.shared.wake.notify_one();
         Ok(build)
@@ -222,8 +225,8 @@ impl Builds {
 }
 
 impl Active {
-    fn new(build: Build) -> Self {
-        Self { build, cancel: CancellationToken::new(), reason: None, done: watch::Sender::new(None) }
+    fn new(build: Build, resumed: bool) -> Self {
+        Self { build, resumed, cancel: CancellationToken::new(), reason: None, done: watch::Sender::new(None) }
     }
 }
 
@@ -262,6 +265,8 @@ impl Shared {
             transaction = transaction.delete(&compile);
         }
         transaction.commit().await?;
+        // A container that is being removed still holds the cache.
+        self.pipeline.containers_gone().await;
         self.pipeline.parts.runtime.purge_cache(app).await?;
         Ok(())
     }
@@ -283,6 +288,10 @@ impl Shared {
     /// Writes the final record, and lets go of the build.
     async fn end(&self, ended: Ended, output: &BuildOutput) {
         let Ended { mut build, state } = ended;
+        // Who hears that the build has ended may use the app's cache, or build again.
+        if state != BuildState::Succeeded {
+            self.pipeline.containers_gone().await;
+        }
         if let BuildState::Cancelled { reason } = &state {
             output.error(&format!("Build #{} was cancelled: {reason}", build.number));
         }
@@ -335,8 +344,7 @@ impl Shared {
     /// One build from where it stands to its end, or until `shutdown`, which leaves its record for the next server.
     async fn run_build(self: Arc<Self>, mut build: Build, cancel: CancellationToken, shutdown: CancellationToken) {
         let output = self.output(&build);
-        let resumed = build.started_at.is_some_and(|at| at != build.queued_at)
-            || build.state == BuildState::Running { stage: Stage::Deploy };
+        let resumed = self.queue().active.get(&build.env).is_some_and(|active| active.resumed);
         if resumed {
             output.step("Going on after a restart of the server");
         }
@@ -350,7 +358,7 @@ impl Shared {
         let queued = build.clone();
         let worked = async {
             let event = self.record(EventKind::BuildQueued, &queued, Some(&queued.pushed_by));
-            let worked = AssertUnwindSafe(work(&self.pipeline, build, &output, &*self)).catch_unwind();
+            let worked = AssertUnwindSafe(work(&self.pipeline, build, resumed, &output, &*self)).catch_unwind();
             let (ended, ()) = futures::join!(worked, event);
             ended.unwrap_or_else(|_| {
                 // The panic is in the log already; what it left behind is dropped with the future.
@@ -430,6 +438,7 @@ impl BuildService {
             }
         }
         while builds.join_next().await.is_some() {}
+        self.shared.pipeline.containers_gone().await;
     }
 }
 

@@ -28,9 +28,15 @@ pub trait Watch: Send + Sync {
     fn changed(&self, build: &Build);
 }
 
-/// Does all that is left of the build. The record it returns has its state, image, release and timings; it is not written yet.
-pub async fn work(pipeline: &Pipeline, mut build: Build, output: &BuildOutput, watch: &dyn Watch) -> Ended {
-    let result = output.with_signs_of_life(advance(pipeline, &mut build, output, watch)).await;
+/// Does all that is left of the build. `resumed`: another server had begun it. The record it returns has its state, image, release and timings; it is not written yet.
+pub async fn work(
+    pipeline: &Pipeline,
+    mut build: Build,
+    resumed: bool,
+    output: &BuildOutput,
+    watch: &dyn Watch,
+) -> Ended {
+    let result = output.with_signs_of_life(advance(pipeline, &mut build, resumed, output, watch)).await;
     let state = match result {
         Ok(deployed) => {
             farewell(pipeline, &build, &deployed, output);
@@ -70,28 +76,27 @@ impl<E: Into<BuildError>> From<E> for Failure {
 async fn advance(
     pipeline: &Pipeline,
     build: &mut Build,
+    resumed: bool,
     output: &BuildOutput,
     watch: &dyn Watch,
 ) -> Result<Deployed, Failure> {
-    let version = match (build.state == BuildState::Running { stage: Stage::Deploy }, build.release) {
-        (true, Some(version)) => version,
-        _ => match made_before(&pipeline.parts.store, build).await? {
-            Some(release) => enter_deployment(build, &release, watch),
-            None => return build_and_deploy(pipeline, build, output, watch).await,
-        },
+    if !resumed {
+        return build_and_deploy(pipeline, build, output, watch).await;
+    }
+    // The record of the build may be older than the release that it made.
+    let version = match (build.release, made_before(&pipeline.parts.store, build).await?) {
+        (Some(version), _) => version,
+        (None, Some(release)) => enter_deployment(build, &release, watch),
+        (None, None) => return build_and_deploy(pipeline, build, output, watch).await,
     };
     deploy(pipeline, build, version, output, None).await
 }
 
-/// A release that this build made before the server was restarted.
+/// The release that this build made, if it came so far.
 async fn made_before(store: &Store, build: &Build) -> Result<Option<Release>, StoreError> {
-    if build.started_at == Some(build.queued_at) && build.timings.is_empty() {
-        return Ok(None);
-    }
     let releases = store.list::<Release>(&format!("{}/", build.env)).await?;
-    let made =
-        releases.into_iter().rev().map(|stored| stored.record).find(|release| release.build == Some(build.number));
-    Ok(made)
+    let mut newest_first = releases.into_iter().rev().map(|stored| stored.record);
+    Ok(newest_first.find(|release| release.build == Some(build.number)))
 }
 
 fn enter_deployment(build: &mut Build, release: &Release, watch: &dyn Watch) -> ReleaseVersion {

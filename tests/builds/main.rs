@@ -4,7 +4,7 @@
 mod platform;
 
 use berth::domain::{Build, BuildState};
-use platform::{Platform, fixture};
+use platform::{Files, Platform, fixture};
 
 /// What the image is asked for instead of being deployed: does the dependency load, what is the source, who runs it.
 const QUESTION: &str = "node -e 'require(\"express\"); console.log(require(\"fs\").readFileSync(\"server.js\", \"utf8\").length)' && id -u && pwd";
@@ -53,36 +53,33 @@ async fn express_from_first_push_to_code_only_push() {
     platform.stop().await;
 }
 
+/// An app whose build script is this.
+fn app(script: &str) -> Files {
+    let package = format!(r#"{{"name":"x","version":"1.0.0","scripts":{{"build":"{script}"}}}}"#);
+    let lock = r#"{"name":"x","version":"1.0.0","lockfileVersion":3,"requires":true,"packages":{"":{"name":"x","version":"1.0.0"}}}"#;
+    let files = [("Procfile", "web: x\n"), ("package.json", &package), ("package-lock.json", lock)];
+    files.map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec())).into()
+}
+
+async fn fails(platform: &Platform, files: Files, reason: &str) {
+    let build = platform.push("dev", &files).await;
+    let log = platform.log(&build).await;
+    let BuildState::Failed { reason: found } = &build.state else { panic!("{:?}: {log}", build.state) };
+    assert!(found.contains(reason), "{found}: {log}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_fails_in_the_container_is_named() {
-    let platform = Platform::with(QUESTION, |settings| {
-        settings.limits.memory = 64 << 20;
-        settings.time_limit = std::time::Duration::from_secs(8);
-    })
-    .await;
-    let procfile = ("Procfile".to_owned(), b"web: x\n".to_vec());
-    let app = |script: &str| {
-        let package = format!(r#"{{"name":"x","version":"1.0.0","scripts":{{"build":"{script}"}}}}"#);
-        let lock = r#"{"name":"x","version":"1.0.0","lockfileVersion":3,"requires":true,"packages":{"":{"name":"x","version":"1.0.0"}}}"#;
-        [
-            procfile.clone(),
-            ("package.json".to_owned(), package.into_bytes()),
-            ("package-lock.json".to_owned(), lock.into()),
-        ]
-    };
-    let unfit = [("README".to_owned(), b"nothing".to_vec())];
-    let rows = [
-        (unfit.to_vec(), "no buildpack fits this app"),
-        (app("sleep 60").to_vec(), "the build took longer than 8.0 s"),
-        (app("tail /dev/zero").to_vec(), "the build ran out of memory"),
-    ];
-    for (files, reason) in rows {
-        let build = platform.push("dev", &files.into_iter().collect()).await;
-        let BuildState::Failed { reason: found } = &build.state else {
-            panic!("{:?}: {}", build.state, platform.log(&build).await)
-        };
-        println!("{}", platform.log(&build).await);
-        assert!(found.contains(reason), "{found}: {}", platform.log(&build).await);
-    }
+async fn no_buildpack_and_no_time_are_named() {
+    let limit = std::time::Duration::from_secs(6);
+    let platform = Platform::with(QUESTION, |settings| settings.time_limit = limit).await;
+    fails(&platform, [("README".to_owned(), b"nothing".to_vec())].into(), "no buildpack fits this app").await;
+    fails(&platform, app("sleep 60"), "the build took longer than 6.0 s").await;
+    platform.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_memory_is_named() {
+    let platform = Platform::with(QUESTION, |settings| settings.limits.memory = 256 << 20).await;
+    fails(&platform, app("tail /dev/zero"), "the build ran out of memory: it may use 256 MiB").await;
     platform.stop().await;
 }

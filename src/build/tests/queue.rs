@@ -412,6 +412,7 @@ async fn a_restart_while_deploying_deploys_the_same_release() {
         world.log(&ended)
     );
     assert_eq!(world.compiled(), 0);
+    assert!(world.log(&ended).starts_with("-----> Going on after a restart of the server\n"), "{}", world.log(&ended));
     let path: &Path = world.directory.path();
     assert_eq!(std::fs::read_dir(path.join("tmp")).unwrap().count(), 0, "temporary files are left");
     world.stop().await;
