@@ -160,6 +160,8 @@ impl Server {
         let engine = engine::connect(config, data).await?;
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
         tracing::info!(engine = runtime.capabilities().engine, "connected to the engine");
+        // Before any build or release phase goes on that a killed server was in the middle of.
+        runtime.end_orphaned_jobs().await.context("jobs that an earlier server left behind cannot be ended")?;
         let logs = start_logs(config, data, &runtime, &mut ground)?;
 
         let mut work = Layer::new("work");
