@@ -68,8 +68,11 @@ impl RoutesView {
         match self.entered.get(&(env.clone(), upstream.clone())) {
             Some(generation) if *generation <= self.acked => RouteState::In,
             Some(_) => RouteState::Entering,
-            None if was_routed && self.leaving.contains_key(&upstream.address) => RouteState::Leaving,
-            None => RouteState::Out,
+            None => match self.leaving.get(&upstream.address).filter(|_| was_routed) {
+                Some(generation) if *generation <= self.acked => RouteState::Draining,
+                Some(_) => RouteState::Leaving,
+                None => RouteState::Out,
+            },
         }
     }
 

@@ -69,7 +69,7 @@ impl World {
         for replica in &mut self.replicas {
             let wanted = plan.route.contains(&replica.id);
             replica.route = match (wanted, replica.route) {
-                (true, RouteState::Out | RouteState::Leaving) => RouteState::Entering,
+                (true, RouteState::Out | RouteState::Leaving | RouteState::Draining) => RouteState::Entering,
                 (false, RouteState::In | RouteState::Entering) => RouteState::Leaving,
                 (_, as_it_is) => as_it_is,
             };
@@ -120,7 +120,8 @@ impl World {
             }
             match replica.route {
                 RouteState::Entering => moves.push(Box::new(move |w| w.replicas[place].route = RouteState::In)),
-                RouteState::Leaving => moves.push(Box::new(move |w| w.replicas[place].route = RouteState::Out)),
+                RouteState::Leaving => moves.push(Box::new(move |w| w.replicas[place].route = RouteState::Draining)),
+                RouteState::Draining => moves.push(Box::new(move |w| w.replicas[place].route = RouteState::Out)),
                 RouteState::In | RouteState::Out => {}
             }
         }

@@ -36,8 +36,10 @@ pub enum RouteState {
     Entering,
     /// Sends it requests.
     In,
-    /// Has been told to send it no more; has not acknowledged, or requests are under way.
+    /// Has been told to send it no more, and has not acknowledged.
     Leaving,
+    /// Sends it no more; requests are under way.
+    Draining,
 }
 
 /// A replica with what is known about it.
@@ -104,6 +106,8 @@ pub struct Plan {
     pub wake: Option<Timestamp>,
     /// Every process type of the goal has all its new replicas ready and, for web, served by the router.
     pub deployed: bool,
+    /// The router sends requests to no replica but those of the goal (older ones may still be answering what they have).
+    pub switched: bool,
     /// And nothing else is left: what runs is what should.
     pub settled: bool,
 }
@@ -115,7 +119,7 @@ pub fn plan(goal: &Goal, observed: &Observed, now: Timestamp) -> Plan {
     types.extend(observed.starting.keys().map(|set| &set.process));
     let scopes: Vec<Scope> = types.into_iter().map(|process| scope(goal, observed, process)).collect();
     let deployed = scopes.iter().all(Scope::deployed);
-    let mut plan = Plan { deployed, settled: true, ..Plan::default() };
+    let mut plan = Plan { deployed, switched: switched(goal, observed), settled: true, ..Plan::default() };
     for scope in &scopes {
         let step = process::decide(scope, deployed, now);
         plan.route.extend(step.route);
@@ -127,6 +131,11 @@ pub fn plan(goal: &Goal, observed: &Observed, now: Timestamp) -> Plan {
     }
     plan.settled &= plan.start.is_empty() && plan.stop.is_empty() && deployed;
     plan
+}
+
+fn switched(goal: &Goal, observed: &Observed) -> bool {
+    let wanted = |set: &SetId| goal.processes.get(&set.process).is_some_and(|process| process.set == *set);
+    observed.replicas.iter().all(|one| wanted(&one.set) || matches!(one.route, RouteState::Out | RouteState::Draining))
 }
 
 fn scope<'a>(goal: &'a Goal, observed: &'a Observed, process: &'a ProcessType) -> Scope<'a> {

@@ -238,7 +238,9 @@ fn exit_statuses_and_help(platform: &Platform) {
 fn the_router_explains_itself(platform: &Platform) {
     let (app, _user) = platform.new_app();
     assert_eq!(platform.get("nobody.localhost", "/").0, 404);
-    let (status, page) = platform.get(&dev_host(&app), "/");
-    assert_eq!(status, 503);
+    let page = eventually("the page of an environment without a release", DEADLINE, || {
+        let (status, page) = platform.get(&dev_host(&app), "/");
+        (status == 503).then_some(page)
+    });
     assert!(page.contains("push"), "{page}");
 }

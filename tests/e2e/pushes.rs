@@ -301,7 +301,7 @@ fn a_second_push_while_one_builds(platform: &Platform) {
         r#"{"name": "case", "version": "1.0.0", "engines": {"node": "22.x"}, "scripts": {"start": "node server.js"}}"#,
     );
     repository.commit("Build quickly");
-    repository.push().refused(&["build 1", &user.name, "supersede"]);
+    repository.push().refused(&["Build 1", &user.name, "supersede"]);
     repository.git(&["push", "-o", "supersede", "paas-dev", "main"]).ok();
     assert!(!first.wait().unwrap().success(), "the superseded push was accepted");
     assert_eq!(platform.get(&dev_host(&app), "/").1, "version one");

@@ -245,7 +245,7 @@ impl Actor {
         }
         let mut goal = self.goal();
         let mut plan = plan::plan(&goal, &self.observed(), self.parts.steady.now());
-        if plan.deployed && self.rolls_out_now() {
+        if plan.deployed && plan.switched && self.rolls_out_now() {
             self.succeed(&goal).await;
             goal = self.goal();
             plan = plan::plan(&goal, &self.observed(), self.parts.steady.now());
