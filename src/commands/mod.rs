@@ -23,6 +23,8 @@ mod ports;
 mod releases;
 mod running;
 mod tenants;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
