@@ -2,11 +2,11 @@
 
 use futures::StreamExt;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, error::logged, now, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, error::logged, io::interrupted, now, parse};
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},
+    logs::render_line,
     store::Stored,
 };
 
@@ -50,6 +50,7 @@ impl Commands {
         &self,
         caller: &Caller,
         command: parse::Builds,
+        json: bool,
         io: &mut CommandIo,
     ) -> Result<Option<Answer>, CommandError> {
         match command {
@@ -62,7 +63,7 @@ impl Commands {
             parse::Builds::Logs { env, number, follow } => {
                 self.env_for(caller, Verb::Read, &env).await?;
                 let number = self.build(&env, number).await?.number;
-                self.build_logs(&env, number, follow, io).await.map(|()| None)
+                self.build_logs(&env, number, follow, json, io).await.map(|()| None)
             }
             parse::Builds::Cancel { env, number } => self.cancel_build(caller, &env, number).await.map(Some),
             parse::Builds::PurgeCache { app } => self.purge_cache(caller, &app).await.map(Some),
@@ -125,9 +126,16 @@ impl Commands {
             }
         };
         if !self.builds.cancel(env, number, &format!("cancelled by {}", caller.user)).await? {
-            return Err(CommandError::Conflict(format!("build {number} of {env} has ended already")));
+            let build = self.build(env, Some(number)).await?;
+            let text = match build.state {
+                BuildState::Running { stage: Stage::Deploy } => {
+                    format!("build {number} of {env} is built and being deployed; to stop that: rollback {env}")
+                }
+                _ => format!("build {number} of {env} has ended already: {}", state(&build)),
+            };
+            return Err(CommandError::Conflict(text));
         }
-        Ok(Answer::new(format!("Build {number} of {env} is being cancelled"), json!({"env": env, "build": number})))
+        Ok(Answer::new(format!("Build {number} of {env} is cancelled"), json!({"env": env, "build": number})))
     }
 
     async fn purge_cache(&self, caller: &Caller, app: &AppRef) -> Result<Answer, CommandError> {
@@ -143,50 +151,118 @@ impl Commands {
         env: &EnvRef,
         number: BuildNumber,
         follow: bool,
+        json: bool,
         io: &mut CommandIo,
     ) -> Result<(), CommandError> {
+        let form = if json { Form::Json } else { Form::Text };
         if follow {
-            return self.relay_build(env, number, false, io).await;
+            return self.relay_build(env, number, form, io).await;
         }
         let bytes = self.logs.read_build(env, number).await;
         let bytes =
             bytes.map_err(|error| logged(error, format!("the output of build {number} of {env} cannot be read")))?;
         let gone = || CommandError::NotFound(format!("the output of build {number} of {env} is not kept any more"));
-        let bytes = bytes.ok_or_else(gone)?;
-        io.print(&String::from_utf8_lossy(&bytes)).await
+        let mut lines = BuildLines::new(form);
+        let text = lines.take(&bytes.ok_or_else(gone)?) + &lines.rest();
+        io.print(&text).await
     }
 
-    /// Relays the output of a build from its beginning until it has ended; to standard error when standard output is for JSON.
+    /// Relays the output of a build from its beginning until it has ended, or the caller interrupts, which does not stop the build.
     pub(super) async fn relay_build(
         &self,
         env: &EnvRef,
         number: BuildNumber,
-        to_stderr: bool,
+        form: Form,
         io: &mut CommandIo,
     ) -> Result<(), CommandError> {
         let mut output = std::pin::pin!(self.logs.follow_build(env, number));
-        while let Some(chunk) = output.next().await {
-            let unreadable = |error: std::io::Error| {
-                logged(error.into(), format!("the output of build {number} of {env} cannot be read"))
+        let mut lines = BuildLines::new(form);
+        loop {
+            let chunk = tokio::select! {
+                chunk = output.next() => chunk,
+                () = interrupted(&mut io.controls) => {
+                    return Err(CommandError::Failed(format!("the build goes on; see `builds logs {env} -f`")));
+                }
             };
-            let chunk = chunk.map_err(unreadable)?;
-            let sink = if to_stderr { &mut io.stderr } else { &mut io.stdout };
-            let written = async {
-                sink.write_all(&chunk).await?;
-                sink.flush().await
+            let text = match chunk {
+                Some(Ok(bytes)) => lines.take(&bytes),
+                Some(Err(error)) => {
+                    return Err(logged(error.into(), format!("the output of build {number} of {env} cannot be read")));
+                }
+                None => {
+                    lines.write(io, &lines.rest()).await?;
+                    return Ok(());
+                }
             };
-            if written.await.is_err() {
-                return Err(CommandError::Failed("the connection is gone; the build goes on".into()));
+            lines.write(io, &text).await?;
+        }
+    }
+}
+
+/// How the output of a build is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Text on standard error, while standard output is for a result.
+    Aside,
+}
+
+/// Longest line of a build's output that is held back until its end comes, in bytes.
+const MAX_LINE: usize = 64 << 10;
+
+/// Output of a build by lines, so that nothing in it can do more to a terminal than colour text.
+struct BuildLines {
+    form: Form,
+    partial: Vec<u8>,
+}
+
+impl BuildLines {
+    fn new(form: Form) -> Self {
+        Self { form, partial: Vec::new() }
+    }
+
+    /// The lines that are complete with these bytes.
+    fn take(&mut self, bytes: &[u8]) -> String {
+        let mut text = String::new();
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.partial.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.partial.len() >= MAX_LINE {
+                text.push_str(&self.rest());
+                self.partial.clear();
             }
         }
-        Ok(())
+        text
+    }
+
+    /// The last line, if it has no end.
+    fn rest(&self) -> String {
+        let line = String::from_utf8_lossy(&self.partial);
+        let line = line.trim_end_matches(['\n', '\r']);
+        match self.form {
+            _ if self.partial.is_empty() => String::new(),
+            Form::Json => format!("{}\n", json!({"line": line})),
+            Form::Text | Form::Aside => format!("{}\n", render_line(line)),
+        }
+    }
+
+    async fn write(&self, io: &mut CommandIo, text: &str) -> Result<(), CommandError> {
+        if self.form == Form::Aside {
+            io.tell(text).await;
+            return Ok(());
+        }
+        io.print(text).await
     }
 }
 
 fn build_info(build: &Build) -> Answer {
     let mut human = format!("build {} of {}: {}\n", build.number, build.env, state(build));
     if let Some(reason) = reason(build) {
-        human.push_str(&format!("why:     {reason}\n"));
+        human.push_str(&format!(
+            "why:     {}\n",
+            reason.lines().map(render_line).collect::<Vec<_>>().join("\n         ")
+        ));
     }
     human.push_str(&format!("commit:  {}\nby:      {} at {}\n", build.commit, build.pushed_by, build.queued_at));
     if let Some(release) = build.release {
@@ -197,4 +273,22 @@ fn build_info(build: &Build) -> Answer {
         human.push_str(&format!("  {stage:<16} {milliseconds:>7} ms\n"));
     }
     Answer::new(human, value(build))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_comes_by_lines_and_is_harmless() {
+        let mut lines = BuildLines::new(Form::Text);
+        assert_eq!(lines.take(b"one\r\ntw"), "one\n");
+        assert_eq!(lines.take(b"o\x1b[2J\n\n"), "two^[[2J\n\n");
+        assert_eq!((lines.take(b"end"), lines.rest()), (String::new(), "end\n".to_owned()));
+        let long = vec![b'x'; MAX_LINE + 10];
+        assert!(lines.take(&long).len() > MAX_LINE, "an endless line is held back");
+        let mut lines = BuildLines::new(Form::Json);
+        assert_eq!(lines.take(b"say \"hi\"\n"), "{\"line\":\"say \\\"hi\\\"\"}\n");
+        assert_eq!(lines.rest(), "");
+    }
 }

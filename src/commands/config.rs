@@ -1,10 +1,10 @@
-//! Config variables and host names: `config …`, `domains …`.
+//! Config variables: `config …`.
 
 use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, parse};
 use crate::{
     deploy::Derive,
     domain::{EnvRef, Environment, Verb},
@@ -81,7 +81,7 @@ impl Commands {
             parse::Config::Get { env, name } => {
                 let env = self.env_for(caller, Verb::ReadConfig, &env).await?;
                 let unset = || {
-                    let hint = super::access::did_you_mean(&name, env.config.keys().cloned());
+                    let hint = did_you_mean(&name, env.config.keys().cloned());
                     CommandError::NotFound(format!("{} is not set in {}{hint}", answer::clean(&name), env.name))
                 };
                 let value = env.config.get(&name).ok_or_else(unset)?;
@@ -90,73 +90,86 @@ impl Commands {
             parse::Config::Set { env, pairs } => {
                 self.env_for(caller, Verb::WriteConfig, &env).await?;
                 let pairs = read_pairs(pairs, io).await?;
-                let names: Vec<&str> = pairs.keys().map(String::as_str).collect();
-                let what = format!("config set {}", names.join(" "));
-                self.change_config(caller, &env, &what, io, |config| config.extend(pairs.clone())).await
+                let changes = pairs.into_iter().map(|(name, value)| (name, Some(value))).collect();
+                self.change_config(caller, &env, "set", changes, io).await
             }
             parse::Config::Unset { env, names } => {
                 let stored = self.env_for(caller, Verb::WriteConfig, &env).await?;
                 for name in &names {
                     check_name(name)?;
                     if !stored.config.contains_key(name) {
-                        let hint = super::access::did_you_mean(name, stored.config.keys().cloned());
-                        return Err(CommandError::NotFound(format!(
-                            "{name} is not set in {env}{hint}; nothing was changed"
-                        )));
+                        let hint = did_you_mean(name, stored.config.keys().cloned());
+                        let text = format!("{name} is not set in {env}{hint}; nothing was changed");
+                        return Err(CommandError::NotFound(text));
                     }
                 }
-                let what = format!("config unset {}", names.join(" "));
-                self.change_config(caller, &env, &what, io, |config| config.retain(|name, _| !names.contains(name)))
-                    .await
+                let changes = names.into_iter().map(|name| (name, None)).collect();
+                self.change_config(caller, &env, "unset", changes, io).await
             }
         }
     }
 
-    /// Writes a change of config; when something runs, a new release with it is rolled out.
+    /// Changes config; when something runs, by a new release, which takes the change with it should it fail.
     async fn change_config(
         &self,
         caller: &Caller,
         env: &EnvRef,
-        what: &str,
+        verb: &str,
+        changes: Changes,
         io: &mut CommandIo,
-        change: impl Fn(&mut BTreeMap<String, String>) + Send + Sync,
     ) -> Result<Answer, CommandError> {
-        let (mut changed, mut before) = (false, BTreeMap::new());
-        let written = self
-            .store
-            .modify::<Environment, CommandError>(env, |record| {
-                before = record.config.clone();
-                change(&mut record.config);
-                changed = record.config != before;
-                let size: usize = record.config.iter().map(|(name, value)| name.len() + value.len()).sum();
-                if size > MAX_CONFIG {
-                    return Err(CommandError::Usage("all config variables together are larger than 256 KiB".into()));
-                }
-                Ok(())
-            })
-            .await?;
-        if !changed {
+        let stored = self.need_settled(env).await?;
+        let mut after = stored.config.clone();
+        apply(&changes, &mut after);
+        check_size(&after)?;
+        if after == stored.config {
             return Ok(Answer::new("Nothing changed: the values are the same already", json!({"changed": false})));
         }
-        let Some(current) = written.target.or(written.current) else {
-            return Ok(Answer::new("Set; the first release will have it", json!({"changed": true, "release": null})));
-        };
-        let release =
-            self.deployer.derive_release(env, current, Derive::ConfigOfEnvironment, &caller.user, what).await?;
-        let deployed = self.deploy_and_say(env, release.version, io).await;
-        if matches!(deployed, Err(CommandError::Failed(_))) {
-            // What was refused must not come in with the next release; what somebody else set meanwhile stays.
-            let refused = written.config;
-            let put_back = self.store.modify::<Environment, CommandError>(env, |record| {
-                if record.config == refused {
-                    record.config.clone_from(&before);
-                }
-                Ok(())
+        let Some(current) = stored.current else {
+            let written = self.store.modify::<Environment, CommandError>(env, |record| {
+                apply(&changes, &mut record.config);
+                check_size(&record.config)
             });
-            put_back.await?;
-        }
-        deployed
+            written.await?;
+            let json = json!({"env": env, "changed": true, "release": null});
+            return Ok(Answer::new("Changed; the first release will have it", json));
+        };
+        let names: Vec<&str> = changes.keys().map(String::as_str).collect();
+        let why = format!("config {verb} {}", names.join(" "));
+        let release = self.deployer.derive_release(env, current, Derive::Config(changes), &caller.user, &why).await?;
+        self.deploy_and_say(env, release.version, io).await
     }
+
+    /// The environment, unless it is on its way to another release: what that ends with would be undone, or undo this.
+    async fn need_settled(&self, env: &EnvRef) -> Result<Environment, CommandError> {
+        let stored = self.store.need::<Environment>(env).await?.record;
+        match stored.target.filter(|target| Some(*target) != stored.current) {
+            None => Ok(stored),
+            Some(target) => Err(CommandError::Conflict(format!(
+                "{target} is being deployed to {env}; change its config when that is over (see `ps {env}`); nothing was changed"
+            ))),
+        }
+    }
+}
+
+/// New values by name; `None` removes the variable.
+type Changes = BTreeMap<String, Option<String>>;
+
+fn apply(changes: &Changes, config: &mut BTreeMap<String, String>) {
+    for (name, value) in changes {
+        match value {
+            Some(value) => drop(config.insert(name.clone(), value.clone())),
+            None => drop(config.remove(name)),
+        }
+    }
+}
+
+fn check_size(config: &BTreeMap<String, String>) -> Result<(), CommandError> {
+    let size: usize = config.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if size > MAX_CONFIG {
+        return Err(CommandError::Usage("all config variables together would be larger than 256 KiB".into()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use serde_json::json;
 
-use super::{Caller, CommandError, CommandIo, Commands, answer, parse};
+use super::{Caller, CommandError, CommandIo, Commands, answer, io::interrupted, parse};
 use crate::{
     domain::{Event, Tenant, TenantName, Verb},
     store::Revision,
@@ -63,13 +63,10 @@ impl Commands {
                         }
                     }
                     Some(Ok((_, None))) => {}
-                    Some(Err(_)) => io.print("… some events were missed\n").await?,
+                    Some(Err(_)) => io.tell("… some events were missed\n").await,
                     None => return Ok(()),
                 },
-                control = io.controls.recv() => match control {
-                    Some(super::Control::Hangup | super::Control::Signal(_)) | None => return Ok(()),
-                    Some(super::Control::Resize { .. }) => {}
-                },
+                () = interrupted(&mut io.controls) => return Ok(()),
             }
         }
     }

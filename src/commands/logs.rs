@@ -26,7 +26,7 @@ impl Commands {
         self.env_for(caller, Verb::Read, &args.env).await?;
         if let Some(number) = args.build {
             let number = self.build(&args.env, Some(number)).await?.number;
-            return self.build_logs(&args.env, number, args.follow, io).await;
+            return self.build_logs(&args.env, number, args.follow, as_json, io).await;
         }
         let filter = args.process.map_or_else(LogFilter::all, LogFilter::process);
         let count = args.lines as usize;

@@ -23,6 +23,8 @@ mod ports;
 mod releases;
 mod running;
 mod tenants;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -184,7 +186,7 @@ impl Commands {
             Command::Scale(args) => self.scale(caller, args, io).await?,
             Command::Restart { env } => self.restart(caller, &env, io).await?,
             Command::Logs(args) => return self.show_logs(caller, args, json, io).await.map(|()| None),
-            Command::Builds(command) => return self.builds(caller, command, io).await,
+            Command::Builds(command) => return self.builds(caller, command, json, io).await,
             Command::Releases(command) => self.releases(caller, command).await?,
             Command::Rollback { env, version } => self.rollback(caller, &env, version, io).await?,
             Command::Redeploy { env, no_cache } => self.redeploy(caller, &env, no_cache, json, io).await?,

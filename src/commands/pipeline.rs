@@ -2,16 +2,18 @@
 
 use super::{
     Answer, Caller, CommandError, CommandIo, Commands,
+    builds::Form,
     error::{blocking, logged},
     releases::no_release,
 };
 use crate::{
     build::{EnqueueError, NewBuild},
-    domain::{BuildState, EnvRef, Verb},
+    domain::{Build, BuildState, EnvRef, Verb},
+    store::Stored,
 };
 
 impl Commands {
-    /// `redeploy`: the pipeline once more for the commit of the deploy branch. What is unchanged is not built again.
+    /// `redeploy`: the pipeline once more for the commit last pushed or promoted. What is unchanged is not built again.
     pub(super) async fn redeploy(
         &self,
         caller: &Caller,
@@ -21,12 +23,26 @@ impl Commands {
         io: &mut CommandIo,
     ) -> Result<Answer, CommandError> {
         let stored = self.env_for(caller, Verb::Operate, env).await?;
-        let branch = stored.deploy_branch.as_ref().ok_or_else(|| no_release(env))?;
+        let commit = match self.last_accepted(env).await? {
+            Some(commit) => commit,
+            None => self.branch_commit(env, stored.deploy_branch.as_deref()).await?.ok_or_else(|| no_release(env))?,
+        };
+        self.build_commit(caller, env, commit, no_cache, json, io).await
+    }
+
+    /// The commit of the newest build that was not rejected: pushed, promoted, or taken in before it was built.
+    async fn last_accepted(&self, env: &EnvRef) -> Result<Option<String>, CommandError> {
+        let builds = self.store.list::<Build>(&format!("{env}/")).await?;
+        let accepted = |build: &&Stored<Build>| build.state == BuildState::Succeeded || build.detached;
+        Ok(builds.iter().rev().find(accepted).map(|build| build.commit.clone()))
+    }
+
+    /// Where the deploy branch points.
+    async fn branch_commit(&self, env: &EnvRef, branch: Option<&str>) -> Result<Option<String>, CommandError> {
+        let Some(branch) = branch else { return Ok(None) };
         let (repositories, name, branch) = (self.repositories.clone(), env.clone(), format!("refs/heads/{branch}"));
         let commit = blocking(move || repositories.branch_commit(&name, &branch)).await;
-        let commit = commit.map_err(|error| logged(error, format!("the repository of {env} cannot be read")))?;
-        let commit = commit.ok_or_else(|| no_release(env))?;
-        self.build_commit(caller, env, commit, no_cache, json, io).await
+        commit.map_err(|error| logged(error, format!("the repository of {env} cannot be read")))
     }
 
     /// Takes a commit that is in the environment's repository through the pipeline, relaying the output.
@@ -64,7 +80,8 @@ impl Commands {
             }
             Err(EnqueueError::Store(error)) => return Err(error.into()),
         };
-        self.relay_build(env, build.number, json, io).await?;
+        let form = if json { Form::Aside } else { Form::Text };
+        self.relay_build(env, build.number, form, io).await?;
         let build = self.builds.wait(env, build.number).await?;
         match &build.state {
             BuildState::Succeeded => Ok(Answer {

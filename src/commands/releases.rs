@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, now, parse};
 use crate::{
     deploy::{DeployFailure, Derive, Progress},
-    domain::{Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Verb},
+    domain::{BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Stage, Verb},
+    logs::render_line,
     store::Stored,
 };
 
@@ -40,7 +41,16 @@ impl Progress for Lines {
         self.send(format!(" !     {text}\n"));
     }
     fn raw(&self, bytes: &[u8]) {
-        self.send(String::from_utf8_lossy(bytes).into_owned());
+        let text = String::from_utf8_lossy(bytes);
+        self.send(text.split_inclusive('\n').map(harmless).collect());
+    }
+}
+
+/// A piece of an app's output that can do no more to a terminal than colour text.
+fn harmless(piece: &str) -> String {
+    match piece.strip_suffix('\n') {
+        Some(line) => render_line(line.trim_end_matches('\r')) + "\n",
+        None => render_line(piece),
     }
 }
 
@@ -151,12 +161,14 @@ impl Commands {
     ) -> Result<Answer, CommandError> {
         let stored = self.env_for(caller, Verb::Operate, env).await?;
         self.refuse_while_building(env).await?;
-        let version = match to {
-            Some(version) => version,
-            None => self.release_before(&stored).await?,
+        // With a deployment under way, what serves is what one goes back to.
+        let under_way = stored.target.is_some() && stored.target != stored.current;
+        let version = match (to, stored.current.filter(|_| under_way)) {
+            (Some(version), _) | (None, Some(version)) => version,
+            (None, None) => self.release_before(&stored).await?,
         };
         self.release(env, version).await?;
-        if stored.current == Some(version) {
+        if stored.current == Some(version) && !under_way {
             return Err(CommandError::Conflict(format!("{env} runs {version} already")));
         }
         let why = format!("rollback to {version}");
@@ -175,9 +187,11 @@ impl Commands {
         })
     }
 
+    /// Refuses while a build is queued or being built: its release would come on top. One that is being deployed is superseded.
     pub(super) async fn refuse_while_building(&self, env: &EnvRef) -> Result<(), CommandError> {
         match self.builds.active(env).await? {
             None => Ok(()),
+            Some(build) if build.state == (BuildState::Running { stage: Stage::Deploy }) => Ok(()),
             Some(build) => Err(CommandError::Conflict(format!(
                 "build {} of {} is under way in {env}; wait for it, or: builds cancel {env}",
                 build.number, build.pushed_by

@@ -3,8 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, now, parse};
+use super::{
+    Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, io::interrupted, now, parse,
+};
 use crate::{
     deploy::{EnvStatus, ReplicaStatus},
     domain::{EnvRef, Environment, EventKind, ProcessType, Release, Verb},
@@ -14,6 +17,8 @@ use crate::{
 
 /// How long `scale` and `restart` wait for what they asked for.
 const SETTLE: Duration = Duration::from_secs(600);
+/// How often those who wait are told what for, when that has changed.
+const SPEAK_EVERY: Duration = Duration::from_secs(3);
 
 /// A state of the enumerations that serialise to one lower-case word.
 fn word(value: impl serde::Serialize) -> String {
@@ -142,7 +147,7 @@ impl Commands {
         self.store.record(event.env(env).by(&caller.user)).await?;
         self.deployer.nudge(env);
         io.tell(&format!("-----> Scaling {env}: {what}\n")).await;
-        self.settle(env).await?;
+        self.settle(env, io).await?;
         Ok(scale_answer(&release, &changed.scale))
     }
 
@@ -165,19 +170,38 @@ impl Commands {
             .await?;
         self.deployer.nudge(env);
         io.tell(&format!("-----> Restarting {env}\n")).await;
-        self.settle(env).await?;
+        self.settle(env, io).await?;
         Ok(Answer::new(format!("Restarted {env}"), json!({"env": env, "restarted": true})))
     }
 
-    /// Waits until what runs is what should.
-    async fn settle(&self, env: &EnvRef) -> Result<EnvStatus, CommandError> {
-        self.deployer.await_settled(env, SETTLE).await.map_err(|status| {
-            let why = if status.waits.is_empty() { "it takes long".to_owned() } else { status.waits.join("; ") };
-            CommandError::Failed(format!(
-                "{env} is not there after {} s: {why}. It goes on; see `ps {env}`",
-                SETTLE.as_secs()
-            ))
-        })
+    /// Waits until what runs is what should, telling now and then what is waited for. A caller who interrupts does not stop it.
+    async fn settle(&self, env: &EnvRef, io: &mut CommandIo) -> Result<EnvStatus, CommandError> {
+        let deadline = Instant::now() + SETTLE;
+        let mut said = Vec::new();
+        loop {
+            let settled = tokio::select! {
+                settled = self.deployer.await_settled(env, SPEAK_EVERY) => settled,
+                () = interrupted(&mut io.controls) => {
+                    return Err(CommandError::Failed(format!("not waiting any longer; it goes on, see `ps {env}`")));
+                }
+            };
+            let status = match settled {
+                Ok(status) => return Ok(status),
+                Err(status) => status,
+            };
+            let waits = if status.waits.is_empty() { vec!["it takes long".to_owned()] } else { status.waits };
+            if Instant::now() >= deadline {
+                let (seconds, waits) = (SETTLE.as_secs(), waits.join("; "));
+                let text = format!("{env} is not there after {seconds} s: {waits}. It goes on; see `ps {env}`");
+                return Err(CommandError::Failed(text));
+            }
+            if waits != said {
+                for wait in &waits {
+                    io.tell(&format!("       {}\n", answer::clean(wait))).await;
+                }
+                said = waits;
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use jiff::ToSpan;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{Answer, Caller, CommandError, Commands, error::keep_trying, now, parse};
+use super::{Answer, Caller, CommandError, Commands, Door, error::keep_trying, now, parse};
 use crate::{
     domain::{EventKind, Invite, Role, Tenant, TenantName, User, UserName, Verb},
     store::{NewEvent, StoreError, Stored},
@@ -43,7 +43,13 @@ impl Commands {
         owner: Option<UserName>,
     ) -> Result<Answer, CommandError> {
         caller.need_operator("create tenants")?;
-        let owner = owner.unwrap_or_else(|| caller.user.clone());
+        let owner = match owner {
+            Some(owner) => owner,
+            None if caller.door == Door::Host => {
+                return Err(CommandError::Usage("name the owner with --owner USER: the host itself is no user".into()));
+            }
+            None => caller.user.clone(),
+        };
         let tenant = keep_trying(|| self.try_create_tenant(&name, &owner)).await?;
         let event = NewEvent::new(EventKind::TenantCreated, now(), format!("tenant {name} created for {owner}"));
         self.store.record(event.tenant(&name).by(&caller.user)).await?;

@@ -73,11 +73,14 @@ pub struct NewRelease {
 }
 
 /// How a derived release differs from the one it is made from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// Either way the release's configuration becomes the environment's in the same transaction; should the release fail, the environment
+/// goes back to that of the release that serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Derive {
-    /// Only in its configuration, which is the environment's now.
-    ConfigOfEnvironment,
-    /// In nothing (a rollback); the configuration is written back to the environment.
+    /// Only in its configuration: the environment's with these changes (`None`: without that variable).
+    Config(BTreeMap<String, Option<String>>),
+    /// In nothing (a rollback).
     Everything,
 }
 

@@ -1,5 +1,7 @@
 //! Making releases: number and configuration snapshot in one transaction.
 
+use std::collections::BTreeMap;
+
 use super::{Deployer, Derive, NewRelease};
 use crate::domain::{EnvRef, Environment, Release, ReleaseVersion, UserName};
 use crate::store::{Store, StoreError};
@@ -55,16 +57,13 @@ impl Deployer {
         self.prepare(env, &old.image);
         let now = self.parts.clock.now();
         let release = make(&self.parts.store, env, |environment| {
-            let config = match change {
-                Derive::ConfigOfEnvironment => environment.config.clone(),
-                Derive::Everything => {
-                    environment.config = old.config.clone();
-                    old.config.clone()
-                }
-            };
+            match &change {
+                Derive::Config(changes) => apply(changes, &mut environment.config),
+                Derive::Everything => environment.config = old.config.clone(),
+            }
             Release {
                 version: ReleaseVersion(environment.last_release),
-                config,
+                config: environment.config.clone(),
                 created_at: now,
                 created_by: by.clone(),
                 reason: reason.to_owned(),
@@ -75,6 +74,15 @@ impl Deployer {
         .await?;
         self.created(&release);
         Ok(release)
+    }
+}
+
+fn apply(changes: &BTreeMap<String, Option<String>>, config: &mut BTreeMap<String, String>) {
+    for (name, value) in changes {
+        match value {
+            Some(value) => drop(config.insert(name.clone(), value.clone())),
+            None => drop(config.remove(name)),
+        }
     }
 }
 

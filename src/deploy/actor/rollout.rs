@@ -379,9 +379,17 @@ impl Actor {
         let version = rollout.version;
         let state = DeploymentState::Failed { reason: reason.clone() };
         let deployment = rollout.record(&self.env, state, Some(self.parts.clock.now()));
+        let config = |version| self.releases.get(&version).map(|release| release.config.clone());
+        let (failed, serving) = (config(version), self.record.as_ref().and_then(|record| config(record.current?)));
         let back = |environment: &mut Environment| {
             if environment.target == Some(version) {
                 environment.target = environment.current;
+            }
+            // Else the next release would bring the failed configuration again. A newer change stays.
+            if let (Some(failed), Some(serving)) = (&failed, &serving)
+                && environment.config == *failed
+            {
+                environment.config = serving.clone();
             }
         };
         if let Err(error) = self.change(&[deployment], back).await {

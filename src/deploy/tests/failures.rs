@@ -51,6 +51,24 @@ async fn failing_releases_are_rolled_back_with_a_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn configuration_of_a_failed_release_goes_back() {
+    let platform = Platform::new().await;
+    platform.change(|record| drop(record.config.insert("A".into(), "1".into()))).await;
+    let first = platform.create(&[("web", 1)]).await;
+    platform.deploy(first).await.unwrap();
+    platform.expect(1);
+    platform.engine.behave(2, Behaviour::Crashes(Duration::from_millis(100)));
+    let changes = [("A".to_owned(), None), ("B".to_owned(), Some("2".to_owned()))].into();
+    let by = "alice".parse().unwrap();
+    let derived = platform.deployer.derive_release(&env(), first, Derive::Config(changes), &by, "test").await.unwrap();
+    assert_eq!(derived.config, [("B".to_owned(), "2".to_owned())].into());
+    assert_eq!(platform.record().await.config, derived.config);
+    platform.deploy(derived.version).await.unwrap_err();
+    assert_eq!(platform.record().await.config, [("A".to_owned(), "1".to_owned())].into());
+    platform.assert_no_faults();
+}
+
+#[tokio::test(start_paused = true)]
 async fn first_release_that_fails_leaves_nothing() {
     let platform = Platform::new().await;
     platform.engine.behave(1, Behaviour::Crashes(Duration::from_millis(10)));

@@ -86,11 +86,10 @@ async fn rollback_and_configuration_make_releases() {
     let first = platform.create(&[("web", 1)]).await;
     platform.deploy(first).await.unwrap();
     platform.expect(1);
-    platform.change(|record| drop(record.config.insert("A".into(), "2".into()))).await;
     let by = "alice".parse().unwrap();
     let deployer = &platform.deployer;
     let derive = async |from, change| deployer.derive_release(&env(), from, change, &by, "test").await.unwrap();
-    let second = derive(first, Derive::ConfigOfEnvironment).await;
+    let second = derive(first, Derive::Config([("A".into(), Some("2".into()))].into())).await;
     assert_eq!((second.version, second.config["A"].as_str()), (ReleaseVersion(2), "2"));
     platform.deploy(second.version).await.unwrap();
     let third = derive(first, Derive::Everything).await;

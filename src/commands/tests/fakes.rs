@@ -1,0 +1,253 @@
+//! A deployer and a build queue in memory: they keep the records as the real ones do, and do no more.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+use crate::{
+    build::{EnqueueError, NewBuild},
+    commands::{BuildQueue, Deployments},
+    deploy::{DeployFailure, Deployed, Derive, EnvStatus, ProcessStatus, Progress, ReplicaHealth, ReplicaStatus},
+    domain::*,
+    logs::Logs,
+    store::{Change, Entry, Guard, Kv, KvError, MemoryKv, Revision, Store, StoreError, Write},
+};
+
+/// A store in memory whose callers take turns, so that what happens at the same time is interleaved.
+#[derive(Default)]
+pub struct TurnsKv(MemoryKv);
+
+#[async_trait]
+impl Kv for TurnsKv {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, KvError> {
+        tokio::task::yield_now().await;
+        self.0.get(key).await
+    }
+
+    async fn scan(&self, prefix: &str) -> Result<Vec<Entry>, KvError> {
+        tokio::task::yield_now().await;
+        self.0.scan(prefix).await
+    }
+
+    async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Revision, KvError> {
+        tokio::task::yield_now().await;
+        self.0.commit(guards, writes).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Change>, KvError> {
+        self.0.watch(prefix, from).await
+    }
+
+    async fn revision(&self) -> Result<Revision, KvError> {
+        self.0.revision().await
+    }
+}
+
+/// Deploys at once, or fails with the reason it is given.
+pub struct FakeDeployer {
+    pub store: Store,
+    pub fails: Mutex<Option<String>>,
+    pub nudged: Mutex<Vec<EnvRef>>,
+    pub retired: Mutex<Vec<EnvRef>>,
+    /// What `status` says is waited for; then nothing is settled.
+    pub waits: Mutex<Vec<String>>,
+}
+
+impl FakeDeployer {
+    pub fn new(store: Store) -> Self {
+        let (nudged, retired, waits) = Default::default();
+        Self { store, fails: Mutex::default(), nudged, retired, waits }
+    }
+
+    async fn change(
+        &self,
+        env: &EnvRef,
+        change: impl Fn(&mut Environment) + Send + Sync,
+    ) -> Result<Environment, StoreError> {
+        self.store
+            .modify::<Environment, StoreError>(env, |record| {
+                change(record);
+                Ok(())
+            })
+            .await
+    }
+}
+
+#[async_trait]
+impl Deployments for FakeDeployer {
+    async fn derive_release(
+        &self,
+        env: &EnvRef,
+        from: ReleaseVersion,
+        change: Derive,
+        by: &UserName,
+        reason: &str,
+    ) -> Result<Release, StoreError> {
+        let old = self.store.need::<Release>(&(env.clone(), from)).await?.record;
+        let written = self.change(env, |record| {
+            record.last_release += 1;
+            match &change {
+                Derive::Everything => record.config = old.config.clone(),
+                Derive::Config(changes) => {
+                    for (name, value) in changes {
+                        match value {
+                            Some(value) => drop(record.config.insert(name.clone(), value.clone())),
+                            None => drop(record.config.remove(name)),
+                        }
+                    }
+                }
+            }
+        });
+        let record = written.await?;
+        let release = Release {
+            version: ReleaseVersion(record.last_release),
+            config: record.config,
+            created_by: by.clone(),
+            reason: reason.to_owned(),
+            ..old
+        };
+        self.store.transaction().create(&release).commit().await?;
+        Ok(release)
+    }
+
+    async fn deploy(
+        &self,
+        env: &EnvRef,
+        version: ReleaseVersion,
+        progress: &dyn Progress,
+    ) -> Result<Deployed, DeployFailure> {
+        progress.step(&format!("Deploying {version}"));
+        progress.raw(b"\x1b[2Jcleared\n");
+        let failure = self.fails.lock().unwrap().clone();
+        let state = match &failure {
+            Some(reason) => DeploymentState::Failed { reason: reason.clone() },
+            None => DeploymentState::Succeeded,
+        };
+        super::deployment(&self.store, env, version, state).await;
+        if let Some(reason) = failure {
+            return Err(DeployFailure::Failed { release: version, reason, last_log_lines: vec!["Error: x".into()] });
+        }
+        self.change(env, |record| (record.target, record.current) = (Some(version), Some(version))).await?;
+        Ok(Deployed { release: version, url: self.url(env), healthy: Vec::new(), timings: Vec::new() })
+    }
+
+    async fn status(&self, env: &EnvRef) -> Result<EnvStatus, StoreError> {
+        let record = self.store.need::<Environment>(env).await?.record;
+        let release = match record.current {
+            Some(version) => Some(self.store.need::<Release>(&(env.clone(), version)).await?.record),
+            None => None,
+        };
+        let processes = release.iter().flat_map(|release| &release.processes).map(|(process, spec)| {
+            let count = record.scale.get(process).copied().unwrap_or(spec.replicas);
+            let replica = |index| ReplicaStatus {
+                index,
+                release: release.as_ref().unwrap().version,
+                state: ReplicaState::Running,
+                health: ReplicaHealth::Ready,
+                started_at: Some(Timestamp::now()),
+                reason: None,
+            };
+            ProcessStatus {
+                process: process.clone(),
+                wanted: count,
+                ready: count,
+                replicas: (1..=count).map(replica).collect(),
+            }
+        });
+        let waits = self.waits.lock().unwrap().clone();
+        Ok(EnvStatus {
+            env: env.clone(),
+            target: record.target,
+            current: record.current,
+            processes: processes.collect(),
+            deployment: None,
+            settled: waits.is_empty(),
+            waits,
+        })
+    }
+
+    async fn retire(&self, env: &EnvRef) -> anyhow::Result<()> {
+        self.retired.lock().unwrap().push(env.clone());
+        Ok(())
+    }
+
+    fn nudge(&self, env: &EnvRef) {
+        self.nudged.lock().unwrap().push(env.clone());
+    }
+
+    async fn await_settled(&self, env: &EnvRef, deadline: Duration) -> Result<EnvStatus, EnvStatus> {
+        let status = self.status(env).await.unwrap();
+        if status.settled {
+            return Ok(status);
+        }
+        tokio::time::sleep(deadline).await;
+        Err(status)
+    }
+
+    fn url(&self, env: &EnvRef) -> String {
+        format!("http://{}:8080", env.host("localhost"))
+    }
+}
+
+/// Builds succeed at once; one that is put into `active` stays there until it is cancelled.
+pub struct FakeBuilds {
+    pub store: Store,
+    pub logs: Logs,
+    pub active: Mutex<BTreeMap<EnvRef, Build>>,
+    pub purged: Mutex<Vec<AppRef>>,
+}
+
+impl FakeBuilds {
+    pub fn new(store: Store, logs: Logs) -> Self {
+        Self { store, logs, active: Mutex::default(), purged: Mutex::default() }
+    }
+
+    /// A build that is under way.
+    pub fn begin(self: &Arc<Self>, env: &EnvRef, stage: Stage) {
+        let build = super::build(env, 7, BuildState::Running { stage });
+        self.active.lock().unwrap().insert(env.clone(), build);
+    }
+}
+
+#[async_trait]
+impl BuildQueue for FakeBuilds {
+    async fn enqueue(&self, new: NewBuild) -> Result<Build, EnqueueError> {
+        if let Some(build) = self.active.lock().unwrap().get(&new.env) {
+            return Err(EnqueueError::Busy(Box::new(build.clone())));
+        }
+        let mut build = super::build(&new.env, 20, BuildState::Succeeded);
+        (build.commit, build.no_cache, build.pushed_by) = (new.commit, new.no_cache, new.pushed_by);
+        self.store.transaction().put(&build).commit().await?;
+        let mut writer = self.logs.build_writer(&new.env, build.number).unwrap();
+        writer.write(b"-----> Reusing the slug\n");
+        writer.finish().unwrap();
+        Ok(build)
+    }
+
+    async fn active(&self, env: &EnvRef) -> Result<Option<Build>, StoreError> {
+        Ok(self.active.lock().unwrap().get(env).cloned())
+    }
+
+    async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<bool, StoreError> {
+        let Some(mut build) = self.active.lock().unwrap().remove(env).filter(|build| build.number == number) else {
+            return Ok(false);
+        };
+        build.state = BuildState::Cancelled { reason: reason.to_owned() };
+        self.store.transaction().put(&build).commit().await?;
+        Ok(true)
+    }
+
+    async fn wait(&self, env: &EnvRef, number: BuildNumber) -> Result<Build, StoreError> {
+        Ok(self.store.need::<Build>(&(env.clone(), number)).await?.record)
+    }
+
+    async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
+        self.purged.lock().unwrap().push(app.clone());
+        Ok(())
+    }
+}

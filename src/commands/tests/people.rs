@@ -1,0 +1,119 @@
+//! Users, keys, members, invitations.
+
+use super::*;
+
+const KEY: &[u8] = b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ alice@laptop\n";
+const OTHER_KEY: &[u8] = b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA4BMYNaAQ1sO3DDcVQ8pPpTz8ffM2R3XkGc9qLmJfFs\n";
+
+#[tokio::test]
+async fn the_first_user_of_an_empty_server_is_an_operator() {
+    let world = World::new().await;
+    for user in world.store.list::<User>("").await.unwrap() {
+        world.store.transaction().delete(&user).commit().await.unwrap();
+    }
+    world.feed("host", "upload-key alice", KEY).await.ok().says("Created user alice (operator").says("SHA256:");
+    let json = world.feed("host", "upload-key bob --json", OTHER_KEY).await.ok().json();
+    assert_eq!(
+        (&json["operator"], &json["created"], &json["keys"][0]["added"]),
+        (&false.into(), &true.into(), &true.into())
+    );
+    assert!(world.events().await[0].starts_with("\"key.added\" key SHA256:"));
+}
+
+#[tokio::test]
+async fn a_key_names_one_user() {
+    let world = World::new().await;
+    let first = world.feed("opal", "upload-key alice --json", KEY).await.ok().json();
+    let fingerprint = first["keys"][0]["fingerprint"].as_str().unwrap().to_owned();
+    let alice = world.commands.authenticate(&fingerprint).await.unwrap().unwrap();
+    assert_eq!((alice.user.as_str(), alice.operator, alice.door), ("alice", false, Door::Ssh));
+    assert_eq!(world.commands.authenticate("SHA256:none").await.unwrap(), None);
+    world.feed("opal", "upload-key alice", KEY).await.ok().says("Already there");
+    world.feed("opal", "upload-key bob", KEY).await.fails(5, "belongs to another user");
+    assert!(world.store.get::<User>(&"bob".parse().unwrap()).await.unwrap().is_none(), "bob was made all the same");
+    world.feed("opal", "upload-key bob", b"-----BEGIN OPENSSH PRIVATE KEY-----\n").await.fails(2, "PRIVATE key");
+    world.feed("dan", "upload-key bob", OTHER_KEY).await.fails(3, "operator");
+
+    world.run("dan", &format!("keys remove {fingerprint}")).await.fails(4, "no key");
+    world.run("alice", &format!("keys remove {fingerprint}")).await.fails(5, "only key");
+    world.run("opal", &format!("keys remove {fingerprint}")).await.ok();
+    assert_eq!(world.commands.authenticate(&fingerprint).await.unwrap(), None);
+    assert!(world.events().await.iter().any(|event| event.starts_with("\"key.removed\"")));
+}
+
+#[tokio::test]
+async fn whoami_says_where_one_is_what() {
+    let world = World::new().await;
+    let json = world.run("dan", "whoami --json").await.ok().json();
+    assert_eq!(json, serde_json::json!({"user": "dan", "operator": false, "tenants": {"acme": "developer"}}));
+    world.run("opal", "whoami").await.ok().says("opal (operator)");
+}
+
+#[tokio::test]
+async fn a_tenant_keeps_an_owner() {
+    let world = World::new().await;
+    world.run("olga", "tenants members acme --remove olga").await.fails(5, "no owner");
+    world.run("olga", "tenants members acme --set olga=viewer").await.fails(5, "no owner");
+    world.run("opal", "tenants members acme --remove olga").await.fails(5, "no owner");
+    world.run("olga", "tenants members acme --set dan=owner").await.ok();
+    // Each removes the other: one of them stays.
+    let removed = tokio::join!(
+        world.run("olga", "tenants members acme --remove dan"),
+        world.run("dan", "tenants members acme --remove olga")
+    );
+    assert_ne!(removed.0.status == 0, removed.1.status == 0, "{removed:?}");
+    let acme = world.store.need::<Tenant>(&"acme".parse().unwrap()).await.unwrap();
+    assert_eq!(acme.members.values().filter(|role| **role == Role::Owner).count(), 1);
+    world.run("opal", "tenants members acme --set nobody=viewer").await.fails(4, "not a member");
+    world.run("opal", "tenants members acme --set vera=boss").await.fails(2, "boss");
+    world.run("vera", "tenants members acme --remove vera").await.ok();
+    world.run("vera", "ps acme/shop/dev").await.fails(4, "");
+}
+
+#[tokio::test]
+async fn an_invitation_is_good_once() {
+    let world = World::new().await;
+    let invited = world.run("olga", "tenants invite acme --role viewer --json").await.ok().json();
+    let code = invited["code"].as_str().unwrap().to_owned();
+    let kept = serde_json::to_string(&world.store.list::<Invite>("").await.unwrap()[0].record).unwrap();
+    assert!(!kept.contains(&code), "the code is kept in clear");
+    let join = format!("tenants join {code}");
+    let joins = futures::future::join_all(["stan", "eve", "mallory", "trent"].map(|who| world.run(who, &join))).await;
+    let mut statuses: Vec<u8> = joins.iter().map(|said| said.status).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [0, 4, 4, 4]);
+    assert!(world.events().await.iter().all(|event| !event.contains(&code)));
+}
+
+#[tokio::test]
+async fn invitations_of_different_people_do_not_disturb_each_other() {
+    let world = World::new().await;
+    let mut joins = Vec::new();
+    for who in ["ann", "ben", "cat", "don", "eve"] {
+        let code =
+            world.run("olga", "tenants invite acme --json").await.ok().json()["code"].as_str().unwrap().to_owned();
+        let world = &world;
+        joins.push(async move { (who, world.run(who, &format!("tenants join {code}")).await.status) });
+    }
+    for (who, status) in futures::future::join_all(joins).await {
+        assert_eq!(status, 0, "{who} did not get in");
+    }
+    let acme = world.store.need::<Tenant>(&"acme".parse().unwrap()).await.unwrap();
+    assert_eq!(acme.members.len(), 8);
+}
+
+#[tokio::test]
+async fn an_invitation_takes_no_role_away_and_expires() {
+    let world = World::new().await;
+    let invite = async || world.run("olga", "tenants invite acme --role viewer --json").await.ok().json();
+    let code = |json: serde_json::Value| json["code"].as_str().unwrap().to_owned();
+    let joined = world.run("dan", &format!("tenants join {} --json", code(invite().await))).await.ok().json();
+    assert_eq!(joined["role"], "developer");
+    let late = code(invite().await);
+    let stored = world.store.list::<Invite>("").await.unwrap().remove(0);
+    let expired = Invite { expires_at: Timestamp::UNIX_EPOCH, ..stored.record.clone() };
+    world.store.transaction().update(&stored, &expired).commit().await.unwrap();
+    world.run("stan", &format!("tenants join {late}")).await.fails(4, "expired");
+    invite().await;
+    assert_eq!(world.store.list::<Invite>("").await.unwrap().len(), 1, "what has expired is kept");
+}
