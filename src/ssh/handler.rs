@@ -92,7 +92,7 @@ impl ConnectionHandler {
         let words = line.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
         let first = words.split_ascii_whitespace().next().map(str::to_owned);
         open.cooked = open.pty.is_some() && is_cooked(&first.into_iter().collect::<Vec<_>>());
-        tracing::info!(user = %caller.user, peer = %self.connection.peer, "session: {:.200}", words.escape_debug().to_string());
+        tracing::info!(user = %caller.user, peer = %self.connection.peer, "session: {}", for_log(&words));
         let running = Session {
             connection: self.connection.clone(),
             caller,
@@ -113,6 +113,14 @@ impl ConnectionHandler {
             let _ = open.controls.try_send(control);
         }
     }
+}
+
+/// The part of a request that may be logged: a git session's path, else the first word, since what follows may be a secret
+/// (`config set`, `tenants join`).
+fn for_log(words: &str) -> String {
+    let (first, rest) = words.trim_start().split_once(char::is_whitespace).unwrap_or((words, ""));
+    let shown = if first.starts_with("git-") { format!("{first} {rest}") } else { first.to_owned() };
+    shown.chars().take(200).flat_map(char::escape_debug).collect()
 }
 
 fn characters(count: u32) -> u16 {
@@ -298,5 +306,24 @@ impl Handler for ConnectionHandler {
         session: &mut RusshSession,
     ) -> Result<(), Self::Error> {
         session.channel_failure(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_not_logged() {
+        for (line, logged) in [
+            ("config set acme/shop/dev KEY=secret", "config"),
+            ("  tenants join code", "tenants"),
+            ("whoami", "whoami"),
+            ("", ""),
+            ("git-receive-pack 'acme/shop/dev'", "git-receive-pack \\'acme/shop/dev\\'"),
+            ("x\u{1b}[2J y", "x\\u{1b}[2J"),
+        ] {
+            assert_eq!(for_log(line), logged, "{line:?}");
+        }
     }
 }
