@@ -243,7 +243,7 @@ fn a_failed_release_phase_rejects_the_push(platform: &Platform) {
 
 fn an_unhealthy_release_rejects_the_push(platform: &Platform) {
     let (app, user) = platform.new_app();
-    let repository = node_app(platform, &user, &app, SERVER, "upgrade: {progress_deadline: 20s}\n");
+    let repository = node_app(platform, &user, &app, SERVER, "upgrade: {progress_deadline: 90s}\n");
     repository.push().ok();
     repository.write("server.js", "console.log('cannot find the database'); process.exit(7);\n");
     repository.commit("Crash");
