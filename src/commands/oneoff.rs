@@ -121,6 +121,7 @@ impl Commands {
 
 /// Starts the job and carries its streams and signals until it ends.
 async fn attend(job: &mut dyn Job, io: &mut CommandIo) -> Result<u8, CommandError> {
+    let terminal = io.pty.is_some();
     let CommandIo { stdin, stdout, stderr, controls, .. } = io;
     job.start().await.map_err(engine)?;
     let output = job.output();
@@ -130,7 +131,11 @@ async fn attend(job: &mut dyn Job, io: &mut CommandIo) -> Result<u8, CommandErro
         if let Some(mut input) = input {
             // Either end may close first; the job's end decides.
             let _ = tokio::io::copy(stdin, &mut input).await;
-            let _ = input.shutdown().await;
+            // A terminal has no half-close: the engine would take it for a hangup and drop what is still to be shown.
+            if !terminal {
+                let _ = input.shutdown().await;
+            }
+            std::future::pending::<()>().await
         }
         std::future::pending::<()>().await
     };

@@ -216,9 +216,7 @@ async fn serve(
                 let _ = handle.disconnect(Disconnect::ByApplication, text, String::new()).await;
                 let _ = (&mut running).await;
             };
-            if timeout(FAREWELL, goodbye).await.is_ok() {
-                return;
-            }
+            let _ = timeout(FAREWELL, goodbye).await;
         }
     }
     connection.gate.end();
