@@ -3,6 +3,7 @@
 //! git's own `receive-pack` and `upload-pack` speak the wire protocol (in [`wire`]); git2 reads trees. A repository's path is made
 //! from parsed names only. Every git process gets the configuration in [`settings`] and nothing of the host's.
 
+mod clean;
 mod objects;
 mod refs;
 pub mod settings;
@@ -13,6 +14,7 @@ pub mod wire;
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 use git2::{Oid, Repository, RepositoryInitOptions};
@@ -49,12 +51,14 @@ impl GitError {
 #[derive(Debug, Clone)]
 pub struct Repositories {
     root: PathBuf,
+    /// Held while a `HEAD` is changed: libgit2 does not wait for the lock of a ref, it fails.
+    heads: Arc<Mutex<()>>,
 }
 
 impl Repositories {
     /// Repositories below `root` (`DATA/repositories`).
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), heads: Arc::default() }
     }
 
     /// The bare repository of an environment: `ROOT/TENANT/APP/ENV.git`. It may not exist.
@@ -112,21 +116,6 @@ impl Repositories {
             }
         }
         aside.close().map_err(GitError::io(what()))
-    }
-
-    /// Removes what a server that was killed left half-made or half-removed. Only at start, before anything else runs.
-    pub fn clean(&self) -> Result<(), GitError> {
-        let what = "leftovers in the repositories directory cannot be removed";
-        fs::create_dir_all(&self.root).map_err(GitError::io(what))?;
-        for entry in fs::read_dir(&self.root).map_err(GitError::io(what))? {
-            let entry = entry.map_err(GitError::io(what))?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with(".new-") || name.starts_with(".old-") {
-                fs::remove_dir_all(entry.path()).map_err(GitError::io(what))?;
-            }
-        }
-        Ok(())
     }
 }
 

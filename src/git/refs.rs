@@ -1,6 +1,6 @@
 //! Branches and the pins that keep the commits of builds.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, sync::PoisonError};
 
 use git2::{ErrorCode, Oid, Repository};
 
@@ -89,6 +89,7 @@ impl Repositories {
     pub fn set_head(&self, env: &EnvRef, branch: &str) -> Result<(), GitError> {
         let what = || format!("HEAD of {env} cannot be set to {}", short_branch(branch));
         let repository = open(&self.path(env), None)?;
+        let _one_at_a_time = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
         let now = repository.find_reference("HEAD").map_err(GitError::git(what()))?;
         if now.symbolic_target().ok().flatten() == Some(branch) {
             return Ok(());

@@ -135,3 +135,35 @@ fn a_quarantine_is_kept_and_others_are_refused() {
         assert!(fixture.repositories.keep_objects(&env(), &bad).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn head_can_be_set_by_several_at_once() {
+    let fixture = fixture();
+    for round in 0..50 {
+        let branch = format!("refs/heads/b{round}");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| fixture.repositories.set_head(&env(), &branch).unwrap());
+            }
+        });
+    }
+}
+
+#[test]
+fn locks_and_quarantines_of_a_killed_server_go_at_its_next_start() {
+    let fixture = fixture();
+    let path = fixture.repositories.path(&env());
+    let commit = fixture.commit(&[("a", "1")]);
+    fixture.bring(&commit);
+    let left = ["HEAD.lock", "packed-refs.lock", "refs/heads/main.lock", "objects/tmp_objdir-incoming-x/pack/a"];
+    for name in left {
+        fs::create_dir_all(path.join(name).parent().unwrap()).unwrap();
+        fs::write(path.join(name), "").unwrap();
+    }
+    fixture.repositories.clean().unwrap();
+    for name in left {
+        assert!(!path.join(name).exists(), "{name} is still there");
+    }
+    let moved = fixture.repositories.move_branch(&env(), "refs/heads/main", &"0".repeat(40), &commit).unwrap();
+    assert_eq!(moved, Moved::Yes);
+}
