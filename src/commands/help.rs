@@ -1,4 +1,4 @@
-//! Help for people who come from Heroku or Dokku, and the welcome of those who come without a command.
+//! Help for people who come from Heroku or Dokku, and the greeting of those who come without a command.
 
 use super::Caller;
 

@@ -133,11 +133,6 @@ impl Commands {
         Ok(self.env_for(caller, verb, env).await?.record)
     }
 
-    /// What somebody is told who comes without a command.
-    pub fn welcome(&self, caller: &Caller) -> String {
-        help::welcome(caller, &self.program(caller.door))
-    }
-
     /// How commands are begun at this door.
     fn program(&self, door: Door) -> String {
         match (door, self.settings.ssh_port) {
@@ -147,8 +142,13 @@ impl Commands {
         }
     }
 
-    /// Runs a command and returns its exit status. Everything it has to say has been written when this returns.
+    /// Runs a command and returns its exit status; without one, greets. Everything it has to say has been written when this
+    /// returns.
     pub async fn run(&self, caller: Caller, argv: Vec<String>, mut io: CommandIo) -> u8 {
+        if argv.is_empty() {
+            let text = help::welcome(&caller, &self.program(caller.door));
+            return finish(io.print(&text).await, &mut io, false).await;
+        }
         let line = match parse::parse(argv, &self.program(caller.door)) {
             Parsed::Command(line) => *line,
             Parsed::Help(text) => return finish(io.print(&text).await, &mut io, false).await,

@@ -32,7 +32,7 @@ pub trait Backend: Send + Sync + 'static {
     async fn authenticate(&self, fingerprint: &str) -> Result<Option<Caller>, StoreError>;
     /// Whether the caller may do this to the environment.
     async fn may(&self, caller: &Caller, verb: Verb, env: &EnvRef) -> Result<Access, StoreError>;
-    /// Runs a command of Berth's; returns its exit status.
+    /// Runs a command of Berth's, or greets when `argv` is empty; returns its exit status.
     async fn run(&self, caller: Caller, argv: Vec<String>, io: CommandIo) -> u8;
     /// Speaks git's wire protocol for an environment that the caller may read or push to; returns the exit status.
     async fn git(&self, request: GitRequest, io: WireIo) -> u8;

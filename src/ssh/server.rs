@@ -216,7 +216,9 @@ async fn serve(
                 let _ = handle.disconnect(Disconnect::ByApplication, text, String::new()).await;
                 let _ = (&mut running).await;
             };
-            let _ = timeout(FAREWELL, goodbye).await;
+            if timeout(FAREWELL, goodbye).await.is_ok() {
+                return tracing::debug!(%peer, "said goodbye");
+            }
         }
     }
     connection.gate.end();

@@ -25,7 +25,6 @@ use crate::{
 
 /// Exit statuses of the contract that this door gives itself.
 mod status {
-    pub const DONE: u8 = 0;
     pub const FAILED: u8 = 1;
     pub const USAGE: u8 = 2;
     pub const NOT_PERMITTED: u8 = 3;
@@ -61,7 +60,11 @@ impl Session {
                 Some(line) => parse(line),
             };
             match request {
-                Ok(Request::Empty) => greet(&caller, pty.is_some(), &frames).await,
+                // Without a command: its greeting.
+                Ok(Request::Empty) => {
+                    let io = command_io(&[], input, controls, pty, &frames);
+                    connection.backend.run(caller, Vec::new(), io).await
+                }
                 Ok(Request::Command(argv)) => {
                     let io = command_io(&argv, input, controls, pty, &frames);
                     connection.backend.run(caller, argv, io).await
@@ -158,19 +161,4 @@ async fn git(
 async fn say(frames: &mpsc::Sender<Frame>, text: &str) {
     // A client that is gone does not read it.
     let _ = frames.send(Frame::Err(Bytes::copy_from_slice(text.as_bytes()))).await;
-}
-
-async fn greet(caller: &Caller, terminal: bool, frames: &mpsc::Sender<Frame>) -> u8 {
-    let operator = if caller.operator { " (operator)" } else { "" };
-    let text = format!(
-        "Hello {}{operator}, this is Berth. There is no shell here; give a command, as in\n\n\
-         \x20   ssh -p PORT berth@HOST help               all commands\n\
-         \x20   ssh -p PORT berth@HOST apps list          your apps\n\
-         \x20   ssh -p PORT berth@HOST ps TENANT/APP/ENV  what runs\n\n\
-         or push code:  git push ssh://berth@HOST:PORT/TENANT/APP/ENV HEAD:main\n",
-        caller.user
-    );
-    let text = if terminal { text.replace('\n', "\r\n") } else { text };
-    let _ = frames.send(Frame::Out(Bytes::from(text))).await;
-    status::DONE
 }

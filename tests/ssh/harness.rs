@@ -54,6 +54,7 @@ impl TestBackend {
     async fn command(&self, caller: &Caller, argv: &[String], io: &mut CommandIo) -> std::io::Result<u8> {
         let words: Vec<&str> = argv.iter().map(String::as_str).collect();
         match words.as_slice() {
+            [] => io.stdout.write_all(format!("Hello {}, type help\n", caller.user).as_bytes()).await?,
             ["whoami"] => io.stdout.write_all(format!("{}\n", caller.user).as_bytes()).await?,
             ["exit", status] => return Ok(status.parse().unwrap()),
             ["argv", rest @ ..] => io.stdout.write_all(format!("{rest:?}\n").as_bytes()).await?,
