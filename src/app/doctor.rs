@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{cli::Place, config::Config};
-use crate::control::client;
+use crate::{control::client, runtime::docker::instance_tag};
 
 /// Free disk space below which pushes will soon fail, in bytes.
 const WANTED_SPACE: u64 = 5 << 30;
@@ -34,7 +34,7 @@ pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
         ("stacks", stacks(&config)),
         ("data directory", data_directory(&config)),
         ("disk", disk(&config)),
-        ("packet filter", packet_filter()),
+        ("packet filter", packet_filter(&config)),
         ("certificates", certificates(&config)),
         ("server", server(&config)),
     ];
@@ -155,15 +155,29 @@ fn disk(config: &Config) -> Finding {
     }
 }
 
-fn packet_filter() -> Finding {
-    match version_of("iptables", "--version") {
-        Some(version) if nix::unistd::geteuid().is_root() => Good(version),
-        Some(version) => {
-            Doubtful(version, "run `berth serve` as root, else containers can reach this host's own ports".into())
-        }
-        None => Doubtful(
-            "iptables is not installed".into(),
-            "apt-get install iptables, else containers can reach this host's own ports".into(),
+/// What keeps containers from this host's own ports: the tool, the right to use it and, when a server runs here, its rules.
+fn packet_filter(config: &Config) -> Finding {
+    let consequence = "else containers can reach this host's own ports";
+    let Some(version) = version_of("iptables", "--version") else {
+        let advice = format!("apt-get install iptables, {consequence}");
+        return Doubtful("iptables is not installed".into(), advice);
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return Doubtful(version, format!("run `berth serve` as root, {consequence}"));
+    }
+    if !is_running(config) {
+        return Good(version);
+    }
+    let Ok(instance) = std::fs::read_to_string(config.data_dir.join("instance")) else { return Good(version) };
+    let tag = instance_tag(instance.trim());
+    let (bridges, chain) = (format!("bth-{tag}-+"), format!("BERTH-{}-IN", tag.to_ascii_uppercase()));
+    let rule = ["-w", "10", "-C", "INPUT", "-i", &bridges, "-j", &chain];
+    match Command::new("iptables").args(rule).output() {
+        Ok(output) if output.status.success() => Good(format!("{version}; the server's rules are in place")),
+        _ => Bad(
+            format!("the rules of the running server are not in place (chain {chain})"),
+            "its log says why; it tries again at the next deployment or restart, until then containers can reach this host's own ports"
+                .into(),
         ),
     }
 }
@@ -182,9 +196,13 @@ fn certificates(config: &Config) -> Finding {
     )
 }
 
+fn is_running(config: &Config) -> bool {
+    client::run(&config.control_socket(), vec!["whoami".into()], std::io::empty()).is_ok()
+}
+
 /// Runs already, or its ports are free.
 fn server(config: &Config) -> Finding {
-    if client::run(&config.control_socket(), vec!["whoami".into()], std::io::empty()).is_ok() {
+    if is_running(config) {
         return Good("running".into());
     }
     let taken = |address: &&SocketAddr| TcpListener::bind(address).is_err();

@@ -183,6 +183,7 @@ impl Server {
         let housekeeping =
             Housekeeping { runtime: runtime.clone(), deployer: deployer.clone(), builds: builds.clone() };
         work.spawn(housekeeping.run(work.stop.clone()));
+        work.spawn(engine.clone().keep_guard(work.stop.clone()));
 
         let tokens = Arc::new(secrets::token_key(&data.join("keys/token.pk8"))?);
         let pipeline = BuildPipeline { builds: builds.clone(), logs: logs.clone(), tokens: tokens.clone() };

@@ -111,6 +111,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// Only files that match decide, and any change of one decides.
         #[test]
         fn exactly_the_matching_files_decide(names in proptest::collection::btree_set("[a-c]{1,2}\\.(js|lock)", 1..8), pick in any::<prop::sample::Index>()) {

@@ -4,7 +4,7 @@ use std::{io::Write, process::Stdio};
 
 use crate::{
     Case,
-    platform::{DEADLINE, Platform, User, eventually},
+    platform::{DEADLINE, Platform, User, eventually, run},
     repository::Repository,
 };
 
@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     ("destroying_leaves_nothing", destroying_leaves_nothing),
     ("exit_statuses_and_help", exit_statuses_and_help),
     ("the_router_explains_itself", the_router_explains_itself),
+    ("doctor_finds_everything_in_place", doctor_finds_everything_in_place),
 ];
 
 const SERVER: &str = "require('http').createServer((q, s) => { console.log('asked for', q.url); \
@@ -232,7 +233,7 @@ fn exit_statuses_and_help(platform: &Platform) {
     platform.ssh(&user, &["ps", &format!("{tenant}/ap/dev")]).refused(&["did you mean", &format!("{app}/dev")]);
     platform.ssh(&user, &["apps:list"]).ok().says(&[&app]);
     // Without a command there is help instead of a shell.
-    platform.ssh(&user, &[]).says(&["git push"]);
+    platform.ssh(&user, &[]).ok().says(&["Hello", "git push"]);
 }
 
 fn the_router_explains_itself(platform: &Platform) {
@@ -243,4 +244,10 @@ fn the_router_explains_itself(platform: &Platform) {
         (status == 503).then_some(page)
     });
     assert!(page.contains("push"), "{page}");
+}
+
+fn doctor_finds_everything_in_place(platform: &Platform) {
+    // A tenant's network brings the packet filter rules.
+    platform.new_app();
+    run(&mut platform.berth(&["doctor"])).ok().says(&["rules are in place", "Docker", "running"]);
 }

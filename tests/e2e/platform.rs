@@ -310,6 +310,7 @@ impl Platform {
             wrong.push(format!("teardown: {}", teardown.all()));
         }
         wrong.extend(self.leftovers());
+        wrong.extend(self.panics());
         wrong
     }
 
@@ -322,7 +323,18 @@ impl Platform {
             let found = run(Command::new("docker").args(words.iter()).args(["--filter", &filter]));
             (!found.stdout.trim().is_empty()).then(|| format!("left on the engine by {words:?}: {}", found.stdout))
         };
-        kinds.iter().filter_map(left).collect()
+        let mut all: Vec<String> = kinds.iter().filter_map(left).collect();
+        let chain = format!("BERTH-{}-", berth::runtime::docker::instance_tag(instance.trim()).to_ascii_uppercase());
+        let rules = run(&mut Command::new("iptables-save"));
+        all.extend(rules.stdout.lines().filter(|rule| rule.contains(&chain)).map(|rule| format!("a rule: {rule}")));
+        all
+    }
+
+    /// What the server and the router should never have said.
+    fn panics(&self) -> Vec<String> {
+        let logs = ["serve", "router"].map(|name| fs::read_to_string(self.log_file(name)).unwrap_or_default());
+        let lines = logs.iter().flat_map(|log| log.lines());
+        lines.filter(|line| line.contains("panicked at")).map(str::to_owned).collect()
     }
 }
 

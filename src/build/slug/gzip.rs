@@ -124,6 +124,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn small_inputs_come_back(input in proptest::collection::vec(any::<u8>(), 0..5000)) {
             let mut packed = Vec::new();

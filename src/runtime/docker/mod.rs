@@ -37,6 +37,7 @@ use bollard::{
 };
 use futures::{StreamExt, stream::BoxStream};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 pub use settings::DockerSettings;
 
@@ -46,6 +47,8 @@ use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, SetId, Ten
 
 /// Seconds that the first calls may take.
 const CONNECT_SECONDS: u64 = 20;
+/// How often the packet filter rules are looked after when nothing else is done.
+const GUARD_EVERY: Duration = Duration::from_secs(60);
 
 /// Four characters that stand for an instance where room is short: bridges are called `bth-TAG-…`, packet filter chains `BERTH-TAG-…` (in
 /// upper case). For whoever looks at the host.
@@ -119,6 +122,16 @@ impl DockerRuntime {
     pub async fn close(&self, deadline: Duration) {
         if !self.inner.stops.drain(deadline).await {
             tracing::info!("containers are still being stopped; the next start takes that up");
+        }
+    }
+
+    /// Keeps the packet filter rules in place until `stop`: a firewall of the host that is loaded anew takes everybody's rules away.
+    pub async fn keep_guard(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(GUARD_EVERY) => self.inner.guard_host().await,
+            }
         }
     }
 
