@@ -356,7 +356,10 @@ impl Actor {
         }
         self.note(EventKind::DeploymentFinished, format!("{version} is deployed"));
         let all = goal.processes.iter().map(|(process, goal)| (process, goal.count, goal.count));
-        rollout.audience.detail(counts(all));
+        let counts = counts(all);
+        if rollout.said.0 != counts {
+            rollout.audience.detail(counts);
+        }
         if self.views.borrow().silent {
             rollout.audience.tell(Note::Error(
                 "the router does not answer; the routes are published and take effect once it runs (see `berth doctor`)"
