@@ -6,6 +6,7 @@
 mod apps;
 mod commands;
 mod failures;
+mod load;
 mod platform;
 mod pushes;
 mod repository;
@@ -33,11 +34,11 @@ fn trial(platform: &Arc<Platform>, (name, case): Case) -> Trial {
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     let beside: Vec<Case> = [apps::CASES, pushes::CASES, commands::CASES].concat();
-    let alone: &[Case] = failures::CASES;
+    let alone: Vec<Case> = [load::CASES, failures::CASES].concat();
     let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
-    if arguments.list || !beside.iter().chain(alone).any(|(name, _)| wanted(name)) {
+    if arguments.list || !beside.iter().chain(&alone).any(|(name, _)| wanted(name)) {
         // Nothing runs: no platform is needed.
-        let all = beside.iter().chain(alone).map(|(name, _)| Trial::test(*name, || Ok(()))).collect();
+        let all = beside.iter().chain(&alone).map(|(name, _)| Trial::test(*name, || Ok(()))).collect();
         return libtest_mimic::run(&arguments, all).exit_code();
     }
     let platform = Arc::new(Platform::start());
