@@ -1,6 +1,5 @@
 //! Tenants and their members: `tenants …`.
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::ToSpan;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -13,8 +12,8 @@ use crate::{
 
 /// How long an invitation can be used, in hours.
 const INVITE_HOURS: i64 = 72;
-/// Random bytes in an invitation code.
-const CODE_BYTES: usize = 18;
+/// Random bytes in a code, 128 bits. Written in hex: base64 may begin with `-`, which a command line takes for an option.
+const CODE_BYTES: usize = 16;
 
 fn hash(code: &str) -> String {
     hex::encode(Sha256::digest(code.as_bytes()))
@@ -140,7 +139,7 @@ impl Commands {
     async fn invite(&self, caller: &Caller, name: &TenantName, role: Role) -> Result<Answer, CommandError> {
         self.tenant_for(caller, Verb::ManageMembers, name).await?;
         self.drop_expired_invites().await?;
-        let code = BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; CODE_BYTES]>());
+        let code = hex::encode(rand::random::<[u8; CODE_BYTES]>());
         let expires_at = now() + INVITE_HOURS.hours();
         let invite =
             Invite { code_hash: hash(&code), tenant: name.clone(), role, created_by: caller.user.clone(), expires_at };

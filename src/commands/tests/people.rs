@@ -77,6 +77,7 @@ async fn an_invitation_is_good_once() {
     let code = invited["code"].as_str().unwrap().to_owned();
     let kept = serde_json::to_string(&world.store.list::<Invite>("").await.unwrap()[0].record).unwrap();
     assert!(!kept.contains(&code), "the code is kept in clear");
+    assert!(code.len() == 32 && code.chars().all(|c| c.is_ascii_hexdigit()), "{code} may be taken for an option");
     let join = format!("tenants join {code}");
     let joins = futures::future::join_all(["stan", "eve", "mallory", "trent"].map(|who| world.run(who, &join))).await;
     let mut statuses: Vec<u8> = joins.iter().map(|said| said.status).collect();
