@@ -80,6 +80,7 @@ impl Receive {
             self.refuse_shallow(env, request).await?;
         }
         let Some(update) = deploy else { return Ok(None) };
+        self.refuse_moved(env, update).await?;
         if let Some(active) = self.0.pipeline.active(env).await?.filter(|_| !options.supersede) {
             return Err(Rejected(busy(&active)).into());
         }
@@ -115,6 +116,20 @@ impl Receive {
         }
         self.settle_later(build.clone(), push.ended.clone());
         Ok(Some(Queued { build, detached: options.detach }))
+    }
+
+    /// Git compares what the pusher has seen of the branch with where it is only after this hook, when the build would be live.
+    async fn refuse_moved(&self, env: &EnvRef, update: &Update) -> anyhow::Result<()> {
+        let (repositories, owner, branch) = (self.0.repositories.clone(), env.clone(), update.name.clone());
+        let now = tokio::task::spawn_blocking(move || repositories.branch_commit(&owner, &branch)).await??;
+        let seen = Some(&update.old).filter(|old| old.bytes().any(|digit| digit != b'0'));
+        if now.as_ref() == seen {
+            return Ok(());
+        }
+        let now = now.map_or_else(|| "is gone".to_owned(), |commit| format!("is at {} now", &commit[..12]));
+        let refusal =
+            Refusal::new(format!("Somebody else has pushed meanwhile: {} {now}.", short_branch(&update.name)));
+        Err(Rejected(refusal.detail("Fetch it, merge or rebase, and push again. Nothing was changed.")).into())
     }
 
     async fn refuse_shallow(&self, env: &EnvRef, request: &HookRequest) -> anyhow::Result<()> {

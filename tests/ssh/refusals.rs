@@ -158,3 +158,24 @@ async fn a_failed_build_rejects_the_push_and_a_full_queue_does() {
     server.pipeline.builds_end(Some(BuildState::Succeeded));
     server.git(&work, &["push", "-q", "paas-dev", "main"]).await.ok();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_that_moved_during_the_push_is_not_built_over() {
+    let server = Server::start().await;
+    let root = server.directory.path();
+    let work = server.work("work").await;
+    server.git(&work, &["push", "-q", "paas-dev", "main"]).await.ok();
+    server.git(root, &["clone", "-q", &server.url("acme/shop/dev"), "other"]).await.ok();
+    let other = server.commit(&root.join("other"), &[("other", "1")]).await;
+    server.commit(&work, &[("mine", "1")]).await;
+    // git runs it when it has seen where the branch is, before it sends anything.
+    let hook = work.join(".git/hooks/pre-push");
+    std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+    std::fs::write(&hook, "#!/bin/sh\nunset GIT_DIR GIT_PREFIX\nexec git -C ../other push -q origin main >&2\n")
+        .unwrap();
+    std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let push = server.git(&work, &["push", "--force", "paas-dev", "main"]).await;
+    push.refused(&["Somebody else has pushed meanwhile: main is at", &other[..12], "Fetch it, merge or rebase"]);
+    assert_eq!(server.branch("main"), Some(other));
+    assert_eq!(server.pipeline.builds(&env()).await.len(), 2, "what is refused was built");
+}
