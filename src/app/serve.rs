@@ -113,6 +113,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         name = ground.failed() => Some(name),
     };
     tracing::info!("stopping");
+    // First, so that whoever waits for a build is told that it goes on before the doors are shut.
+    receive.stop.cancel();
     doors.stop().await;
     receive.finish_within(STOP_DEADLINE).await;
     work.stop().await;
