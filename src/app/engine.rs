@@ -15,6 +15,7 @@ pub(super) async fn connect(config: &Config, data: &DataDir) -> anyhow::Result<D
         registry_login: login,
         host_ports: host_ports.into_iter().collect(),
         network_pool: config.runtime.subnet_pool.clone(),
+        denied_networks: config.runtime.denied_networks.clone(),
         ..DockerSettings::new(&config.registry.address, data.instance())
     };
     DockerRuntime::connect(settings).await

@@ -117,11 +117,18 @@ pub struct Runtime {
     pub subnet_pool: String,
     /// Processes and threads of one container.
     pub pids: u32,
+    /// Networks (CIDR) that no container may reach.
+    pub denied_networks: Vec<String>,
 }
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { socket: "/var/run/docker.sock".into(), subnet_pool: "10.201.0.0/16".into(), pids: 1024 }
+        Self {
+            socket: "/var/run/docker.sock".into(),
+            subnet_pool: "10.201.0.0/16".into(),
+            pids: 1024,
+            denied_networks: crate::runtime::docker::METADATA_NETWORKS.map(str::to_owned).into(),
+        }
     }
 }
 

@@ -39,7 +39,7 @@ use futures::{StreamExt, stream::BoxStream};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-pub use settings::DockerSettings;
+pub use settings::{DockerSettings, METADATA_NETWORKS};
 
 use self::{engine::Engine, firewall::Firewall, locks::KeyedLocks, names::Names, network::Networks, stops::Stops};
 use super::{Capabilities, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent};

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// Where cloud machines ask for what only their owner may know: link-local addresses, and two clouds' own.
+pub const METADATA_NETWORKS: [&str; 3] = ["169.254.0.0/16", "168.63.129.16/32", "100.100.100.200/32"];
+
 /// Settings of [`super::DockerRuntime`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DockerSettings {
@@ -46,7 +49,7 @@ impl DockerSettings {
             name_prefix: "berth".to_owned(),
             uid: 10_001,
             host_ports: vec![8080, 8443],
-            denied_networks: vec!["169.254.0.0/16".to_owned()],
+            denied_networks: METADATA_NETWORKS.map(str::to_owned).into(),
             network_pool: "10.200.0.0/14".to_owned(),
             shm_size: 64 << 20,
             log_file_size: 8 << 20,
