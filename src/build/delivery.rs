@@ -24,6 +24,8 @@ pub trait Delivery: Send + Sync {
         version: ReleaseVersion,
         progress: &dyn Progress,
     ) -> Result<Deployed, DeployFailure>;
+    /// As [`Deployer::abandon`].
+    async fn abandon(&self, env: &EnvRef, version: ReleaseVersion, reason: &str);
 }
 
 #[async_trait]
@@ -39,6 +41,10 @@ impl Delivery for Deployer {
         progress: &dyn Progress,
     ) -> Result<Deployed, DeployFailure> {
         Self::deploy(self, env, version, progress).await
+    }
+
+    async fn abandon(&self, env: &EnvRef, version: ReleaseVersion, reason: &str) {
+        Self::abandon(self, env, version, reason).await;
     }
 }
 

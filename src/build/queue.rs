@@ -22,7 +22,7 @@ use super::{
     output::BuildOutput,
     pipeline::Pipeline,
     records::{CompileRecord, SlugRecord},
-    work::{Ended, Watch, work},
+    work::{Ended, Watch, work, write},
 };
 use crate::{
     deploy::Progress,
@@ -298,7 +298,7 @@ impl Shared {
         build.state = state;
         build.finished_at = Some(jiff::Timestamp::now());
         // A store that fails now leaves a record that says "running": the next server runs the build again, which is right.
-        if let Err(error) = self.store.transaction().put(&build).commit().await {
+        if let Err(error) = write(&self.store, &build).await {
             tracing::error!(%error, env = %build.env, build = %build.number, "a build's end could not be written");
         }
         output.finish();
@@ -375,6 +375,9 @@ impl Shared {
             () = shutdown.cancelled() => return self.release_slot(),
             () = cancel.cancelled() => {
                 let build = self.active(&env).unwrap_or(queued.clone());
+                if let Some(version) = build.release {
+                    self.pipeline.parts.delivery.abandon(&env, version, &self.reason(&env)).await;
+                }
                 Ended { build, state: BuildState::Cancelled { reason: self.reason(&env) } }
             }
             ended = worked => ended,
@@ -391,7 +394,7 @@ impl Shared {
             build.state = BuildState::Running { stage: Stage::Build };
             build.started_at = Some(jiff::Timestamp::now());
             self.changed(build);
-            if let Err(error) = self.store.transaction().put(build).commit().await {
+            if let Err(error) = write(&self.store, build).await {
                 tracing::warn!(%error, "a build's beginning could not be written");
             }
         }

@@ -207,7 +207,7 @@ async fn deploy(
     let parts = &pipeline.parts;
     let snapshot = build.clone();
     let write = async {
-        if let Err(error) = parts.store.transaction().put(&snapshot).commit().await {
+        if let Err(error) = write(&parts.store, &snapshot).await {
             // The deployment goes on: after a restart the release is found by its build number.
             tracing::warn!(%error, "a build's record could not be written");
         }
@@ -235,6 +235,19 @@ async fn deploy(
             Err(BuildError::Rejected { reason: format!("{release} was not deployed: {reason}"), lines }.into())
         }
         Err(DeployFailure::Store(error)) => Err(error.into()),
+    }
+}
+
+/// Writes a build's record anew. One that is gone stays gone: its environment was destroyed, and may have been made anew.
+pub async fn write(store: &Store, build: &Build) -> Result<(), StoreError> {
+    let id = (build.env.clone(), build.number);
+    let change = |record: &mut Build| {
+        record.clone_from(build);
+        Ok(())
+    };
+    match store.modify::<Build, StoreError>(&id, change).await {
+        Ok(_) | Err(StoreError::Missing(_)) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

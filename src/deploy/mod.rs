@@ -27,7 +27,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use self::{
@@ -58,6 +58,9 @@ use crate::{
 
 /// How long an actor may take to answer before its last known status is given.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Pause before an actor is looked for anew that has ended.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// What all parts of the deployer share.
 struct Parts {
@@ -145,7 +148,7 @@ impl Deployer {
             let (reply, mut outcome) = oneshot::channel();
             if address.inbox.send(Message::Deploy { version, notes, reply }).await.is_err() {
                 // The actor ended (its environment was destroyed and perhaps made anew); the directory knows better by now.
-                tokio::task::yield_now().await;
+                sleep(AGAIN).await;
                 continue;
             }
             let outcome = loop {
@@ -161,8 +164,25 @@ impl Deployer {
             match outcome {
                 Ok(outcome) => return outcome.into_result(),
                 // The actor failed or was replaced: ask its successor, which knows how far it is.
-                Err(_) => tokio::task::yield_now().await,
+                Err(_) => sleep(AGAIN).await,
             }
+        }
+    }
+
+    /// Gives a deployment up that is under way: what served before serves, and whoever waits for it hears `reason`. Over or unknown ones
+    /// are left as they are.
+    pub async fn abandon(&self, env: &EnvRef, version: ReleaseVersion, reason: &str) {
+        let Some(address) = self.directory.open(env).await else { return };
+        let (done, abandoned) = oneshot::channel();
+        let ask = async {
+            let message = Message::Abandon { version, reason: reason.to_owned(), done };
+            // An actor that has ended has nothing under way.
+            if address.inbox.send(message).await.is_ok() {
+                let _ = abandoned.await;
+            }
+        };
+        if timeout(REFRESH_DEADLINE, ask).await.is_err() {
+            tracing::warn!(%env, %version, "a deployment is given up later: its actor is busy");
         }
     }
 

@@ -61,6 +61,8 @@ impl Deployer {
                 Derive::Config(changes) => apply(changes, &mut environment.config),
                 Derive::Everything => environment.config = old.config.clone(),
             }
+            // With the release, so that a server which dies now goes on with it: the configuration must not say what nothing runs with.
+            environment.target = Some(ReleaseVersion(environment.last_release));
             Release {
                 version: ReleaseVersion(environment.last_release),
                 config: environment.config.clone(),

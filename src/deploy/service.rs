@@ -17,7 +17,10 @@ use tokio::{
     task::{Id, JoinError, JoinSet},
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use super::{
     Parts,
@@ -105,9 +108,14 @@ impl DeployService {
         let mut tasks = JoinSet::new();
         tasks.spawn(observer.run());
         tasks.spawn(routes.run());
-        tasks.spawn(end_orphans(parts.clone()));
+        let orphans = AbortOnDropHandle::new(tokio::spawn(end_orphans(parts.clone())));
         let recorder = tokio::spawn(record(parts.store.clone(), events, shutdown.clone()));
-        Supervisor::new(parts, shutdown).run(asks).await;
+        tokio::select! {
+            () = Supervisor::new(parts, shutdown).run(asks) => {}
+            // Without them nothing moves; whoever runs this service sees it end and starts the server anew.
+            Some(ended) = tasks.join_next() => tracing::error!(?ended, "a part of the deployer has ended by itself"),
+        }
+        drop(orphans);
         tasks.shutdown().await;
         if timeout(LAST_EVENTS, recorder).await.is_err() {
             tracing::warn!("the last events could not be recorded in time");

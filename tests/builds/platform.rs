@@ -119,6 +119,8 @@ impl Delivery for RunOnce {
         let timings = vec![("pull and create".to_owned(), u64::try_from(made.as_millis()).unwrap())];
         Ok(Deployed { release: version, url: "http://nowhere/".to_owned(), healthy: Vec::new(), timings })
     }
+
+    async fn abandon(&self, _: &EnvRef, _: ReleaseVersion, _: &str) {}
 }
 
 /// Everything, with one app: `acme/shop`, environments `dev` and `prod`.
@@ -269,7 +271,7 @@ fn environment(name: &str) -> Environment {
 }
 
 /// Runs git in a bare repository.
-fn git(repository: &Path, arguments: &[&str], input: &[u8]) -> String {
+pub fn git(repository: &Path, arguments: &[&str], input: &[u8]) -> String {
     let mut command = Command::new("git");
     command.current_dir(repository).args(arguments).env("GIT_CONFIG_GLOBAL", "/dev/null");
     for role in ["AUTHOR", "COMMITTER"] {

@@ -42,6 +42,7 @@ impl Transcript for LogOf {
 
 /// Deploys at once, or never.
 struct Deploys {
+    abandoned: Arc<Mutex<Vec<ReleaseVersion>>>,
     store: Store,
     hang: bool,
     next: AtomicU64,
@@ -82,6 +83,10 @@ impl Delivery for Deploys {
         }
         Ok(Deployed { release: version, url: format!("http://{env}/"), healthy: vec![], timings: vec![] })
     }
+
+    async fn abandon(&self, _: &EnvRef, version: ReleaseVersion, _: &str) {
+        self.abandoned.lock().unwrap().push(version);
+    }
 }
 
 /// A world with one app: `acme/shop`, environments `dev` and `prod`.
@@ -94,6 +99,7 @@ struct World {
     shutdown: CancellationToken,
     service: tokio::task::JoinHandle<()>,
     compiled: Arc<AtomicU64>,
+    abandoned: Arc<Mutex<Vec<ReleaseVersion>>>,
 }
 
 fn env(name: &str) -> EnvRef {
@@ -146,19 +152,20 @@ impl World {
         let runtime = FakeRuntime::new(Behaviour::default().jobs(move |job| buildpack(job, counted.clone())));
         let log = Log::default();
         let made = store.list::<Release>("").await.unwrap().len() as u64;
+        let abandoned = Arc::<Mutex<Vec<ReleaseVersion>>>::default();
         let parts = BuildParts {
             store: store.clone(),
             runtime: Arc::new(runtime),
             registry: Arc::new(registry.clone()),
             repositories,
-            delivery: Arc::new(Deploys { next: AtomicU64::new(made), store, hang }),
+            delivery: Arc::new(Deploys { abandoned: abandoned.clone(), next: AtomicU64::new(made), store, hang }),
             logs: Arc::new(log.clone()),
         };
         let settings = BuildSettings { concurrency: 1, queue_limit: 1, ..BuildSettings::new(directory.path()) };
         let (builds, service) = Builds::start(parts, settings).await.unwrap();
         let shutdown = CancellationToken::new();
         let service = tokio::spawn(service.run(shutdown.clone()));
-        Self { directory, kv, registry, log, builds, shutdown, service, compiled }
+        Self { directory, kv, registry, log, builds, shutdown, service, compiled, abandoned }
     }
 
     fn new_build(&self, name: &str, files: &[(&str, &str)]) -> NewBuild {
@@ -415,5 +422,36 @@ async fn a_restart_while_deploying_deploys_the_same_release() {
     assert!(world.log(&ended).starts_with("-----> Going on after a restart of the server\n"), "{}", world.log(&ended));
     let path: &Path = world.directory.path();
     assert_eq!(std::fs::read_dir(path.join("tmp")).unwrap().count(), 0, "temporary files are left");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_superseded_deployment_is_given_up() {
+    let world = World::with(tempfile::tempdir().unwrap(), MemoryKv::new(), FakeRegistry::new(), true).await;
+    let first = world.builds.enqueue(world.new_build("dev", &APP)).await.unwrap();
+    let deploying = async {
+        while world.builds.active(&first.env).await.unwrap().is_none_or(|build| build.release.is_none()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), deploying).await.unwrap();
+    let newer = NewBuild { supersede: true, ..world.new_build("dev", &[("lock", "none")]) };
+    let newer = world.builds.enqueue(newer).await.unwrap();
+    assert!(matches!(world.end_of(&first).await.state, BuildState::Cancelled { .. }));
+    assert!(matches!(world.end_of(&newer).await.state, BuildState::Failed { .. }));
+    assert_eq!(*world.abandoned.lock().unwrap(), [ReleaseVersion(1)]);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_build_brings_no_record_of_a_destroyed_environment_back() {
+    let world = World::new().await;
+    let build = world.builds.enqueue(world.new_build("dev", &[("lock", "hang")])).await.unwrap();
+    let store = Store::new(Arc::new(world.kv.clone()));
+    let id = (build.env.clone(), build.number);
+    let record = store.need::<Build>(&id).await.unwrap();
+    store.transaction().delete(&record).commit().await.unwrap();
+    assert!(world.builds.cancel(&build.env, build.number, "its environment is gone").await.unwrap());
+    assert!(store.get::<Build>(&id).await.unwrap().is_none(), "the record is back");
     world.stop().await;
 }

@@ -52,6 +52,8 @@ const STORE_AGAIN: Duration = Duration::from_secs(1);
 pub(super) enum Message {
     /// Move to this release and say how it went.
     Deploy { version: ReleaseVersion, notes: mpsc::Sender<Note>, reply: oneshot::Sender<Outcome> },
+    /// Give this deployment up if it is under way, then answer.
+    Abandon { version: ReleaseVersion, reason: String, done: oneshot::Sender<()> },
     /// Read the records anew, act on them, then answer.
     Refresh(oneshot::Sender<()>),
     /// Say when everything of the environment, whose record is gone, has been removed.
@@ -201,7 +203,11 @@ impl Actor {
                 }
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => self.finished(done).await,
-                    Err(error) => tracing::error!(env = %self.env, %error, "a task of the deployer failed"),
+                    Err(error) => {
+                        // What it was to report will not come; a new actor finds out by itself.
+                        tracing::error!(env = %self.env, %error, "a task of the deployer failed");
+                        return self.env;
+                    }
                 },
                 () = sleep_until(self.wake.unwrap_or(far)) => {}
             }
@@ -212,6 +218,12 @@ impl Actor {
         self.stale = true;
         match message {
             Message::Deploy { version, notes, reply } => self.begin(version, notes, reply).await,
+            Message::Abandon { version, reason, done } => {
+                if self.rollout.as_ref().is_some_and(|rollout| rollout.version == version) {
+                    self.fail(reason, Vec::new()).await;
+                }
+                let _ = done.send(());
+            }
             Message::Refresh(done) => self.refreshes.push(done),
             Message::Retire(done) => match &mut self.retiring {
                 Some(waiting) => waiting.push(done),

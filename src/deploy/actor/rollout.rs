@@ -1,5 +1,5 @@
-//! The life of a deployment: begun, superseded, succeeded or failed. The actor is the only one who moves an environment's `target`
-//! and `current`.
+//! The life of a deployment: begun, superseded, succeeded or failed. The actor is the only one who moves an environment's `current`,
+//! and its `target` too, but for releases that are derived from others: those are made as the target.
 
 use std::time::Duration;
 
@@ -195,8 +195,15 @@ impl Actor {
         }
         let current = record.current;
         let deployment = self.parts.store.get::<Deployment>(&(self.env.clone(), target)).await?;
-        let started_at = deployment.map_or_else(|| self.parts.clock.now(), |stored| stored.record.started_at);
+        let now = self.parts.clock.now();
+        let started_at = deployment.as_ref().map_or(now, |stored| stored.record.started_at);
         let rollout = Rollout::new(target, current, started_at);
+        if deployment.is_none() {
+            let mut deployments = vec![rollout.record(&self.env, DeploymentState::Running, None)];
+            let superseded = DeploymentState::Superseded { by: target };
+            deployments.extend(self.rollout.as_ref().map(|old| old.record(&self.env, superseded, Some(now))));
+            self.change(&deployments, |_| {}).await?;
+        }
         if let Some(old) = self.rollout.replace(rollout) {
             old.end(&Outcome::Superseded { by: target });
         }

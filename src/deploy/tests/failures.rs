@@ -213,3 +213,45 @@ async fn slow_release_fails_at_its_progress_deadline() {
     assert!(began.elapsed() < Duration::from_secs(130));
     platform.assert_no_faults();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_configuration_survives_a_kill_before_it_is_deployed() {
+    let mut platform = serving(2).await;
+    let changes = [("A".to_owned(), Some("1".to_owned()))].into();
+    let by = "alice".parse().unwrap();
+    let from = ReleaseVersion(1);
+    let derived = platform.deployer.derive_release(&env(), from, Derive::Config(changes), &by, "test").await.unwrap();
+    platform.kill().await;
+    platform.restart();
+    let version = derived.version;
+    platform.settle().await;
+    assert_eq!(platform.record().await.current, Some(version));
+    assert_eq!(platform.engine.running(), ["web.1 v2 r0", "web.2 v2 r0"]);
+    let deployment = platform.store.need::<Deployment>(&(env(), version)).await.unwrap();
+    assert_eq!(deployment.state, DeploymentState::Succeeded);
+    // Whoever asks later is told how it ended.
+    platform.deploy(version).await.unwrap();
+    platform.assert_no_faults();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_that_is_given_up_leaves_what_served() {
+    let platform = serving(1).await;
+    platform.engine.behave(2, Behaviour::Elsewhere(3000));
+    let second = platform.create(&[("web", 1)]).await;
+    let deployer = platform.deployer.clone();
+    let waiting = tokio::spawn(async move { deployer.deploy(&env(), second, &SilentProgress).await });
+    platform.until("the new replica", |platform| platform.engine.containers() == 2).await;
+    // Of another version: nothing happens.
+    platform.deployer.abandon(&env(), ReleaseVersion(7), "not this one").await;
+    assert!(!waiting.is_finished());
+    platform.deployer.abandon(&env(), second, "superseded by a push of bob").await;
+    let failure = waiting.await.unwrap().unwrap_err();
+    assert!(
+        matches!(&failure, DeployFailure::Failed { reason, .. } if reason == "superseded by a push of bob"),
+        "{failure:?}"
+    );
+    platform.settle().await;
+    assert_eq!(platform.engine.running(), ["web.1 v1 r0"]);
+    platform.assert_no_faults();
+}
