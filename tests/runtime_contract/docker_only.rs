@@ -23,6 +23,7 @@ pub async fn run(runner: &mut Runner<Both>) {
     runner.case("a terminal has a size and all bytes", terminal).await;
     runner.case("the build cache is kept and purged", cache).await;
     runner.case("a removed network comes back", network_removed).await;
+    runner.case("a job given up while it is made leaves nothing", job_given_up).await;
     runner.case("images are pulled once and collected", images).await;
     runner.case("an engine that is not there is said so", no_engine).await;
     runner.case("mounts are read-only", mounts).await;
@@ -177,6 +178,27 @@ async fn network_removed((engine, world): Both) {
     world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
     world.runtime.forget(&set.id.env.tenant, None).await.unwrap();
     world.runtime.forget(&set.id.env.tenant, None).await.unwrap();
+
+    world.runtime.prepare_tenant(&set.id.env.tenant).await.unwrap();
+    let id = docker(&["network", "ls", "-q", "--filter", &filter, "--filter", "label=berth.tenant=rival"]);
+    docker(&["network", "rm", &id]);
+    let mut spec = job(&world, "network", &["true"]);
+    spec.env = set.id.env.clone();
+    assert_eq!(run_job(&world, &spec).await.2.code, 0);
+    world.runtime.forget(&set.id.env.tenant, None).await.unwrap();
+}
+
+async fn job_given_up((engine, world): Both) {
+    let spec = job(&world, "given-up", &["sleep", "3600"]);
+    let filter = format!("label=berth.instance={}", engine.settings.instance);
+    for wait in [1, 3, 5, 10, 20, 40] {
+        let _ = tokio::time::timeout(Duration::from_millis(wait), world.runtime.job(&spec)).await;
+    }
+    eventually("no container is left", async || {
+        let left = docker(&["ps", "-aq", "--filter", &filter, "--filter", "name=given-up"]);
+        left.is_empty().then_some(())
+    })
+    .await;
 }
 
 async fn images((engine, world): Both) {

@@ -12,7 +12,10 @@ use bollard::{
     },
 };
 use futures::{StreamExt, stream, stream::BoxStream};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::oneshot,
+};
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{
@@ -32,15 +35,14 @@ const WAIT_PAUSE: Duration = Duration::from_secs(1);
 impl Inner {
     /// See [`crate::runtime::Runtime::job`].
     pub(super) async fn make_job(&self, spec: &JobSpec) -> Result<DockerJob, RuntimeError> {
-        if !self.networks.is_ready(&spec.env.tenant) {
-            self.prepare_tenant(&spec.env.tenant).await?;
-        }
+        // Looked at for each job: nothing of the tenant may have run for long, and `docker network prune` takes what nothing uses.
+        self.networks.doubt(&spec.env.tenant);
+        self.prepare_tenant(&spec.env.tenant).await?;
         let name = self.engine.recipe.names.job(spec);
-        let body = self.engine.recipe.job(spec);
-        let made = match self.engine.create(&name, &spec.image, body.clone()).await? {
+        let made = match self.create_or_remove(&name, spec).await? {
             Created::Exists => {
                 self.remove_orphan(&name).await?;
-                self.engine.create(&name, &spec.image, body).await?
+                self.create_or_remove(&name, spec).await?
             }
             made => made,
         };
@@ -59,6 +61,20 @@ impl Inner {
                 Err(RuntimeError::Refused(format!("a job called {} runs already in {}", spec.name, spec.env)))
             }
         }
+    }
+
+    /// Creates the container. Whoever gives up waiting for it leaves none behind.
+    async fn create_or_remove(&self, name: &str, spec: &JobSpec) -> Result<Created, RuntimeError> {
+        let (engine, stops, name, image) =
+            (self.engine.clone(), self.stops.clone(), name.to_owned(), spec.image.clone());
+        let body = self.engine.recipe.job(spec);
+        let (reply, made) = oneshot::channel();
+        tokio::spawn(async move {
+            if let Err(Ok(Created::New(id))) = reply.send(engine.create(&name, &image, body).await) {
+                stops.begin(&engine, &id, Duration::ZERO);
+            }
+        });
+        made.await.unwrap_or_else(|_| Err(RuntimeError::Unavailable("the container's creation was broken off".into())))
     }
 
     /// Removes a job of this name that an earlier server process left.
