@@ -115,7 +115,8 @@ async fn compile_in(job: &mut dyn Job, spec: CompileSpec, output: &BuildOutput) 
     let exit = job.wait().await?;
     let memory = spec.limits.memory >> 20;
     match exit.code {
-        _ if exit.out_of_memory => {
+        // The kernel may have taken a process that the build could do without.
+        code if code != 0 && exit.out_of_memory => {
             return Err(BuildError::Rejected {
                 reason: format!("the build ran out of memory: it may use {memory} MiB"),
                 lines: vec![

@@ -148,7 +148,7 @@ async fn attend(job: &mut dyn Job, io: &mut CommandIo) -> Result<u8, CommandErro
         () = feed => return Err(CommandError::Failed("the input ended in an unexpected way".into())),
         () = steer(control, controls) => return Err(CommandError::Failed("the connection is gone; the command was ended".into())),
     };
-    if exit.out_of_memory {
+    if exit.code != 0 && exit.out_of_memory {
         return Err(CommandError::Failed("the command used more memory than it may and was killed".into()));
     }
     Ok(u8::try_from(exit.code).unwrap_or(1))

@@ -164,9 +164,9 @@ impl ReleasePhase {
             return Ok(Some(format!("it took longer than {} s", limit.as_secs())));
         };
         Ok(match exit? {
+            exit if exit.code == 0 => None,
             exit if exit.out_of_memory => Some("it ran out of memory".to_owned()),
-            exit if exit.code != 0 => Some(format!("it exited with status {}", exit.code)),
-            _ => None,
+            exit => Some(format!("it exited with status {}", exit.code)),
         })
     }
 }
