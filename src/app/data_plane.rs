@@ -12,6 +12,8 @@ pub(super) fn run(place: &Place, listen: Vec<SocketAddr>) -> anyhow::Result<Exit
     let ssh_port = config.ssh.listen.first().map_or(2222, SocketAddr::port);
     let settings = RouterSettings {
         listen: if listen.is_empty() { config.router.listen } else { listen },
+        public_scheme: config.router.public_scheme.as_str(),
+        public_port: config.router.public_port,
         directory: config.data_dir.join("router"),
         head_limit: config.router.head_timeout,
         first_byte_limit: config.router.first_byte_timeout,

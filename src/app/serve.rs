@@ -254,6 +254,7 @@ fn start_deployer(
     let settings = DeploySettings {
         base_domain: config.base_domain.clone(),
         router_port: config.router.public_port.unwrap_or(listened),
+        public_scheme: config.router.public_scheme.as_str(),
         router_dir: data.join("router"),
         drain_timeout: config.deploy.drain_timeout,
         stop_grace: config.deploy.stop_grace,

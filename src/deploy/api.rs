@@ -17,6 +17,8 @@ pub struct DeploySettings {
     pub base_domain: String,
     /// Port of the router, for URLs.
     pub router_port: u16,
+    /// `http` or `https`, for URLs.
+    pub public_scheme: &'static str,
     /// `DATA/router`.
     pub router_dir: PathBuf,
     /// How long requests of a replica that is to be stopped may go on.
@@ -41,6 +43,7 @@ impl Default for DeploySettings {
         Self {
             base_domain: "localhost".to_owned(),
             router_port: 8080,
+            public_scheme: "http",
             router_dir: PathBuf::from("/var/lib/berth/router"),
             drain_timeout: Duration::from_secs(30),
             stop_grace: Duration::from_secs(10),

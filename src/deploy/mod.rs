@@ -85,9 +85,9 @@ impl Parts {
 
     fn url(&self, env: &EnvRef) -> String {
         let host = env.host(&self.settings.base_domain);
-        match self.settings.router_port {
-            80 => format!("http://{host}"),
-            port => format!("http://{host}:{port}"),
+        match (self.settings.public_scheme, self.settings.router_port) {
+            (scheme @ "http", 80) | (scheme @ "https", 443) => format!("{scheme}://{host}"),
+            (scheme, port) => format!("{scheme}://{host}:{port}"),
         }
     }
 }

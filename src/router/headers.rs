@@ -69,6 +69,8 @@ fn new_request_id() -> String {
 #[derive(Debug)]
 pub(super) struct Forwarded<'a> {
     pub(super) client: IpAddr,
+    /// How the client came: the operator's word, never the client's.
+    pub(super) scheme: &'static str,
     /// The port that the client connected to.
     pub(super) port: u16,
     pub(super) request_id: &'a str,
@@ -88,7 +90,7 @@ pub(super) fn prepare_request(request: &mut RequestHeader, told: &Forwarded<'_>)
         request.insert_header("X-Forwarded-Host", host)?;
     }
     request.insert_header("X-Forwarded-For", told.client.to_canonical().to_string())?;
-    request.insert_header("X-Forwarded-Proto", "http")?;
+    request.insert_header("X-Forwarded-Proto", told.scheme)?;
     request.insert_header("X-Forwarded-Port", told.port.to_string())?;
     request.insert_header("X-Request-Id", told.request_id)
 }
@@ -217,7 +219,8 @@ mod tests {
     }
 
     fn told() -> Forwarded<'static> {
-        Forwarded { client: "::ffff:192.0.2.7".parse().unwrap(), port: 8080, request_id: "the-router-s-own-id-1" }
+        let client = "::ffff:192.0.2.7".parse().unwrap();
+        Forwarded { client, scheme: "https", port: 443, request_id: "the-router-s-own-id-1" }
     }
 
     #[test]
@@ -229,9 +232,9 @@ mod tests {
                 ("X-Forwarded-For", "1.1.1.1"),
                 ("X-Forwarded-For", "2.2.2.2"),
                 ("X_Forwarded_For", "3.3.3.3"),
-                ("X-Forwarded-Proto", "https"),
+                ("X-Forwarded-Proto", "ftp"),
                 ("X-Forwarded-Host", "evil"),
-                ("X-Forwarded-Port", "443"),
+                ("X-Forwarded-Port", "21"),
                 ("X-Forwarded-Prefix", "/x"),
                 ("X-Forwarded-Ssl", "on"),
                 ("Forwarded", "for=1.1.1.1"),
@@ -256,8 +259,8 @@ mod tests {
                 "host=shop",
                 "x-forwarded-for=192.0.2.7",
                 "x-forwarded-host=shop",
-                "x-forwarded-port=8080",
-                "x-forwarded-proto=http",
+                "x-forwarded-port=443",
+                "x-forwarded-proto=https",
                 "x-request-id=the-router-s-own-id-1",
                 "x_own=kept",
             ]

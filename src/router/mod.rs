@@ -37,6 +37,10 @@ use self::{access::AccessLog, live::Routes, proxy::Proxy, reload::Reloader, serv
 pub struct RouterSettings {
     /// Addresses to listen on, HTTP/1.1 and h2c.
     pub listen: Vec<SocketAddr>,
+    /// `http`, or `https` when something in front ends TLS: what replicas are told.
+    pub public_scheme: &'static str,
+    /// The port that clients see, if it is not the one they connect to here.
+    pub public_port: Option<u16>,
     /// `DATA/router`: routes, acknowledgement, access socket.
     pub directory: PathBuf,
     /// From a connection being ready for a request to the end of the request's head; also how long an idle connection is kept.
@@ -61,6 +65,8 @@ impl Default for RouterSettings {
     fn default() -> Self {
         Self {
             listen: vec![(Ipv6Addr::UNSPECIFIED, 8080).into(), (Ipv4Addr::UNSPECIFIED, 8080).into()],
+            public_scheme: "http",
+            public_port: None,
             directory: PathBuf::from("/var/lib/berth/router"),
             head_limit: Duration::from_secs(60),
             first_byte_limit: Duration::from_secs(30),

@@ -263,7 +263,9 @@ impl ProxyHttp for Proxy {
         request: &mut Request,
     ) -> pingora::Result<()> {
         let (client, port) = client(session);
-        headers::prepare_request(upstream_request, &Forwarded { client, port, request_id: &request.request_id })
+        let (scheme, port) = (self.settings.public_scheme, self.settings.public_port.unwrap_or(port));
+        let told = Forwarded { client, scheme, port, request_id: &request.request_id };
+        headers::prepare_request(upstream_request, &told)
     }
 
     async fn request_body_filter(

@@ -62,6 +62,24 @@ impl Default for Git {
     }
 }
 
+/// What comes first in the URLs of apps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    /// As in a URL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
 /// The data plane.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -69,6 +87,8 @@ pub struct Router {
     pub listen: Vec<SocketAddr>,
     /// The port that users see, when something in front maps it.
     pub public_port: Option<u16>,
+    /// How users reach the router: `https` when something in front ends TLS.
+    pub public_scheme: Scheme,
     /// How long a client may take for a request's head; also how long an idle connection is kept.
     #[serde(with = "duration")]
     pub head_timeout: Duration,
@@ -83,6 +103,7 @@ impl Default for Router {
         Self {
             listen: every_address(8080),
             public_port: None,
+            public_scheme: Scheme::Http,
             head_timeout: seconds(60),
             first_byte_timeout: seconds(30),
             shutdown_grace: seconds(30),
