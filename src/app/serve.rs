@@ -284,6 +284,7 @@ fn build_settings(config: &Config, data: &DataDir) -> BuildSettings {
     let builds = &config.builds;
     let defaults =
         Defaults { cpu_millis: millis(config.deploy.cpu), memory: config.deploy.memory.0, ..Defaults::default() };
+    let ca_bundle = Some(builds.ca_bundle.clone()).filter(|path| path.is_file());
     BuildSettings {
         concurrency: builds.concurrency,
         queue_limit: builds.queue,
@@ -294,8 +295,9 @@ fn build_settings(config: &Config, data: &DataDir) -> BuildSettings {
             allow: builds.allowed_buildpacks.clone(),
             protocols: vec!["https".to_owned()],
             directory: data.join("buildpacks"),
+            ca_bundle: ca_bundle.clone(),
         },
-        ca_bundle: Some(builds.ca_bundle.clone()).filter(|path| path.is_file()),
+        ca_bundle,
         operator_env: builds.env.clone(),
         process_defaults: defaults,
         ..BuildSettings::new(&data.join(""))

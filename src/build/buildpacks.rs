@@ -170,6 +170,8 @@ pub struct CustomBuildpacks {
     pub protocols: Vec<String>,
     /// Fetched ones, one directory each.
     pub directory: PathBuf,
+    /// Certificates that servers of buildpacks are checked against, in PEM; `None`: the host's.
+    pub ca_bundle: Option<PathBuf>,
 }
 
 /// Whether an entry of `build.buildpacks` is a URL and no name.
@@ -226,11 +228,22 @@ impl CustomBuildpacks {
         if reference.is_empty() || reference.starts_with('-') || !reference.chars().all(plain) {
             return Err(BuildpackError::Refused(format!("{reference:?} is no branch or tag of the buildpack {url}")));
         }
-        let listing = self.git(&["ls-remote", "--exit-code", "--", url, reference]).await?;
-        let commit = listing.split_whitespace().next().filter(|commit| commit.len() == 40);
+        // Whole names, since git takes a bare one for the end of any; what an annotated tag points at has `^{}` after its name.
+        let wanted = match reference {
+            "HEAD" => vec!["HEAD".to_owned()],
+            name => vec![format!("refs/heads/{name}"), format!("refs/tags/{name}^{{}}"), format!("refs/tags/{name}")],
+        };
+        let mut arguments = vec!["ls-remote", "--", url];
+        arguments.extend(wanted.iter().map(String::as_str));
+        let listing = self.git(&arguments).await?;
+        let commit_at = |wanted: &String| {
+            let line = listing.lines().find(|line| line.split_whitespace().nth(1) == Some(wanted))?;
+            line.split_whitespace().next().filter(|commit| commit.len() == 40)
+        };
+        let commit = wanted.iter().find_map(commit_at);
         commit
             .map(str::to_owned)
-            .ok_or_else(|| BuildpackError::Refused(format!("the buildpack {url} has no {reference}")))
+            .ok_or_else(|| BuildpackError::Refused(format!("the buildpack {url} has no branch or tag {reference}")))
     }
 
     async fn fetched(&self, url: &str, reference: &str, commit: &str) -> Result<PathBuf, BuildpackError> {
@@ -271,6 +284,9 @@ impl CustomBuildpacks {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
+        }
+        if let Some(bundle) = &self.ca_bundle {
+            command.env("GIT_SSL_CAINFO", bundle);
         }
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(FETCH_DEADLINE, command.output()).await.map_err(|_| {
@@ -324,6 +340,7 @@ mod tests {
             allow: allow.iter().map(|glob| (*glob).to_owned()).collect(),
             protocols: vec!["file".to_owned()],
             directory: directory.to_owned(),
+            ca_bundle: None,
         }
     }
 
@@ -364,6 +381,16 @@ mod tests {
         let (again, _) = custom.resolve(&known, &asked).await.unwrap();
         assert_eq!(again.hash(), packs.hash());
         assert_eq!(std::fs::read_dir(home.path().join("cache")).unwrap().count(), 1);
+        // A branch whose name ends alike, and an annotated tag.
+        let other = crate::build::testing::commit(&origin, &[("bin/compile", "#!/bin/bash"), ("bin/detect", "")]);
+        let other = repository.find_object(git2::Oid::from_str(&other).unwrap(), None).unwrap();
+        repository.reference("refs/heads/a/main", other.id(), true, "").unwrap();
+        let tagger = git2::Signature::now("t", "t@localhost").unwrap();
+        repository.tag("v1", &other, &tagger, "version 1", false).unwrap();
+        for (reference, commit) in [("main", commit.clone()), ("v1", other.id().to_string())] {
+            let (_, names) = custom.resolve(&known, &[format!("{url}#{reference}")]).await.unwrap();
+            assert_eq!(names, [format!("custom-1-{}", &commit[..12])], "{reference}");
+        }
         let missing = custom.resolve(&known, &[format!("{url}#nothing")]).await.unwrap_err();
         assert!(matches!(missing, BuildpackError::Refused(_)), "{missing}");
     }

@@ -121,6 +121,7 @@ impl BuildSettings {
                 allow: Vec::new(),
                 protocols: vec!["https".to_owned()],
                 directory: data.join("buildpacks"),
+                ca_bundle: None,
             },
             ca_bundle: None,
             operator_env: BTreeMap::new(),

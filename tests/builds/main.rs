@@ -3,6 +3,13 @@
 
 mod platform;
 
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
 use berth::domain::{Build, BuildState};
 use platform::{Files, Platform, fixture};
 
@@ -81,5 +88,83 @@ async fn no_buildpack_and_no_time_are_named() {
 async fn no_memory_is_named() {
     let platform = Platform::with(QUESTION, |settings| settings.limits.memory = 256 << 20).await;
     fails(&platform, app("tail /dev/zero"), "the build ran out of memory: it may use 256 MiB").await;
+    platform.stop().await;
+}
+
+/// A buildpack in a git repository of its own, as somebody else publishes it.
+fn publish_buildpack(directory: &Path) {
+    let compile = "#!/usr/bin/env bash\nset -euo pipefail\necho '-----> Greeting'\n\
+        printf '%s with node %s' \"$(cat \"$3/GREETING\")\" \"$(node --version | cut -c1-3)\" >\"$1/greeting.txt\"\n";
+    let release = "#!/usr/bin/env bash\nprintf 'default_process_types:\\n  web: cat greeting.txt\\n'\n";
+    let files = [("detect", "#!/bin/sh\necho greeting\n"), ("compile", compile), ("release", release)];
+    std::fs::create_dir_all(directory.join("bin")).unwrap();
+    for (name, text) in files {
+        let path = directory.join("bin").join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for arguments in [&["init", "--quiet", "-b", "main"][..], &["add", "-A"], &["commit", "--quiet", "-m", "Greet"]] {
+        platform::git(directory, arguments, b"");
+    }
+}
+
+/// Serves git repositories over https; ends when dropped.
+struct GitServer {
+    child: Child,
+    port: u16,
+    /// The host's certificates and the server's own.
+    ca_bundle: PathBuf,
+}
+
+impl GitServer {
+    fn start(home: &Path, repositories: &Path) -> Self {
+        let (key, certificate, ca_bundle) = (home.join("key.pem"), home.join("cert.pem"), home.join("ca.pem"));
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=berth test"]);
+        openssl.args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout"]).arg(&key).arg("-out").arg(&certificate);
+        assert!(openssl.stderr(Stdio::null()).status().unwrap().success());
+        let known = std::fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap();
+        std::fs::write(&ca_bundle, [known, std::fs::read(&certificate).unwrap()].concat()).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/builds/git_server.py");
+        let mut server = Command::new("python3");
+        server.arg(script).args([repositories, &certificate, &key]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = server.spawn().unwrap();
+        let mut port = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        Self { child, port: port.trim().parse().unwrap(), ca_bundle }
+    }
+}
+
+impl Drop for GitServer {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_custom_buildpack_runs_after_another() {
+    let (home, repositories) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    publish_buildpack(&repositories.path().join("greeting"));
+    let server = GitServer::start(home.path(), repositories.path());
+    let base = format!("https://127.0.0.1:{}/", server.port);
+    let platform = Platform::with("cat greeting.txt", |settings| {
+        settings.custom_buildpacks.allow = vec![base.clone()];
+        settings.custom_buildpacks.ca_bundle = Some(server.ca_bundle.clone());
+        settings.ca_bundle = Some(server.ca_bundle.clone());
+    })
+    .await;
+    let manifest =
+        |url: &str| format!("build:\n  buildpacks: [nodejs, \"{url}\"]\n  env: {{GREETING: good day}}\n").into_bytes();
+    let mut files = fixture("express");
+    let elsewhere = "https://elsewhere.example/pack.git";
+    files.insert("berth.yaml".to_owned(), manifest(elsewhere));
+    fails(&platform, files.clone(), &format!("the buildpack {elsewhere} is not allowed on this server")).await;
+    files.insert("berth.yaml".to_owned(), manifest(&format!("{base}missing")));
+    fails(&platform, files.clone(), "the buildpack cannot be fetched").await;
+    files.insert("berth.yaml".to_owned(), manifest(&format!("{base}greeting#main")));
+    let build = platform.push("dev", &files).await;
+    succeeded(&platform, &build).await;
+    assert_eq!(platform.answer(&build), "good day with node v22", "{}", platform.log(&build).await);
     platform.stop().await;
 }
