@@ -136,13 +136,13 @@ async fn only_what_may_be_repeated_is_repeated() {
 
 #[tokio::test]
 async fn a_late_first_byte_is_an_answer_in_time() {
-    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=300ms"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=1s"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let start = Instant::now();
     let answer = router.get("/never").await;
     assert!(status(&answer) == 504 && answer.contains("took too long"), "{answer}");
-    assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((Duration::from_secs(1)..Duration::from_secs(10)).contains(&start.elapsed()), "{:?}", start.elapsed());
     assert_eq!(replica.served(), 1, "a request that may be running is not repeated");
     assert_eq!(status(&router.get("/sleep/100").await), 200);
 }

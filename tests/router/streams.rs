@@ -17,7 +17,7 @@ use crate::harness::{HOST, LIMIT, Replica, Router, read_until, status};
 
 #[tokio::test]
 async fn bodies_stream_both_ways_unbuffered() {
-    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=300ms"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=1s"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let mut stream = router.connect().await;
@@ -29,7 +29,7 @@ async fn bodies_stream_both_ways_unbuffered() {
         stream.write_all(format!("{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).await.unwrap();
         read_until(&mut stream, piece).await;
         // Longer than the limit for the first byte, which no longer counts.
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        tokio::time::sleep(Duration::from_millis(1200)).await;
     }
     stream.write_all(b"0\r\n\r\n").await.unwrap();
     read_until(&mut stream, "0\r\n\r\n").await;
@@ -50,14 +50,14 @@ async fn a_large_body_arrives_whole() {
 
 #[tokio::test]
 async fn a_slow_upload_is_not_the_replicas_fault() {
-    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=200ms"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=1s"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let mut stream = router.connect().await;
     let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 6\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     for piece in ["ab", "cd", "ef"] {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
         stream.write_all(piece.as_bytes()).await.unwrap();
     }
     let mut answer = String::new();
@@ -67,7 +67,7 @@ async fn a_slow_upload_is_not_the_replicas_fault() {
 
 #[tokio::test]
 async fn websocket_bytes_pass_both_ways() {
-    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=300ms"]).await;
+    let mut router = Router::start(&["BERTH__ROUTER__FIRST_BYTE_TIMEOUT=1s"]).await;
     let replica = Replica::start("web.1").await;
     router.serve(&[&replica]).await;
     let mut stream = router.connect().await;
@@ -82,7 +82,7 @@ async fn websocket_bytes_pass_both_ways() {
         let message = format!("message {round}");
         stream.write_all(message.as_bytes()).await.unwrap();
         assert_eq!(read_until(&mut stream, &message).await, message);
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
     }
     let big = vec![b'w'; 1_000_000];
     let (mut read, mut write) = stream.split();

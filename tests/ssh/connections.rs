@@ -138,14 +138,14 @@ async fn connections_that_wait_to_log_in_are_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_client_is_noticed_and_a_quiet_one_is_not() {
-    let settings = SshSettings { keepalive: Duration::from_millis(400), keepalive_tries: 2, ..SshSettings::default() };
+    let settings = SshSettings { keepalive: Duration::from_millis(700), keepalive_tries: 3, ..SshSettings::default() };
     let server = Server::with(settings, false).await;
     let mut quiet = server.ssh_command("alice", &[], &["wait-then-cat"]).stdin(Stdio::piped()).spawn().unwrap();
     let mut dead = server.ssh_command("alice", &[], &["wait-then-cat"]).stdin(Stdio::piped()).spawn().unwrap();
     tokio::time::sleep(Duration::from_millis(1000)).await;
     let pid = nix::unistd::Pid::from_raw(dead.id().unwrap().try_into().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
-    tokio::time::sleep(Duration::from_millis(3000)).await;
+    tokio::time::sleep(Duration::from_millis(5000)).await;
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
     let ended = timeout(Duration::from_secs(10), dead.wait()).await.expect("the dead client was not noticed").unwrap();
     assert_eq!(ended.code(), Some(255));
