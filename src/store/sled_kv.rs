@@ -172,7 +172,6 @@ impl Writer {
     fn commit_group(&mut self, group: &mut Vec<Commit>) {
         let mut pending: BTreeMap<String, Option<(Vec<u8>, Revision)>> = BTreeMap::new();
         let mut accepted = Vec::new();
-        let before = self.revision;
         for commit in group.drain(..) {
             let broken = broken_guard(&commit.guards, |key| match pending.get(key) {
                 Some(pending) => pending.as_ref().map(|(_, revision)| *revision),
@@ -204,7 +203,7 @@ impl Writer {
                 }
             }
             Err(error) => {
-                self.revision = before;
+                // The numbers stay used: what failed may be visible all the same, and no two states may share a revision.
                 for (commit, _) in accepted {
                     let _ = commit.done.send(Err(failed(&error)));
                 }
@@ -212,9 +211,11 @@ impl Writer {
         }
     }
 
+    /// A key that cannot be read counts as there, at a revision that nobody has seen: every guard on it fails.
     fn stored_revision(&self, key: &str) -> Option<Revision> {
-        let stored = self.database.get(key).ok().flatten()?;
-        split_value(&stored).ok().map(|(revision, _)| revision)
+        let unreadable = Some(Revision(u64::MAX));
+        let Ok(stored) = self.database.get(key) else { return unreadable };
+        stored.and_then(|stored| split_value(&stored).map_or(unreadable, |(revision, _)| Some(revision)))
     }
 
     fn write(&mut self, pending: BTreeMap<String, Option<(Vec<u8>, Revision)>>) -> anyhow::Result<()> {
