@@ -333,6 +333,7 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
     let settings = SshSettings {
         limits: ConnectionLimits {
             total: config.ssh.max_connections,
+            per_user: config.ssh.max_connections_per_user,
             unauthenticated: config.ssh.max_unauthenticated,
             unauthenticated_per_address: config.ssh.max_unauthenticated_per_address,
         },

@@ -231,11 +231,28 @@ impl Server {
 
     /// A user with a new key (`NAME` in the directory), or with the one there is.
     pub async fn user(&self, name: &str, role: Option<Role>) {
+        let caller = Caller { user: name.parse().unwrap(), operator: false, door: Door::Ssh };
+        let fingerprint = self.fingerprint(name).await;
+        self.backend.users.lock().unwrap().insert(fingerprint, (caller, role));
+    }
+
+    /// An operator with a new key, who is a member of nothing.
+    pub async fn operator(&self, name: &str) {
+        let caller = Caller { user: name.parse().unwrap(), operator: true, door: Door::Ssh };
+        let fingerprint = self.fingerprint(name).await;
+        self.backend.users.lock().unwrap().insert(fingerprint, (caller, None));
+    }
+
+    /// Takes a user's key away.
+    pub async fn remove_key(&self, name: &str) {
+        let fingerprint = self.fingerprint(name).await;
+        self.backend.users.lock().unwrap().remove(&fingerprint).unwrap();
+    }
+
+    async fn fingerprint(&self, name: &str) -> String {
         let key = self.key(name, &[]).await;
         let public = fs::read(key.with_extension("pub")).unwrap();
-        let parsed = keys::parse_upload(&public).unwrap().remove(0);
-        let caller = Caller { user: name.parse().unwrap(), operator: false, door: Door::Ssh };
-        self.backend.users.lock().unwrap().insert(parsed.fingerprint, (caller, role));
+        keys::parse_upload(&public).unwrap().remove(0).fingerprint
     }
 
     /// A key file, made if need be.
