@@ -45,8 +45,13 @@ use crate::{
 
 /// How long each part may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
-/// git processes that serve clients at once.
+/// git processes that serve clients at once, in all and of one user.
 const GIT_SESSIONS: usize = 64;
+const GIT_SESSIONS_PER_USER: usize = 8;
+/// How long a client waits for one of them.
+const GIT_PATIENCE: Duration = Duration::from_secs(60);
+/// A git session in which nothing moves for so long is ended.
+const GIT_IDLE: Duration = Duration::from_secs(600);
 
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
@@ -314,6 +319,9 @@ async fn receive(
         berth: std::env::current_exe().context("the path of this program is not known")?,
         control_socket: config.control_socket(),
         sessions: GIT_SESSIONS,
+        sessions_per_user: GIT_SESSIONS_PER_USER,
+        patience: GIT_PATIENCE,
+        idle: GIT_IDLE,
         require_manifest: config.git.require_manifest,
     };
     Ok(Receive::new(settings, git, repositories.clone(), store.clone(), Arc::new(pipeline), stop))

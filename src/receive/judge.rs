@@ -56,7 +56,11 @@ impl Receive {
                 .await;
                 Verdict::Accept
             }
-            Ok(Some(queued)) => self.follow(&push, &queued.build, &output).await,
+            Ok(Some(queued)) => {
+                push.give_place_back();
+                let _excused = push.idle.excuse();
+                self.follow(&push, &queued.build, &output).await
+            }
             Err(error) => {
                 let refusal = error.downcast::<Rejected>().map(|rejected| rejected.0).unwrap_or_else(|error| {
                     tracing::error!(env = %push.env, error = format!("{error:#}"), "a push could not be judged");
