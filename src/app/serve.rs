@@ -289,6 +289,7 @@ fn build_settings(config: &Config, data: &DataDir) -> BuildSettings {
     BuildSettings {
         concurrency: builds.concurrency,
         queue_limit: builds.queue,
+        queue_limit_per_tenant: builds.queue_per_tenant,
         time_limit: builds.time_limit,
         limits: Limits { cpu_millis: millis(builds.cpu), memory: builds.memory.0, pids: builds.pids },
         slug_limit: builds.slug_limit.0,

@@ -75,8 +75,8 @@ impl Commands {
                 );
                 return Err(CommandError::Conflict(text));
             }
-            Err(EnqueueError::Full { limit }) => {
-                return Err(CommandError::TryLater(format!("{limit} builds are waiting already; try again later")));
+            Err(full @ (EnqueueError::Full { .. } | EnqueueError::TenantFull { .. })) => {
+                return Err(CommandError::TryLater(full.to_string()));
             }
             Err(EnqueueError::Store(error)) => return Err(error.into()),
         };

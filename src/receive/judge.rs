@@ -108,6 +108,13 @@ impl Receive {
                 let refusal = Refusal::new(format!("{limit} builds are waiting already; try again in a few minutes."));
                 return Err(Rejected(refusal.detail("Nothing was changed.")).into());
             }
+            Err(QueueError::TenantFull { tenant, limit }) => {
+                let refusal = Refusal::new(format!(
+                    "{limit} builds of {tenant} are waiting already, as many as one tenant may have."
+                ))
+                .detail("Try again when some of them have ended. Nothing was changed.");
+                return Err(Rejected(refusal).into());
+            }
             Err(QueueError::Store(error)) => return Err(error.into()),
         };
         if let Err(error) = self.pin(env, build.number, &update.new).await {

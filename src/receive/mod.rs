@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    domain::{AppRef, Build, BuildNumber, EnvRef, UserName},
+    domain::{AppRef, Build, BuildNumber, EnvRef, TenantName, UserName},
     git::{Git, Repositories, idle::Idle},
     places::{Place, Places},
     store::{Store, StoreError},
@@ -59,6 +59,8 @@ pub enum QueueError {
     Busy(Box<Build>),
     #[error("{limit} builds are waiting")]
     Full { limit: usize },
+    #[error("{limit} builds of {tenant} are waiting")]
+    TenantFull { tenant: TenantName, limit: usize },
     #[error(transparent)]
     Store(#[from] StoreError),
 }

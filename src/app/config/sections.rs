@@ -134,8 +134,9 @@ impl Default for Runtime {
 pub struct Builds {
     /// Builds at the same time, over all environments.
     pub concurrency: usize,
-    /// Builds that may wait.
+    /// Builds that may wait, in all and of one tenant.
     pub queue: usize,
+    pub queue_per_tenant: usize,
     #[serde(with = "duration")]
     pub time_limit: Duration,
     pub memory: Bytes,
@@ -157,6 +158,7 @@ impl Default for Builds {
         Self {
             concurrency: 2,
             queue: 100,
+            queue_per_tenant: 20,
             time_limit: seconds(900),
             memory: Bytes(2 << 30),
             cpu: 2.0,
