@@ -119,7 +119,13 @@ impl Commands {
         let event = NewEvent::new(EventKind::RunStarted, now(), format!("{name} started in {version} of {env}"));
         self.store.record(event.env(env).by(&caller.user)).await?;
         let mut job = self.runtime.job(&spec).await.map_err(engine)?;
-        let ended = tokio::time::timeout(TIME_LIMIT, attend(job.as_mut(), io)).await;
+        let attended = async {
+            tokio::select! {
+                ended = attend(job.as_mut(), io) => ended,
+                denied = self.access_lost(caller, Verb::Run, &env.tenant) => Err(denied),
+            }
+        };
+        let ended = tokio::time::timeout(TIME_LIMIT, attended).await;
         let finished = job.finish().await;
         let status =
             ended.unwrap_or_else(|_| Err(CommandError::Failed("the command ran for 24 hours and was ended".into())))?;
