@@ -13,6 +13,7 @@ pub mod git;
 pub mod keys;
 pub mod logs;
 pub mod manifest;
+pub mod places;
 pub mod plan;
 pub mod receive;
 pub mod registry;

@@ -9,7 +9,7 @@ use std::{
 /// The floors, from the ground up; ARCHITECTURE.md says the same in words.
 const FLOORS: [&[&str]; 6] = [
     &["domain"],
-    &["plan", "manifest", "token", "keys"],
+    &["plan", "manifest", "token", "keys", "places"],
     &["runtime", "registry", "store", "git", "router"],
     &["receive", "build", "deploy", "commands", "logs"],
     &["ssh", "api", "console", "control"],

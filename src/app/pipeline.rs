@@ -66,6 +66,7 @@ impl Pipeline for BuildPipeline {
         self.builds.enqueue(new).await.map_err(|error| match error {
             EnqueueError::Busy(build) => QueueError::Busy(build),
             EnqueueError::Full { limit } => QueueError::Full { limit },
+            EnqueueError::TenantFull { tenant, limit } => QueueError::TenantFull { tenant, limit },
             EnqueueError::Store(error) => QueueError::Store(error),
         })
     }

@@ -45,8 +45,13 @@ use crate::{
 
 /// How long each part may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
-/// git processes that serve clients at once.
+/// git processes that serve clients at once, in all and of one user.
 const GIT_SESSIONS: usize = 64;
+const GIT_SESSIONS_PER_USER: usize = 8;
+/// How long a client waits for one of them.
+const GIT_PATIENCE: Duration = Duration::from_secs(60);
+/// A git session in which nothing moves for so long is ended.
+const GIT_IDLE: Duration = Duration::from_secs(600);
 
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
@@ -288,6 +293,7 @@ fn build_settings(config: &Config, data: &DataDir) -> BuildSettings {
     BuildSettings {
         concurrency: builds.concurrency,
         queue_limit: builds.queue,
+        queue_limit_per_tenant: builds.queue_per_tenant,
         time_limit: builds.time_limit,
         limits: Limits { cpu_millis: millis(builds.cpu), memory: builds.memory.0, pids: builds.pids },
         slug_limit: builds.slug_limit.0,
@@ -319,6 +325,9 @@ async fn receive(
         berth: std::env::current_exe().context("the path of this program is not known")?,
         control_socket: config.control_socket(),
         sessions: GIT_SESSIONS,
+        sessions_per_user: GIT_SESSIONS_PER_USER,
+        patience: GIT_PATIENCE,
+        idle: GIT_IDLE,
         require_manifest: config.git.require_manifest,
     };
     Ok(Receive::new(settings, git, repositories.clone(), store.clone(), Arc::new(pipeline), stop))
@@ -338,6 +347,7 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
     let settings = SshSettings {
         limits: ConnectionLimits {
             total: config.ssh.max_connections,
+            per_user: config.ssh.max_connections_per_user,
             unauthenticated: config.ssh.max_unauthenticated,
             unauthenticated_per_address: config.ssh.max_unauthenticated_per_address,
         },

@@ -12,6 +12,7 @@ mod definition;
 mod delivery;
 mod error;
 mod inputs;
+mod line;
 mod output;
 mod pipeline;
 mod queue;
@@ -36,7 +37,7 @@ pub use records::{CompileRecord, LayerRecord, SlugRecord};
 pub use stacks::{Stack, Stacks};
 
 use crate::{
-    domain::{Build, EnvRef, Limits, UserName},
+    domain::{Build, EnvRef, Limits, TenantName, UserName},
     git::Repositories,
     manifest,
     registry::Registry,
@@ -71,6 +72,11 @@ pub enum EnqueueError {
     /// Too many builds wait.
     #[error("{limit} builds are waiting already; try again later")]
     Full { limit: usize },
+    /// Too many builds of its tenant wait.
+    #[error(
+        "{limit} builds of {tenant} are waiting already, as many as one tenant may have; try again when some have ended"
+    )]
+    TenantFull { tenant: TenantName, limit: usize },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -80,8 +86,9 @@ pub enum EnqueueError {
 pub struct BuildSettings {
     /// Builds at the same time over all environments.
     pub concurrency: usize,
-    /// Builds that may wait.
+    /// Builds that may wait, in all and of one tenant.
     pub queue_limit: usize,
+    pub queue_limit_per_tenant: usize,
     /// How long source to image may take.
     pub time_limit: Duration,
     /// What one build container may use.
@@ -111,6 +118,7 @@ impl BuildSettings {
         Self {
             concurrency: 2,
             queue_limit: 100,
+            queue_limit_per_tenant: 20,
             time_limit: Duration::from_secs(900),
             limits: Limits { cpu_millis: 2000, memory: 2 << 30, pids: 4096 },
             slug_limit: 500 << 20,

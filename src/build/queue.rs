@@ -1,10 +1,10 @@
-//! The durable queue: FIFO over all environments, one build at a time in each, so many at once in all.
+//! The durable queue: one build at a time in each environment, so many at once in all; whose turn it is, [`Line`] says.
 //!
 //! A build's record is the truth; what is in memory here is rebuilt from the records at the start. A record that says "running" when
 //! the server starts belongs to a build that the last server left: it is run again from the beginning of its stage.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     BuildParts, BuildSettings, EnqueueError, NewBuild,
+    line::{Line, LineLimits, Room},
     output::BuildOutput,
     pipeline::Pipeline,
     records::{CompileRecord, SlugRecord},
@@ -26,7 +27,9 @@ use super::{
 };
 use crate::{
     deploy::Progress,
-    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, Stage, UserName},
+    domain::{
+        AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, Stage, TenantName, UserName,
+    },
     store::{NewEvent, Store, StoreError},
 };
 
@@ -50,8 +53,7 @@ struct Active {
 #[derive(Default)]
 struct Queue {
     active: HashMap<EnvRef, Active>,
-    waiting: VecDeque<EnvRef>,
-    running: usize,
+    line: Line,
 }
 
 struct Shared {
@@ -85,7 +87,7 @@ impl Builds {
         let mut queue = Queue::default();
         for build in left {
             tracing::info!(env = %build.env, build = %build.number, "taking up a build that the last server left");
-            queue.waiting.push_back(build.env.clone());
+            queue.line.join(build.env.clone());
             let begun = build.state != BuildState::Queued;
             queue.active.insert(build.env.clone(), Active::new(build, begun));
         }
@@ -109,10 +111,10 @@ impl Builds {
             let reason = format!("superseded by a push of {}", new.pushed_by);
             self.cancel_and_wait(&new.env, other.number, &reason, true).await?;
         }
-        let state = self.shared.admit()?;
+        let state = self.shared.admit(&new.env.tenant)?;
         let build = self.write_new(&new, state).await?;
         let mut queue = self.shared.queue();
-        queue.waiting.push_back(build.env.clone());
+        queue.line.join(build.env.clone());
         queue.active.insert(build.env.clone(), Active::new(build.clone(), false));
         drop(queue);
         self.shared.wake.notify_one();
@@ -183,9 +185,7 @@ impl Builds {
             active.reason.get_or_insert_with(|| reason.to_owned());
             active.cancel.cancel();
             let done = active.done.subscribe();
-            let before = queue.waiting.len();
-            queue.waiting.retain(|other| other != env);
-            (done, queue.waiting.len() < before)
+            (done, queue.line.leave(env))
         };
         if waiting {
             self.shared.end_cancelled(env).await?;
@@ -241,18 +241,23 @@ impl Shared {
     }
 
     /// Whether there is room, and whether a build could start at once: then its first record says so already.
-    fn admit(&self) -> Result<BuildState, EnqueueError> {
+    fn admit(&self, tenant: &TenantName) -> Result<BuildState, EnqueueError> {
+        let limits = self.limits();
+        match self.queue().line.room(tenant, &limits) {
+            Room::Runs => Ok(BuildState::Running { stage: Stage::Build }),
+            Room::Waits => Ok(BuildState::Queued),
+            Room::Full => Err(EnqueueError::Full { limit: limits.waiting }),
+            Room::TenantFull => Err(EnqueueError::TenantFull { tenant: tenant.clone(), limit: limits.per_tenant }),
+        }
+    }
+
+    fn limits(&self) -> LineLimits {
         let settings = &self.pipeline.settings;
-        let queue = self.queue();
-        // Some of those in the queue only wait for the service to notice that there is room for them.
-        let free = settings.concurrency.saturating_sub(queue.running);
-        if queue.waiting.len() < free {
-            return Ok(BuildState::Running { stage: Stage::Build });
+        LineLimits {
+            running: settings.concurrency,
+            waiting: settings.queue_limit,
+            per_tenant: settings.queue_limit_per_tenant,
         }
-        if queue.waiting.len() - free >= settings.queue_limit {
-            return Err(EnqueueError::Full { limit: settings.queue_limit });
-        }
-        Ok(BuildState::Queued)
     }
 
     async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
@@ -328,13 +333,12 @@ impl Shared {
     /// Takes the next build that may run.
     fn next(&self) -> Option<(Build, CancellationToken)> {
         let mut queue = self.queue();
-        if queue.running >= self.pipeline.settings.concurrency {
-            return None;
+        let env = queue.line.next(&self.limits())?;
+        let found = queue.active.get(&env).map(|active| (active.build.clone(), active.cancel.clone()));
+        if found.is_none() {
+            queue.line.ended(&env.tenant);
         }
-        let env = queue.waiting.pop_front()?;
-        let found = queue.active.get(&env).map(|active| (active.build.clone(), active.cancel.clone()))?;
-        queue.running += 1;
-        Some(found)
+        found
     }
 
     fn reason(&self, env: &EnvRef) -> String {
@@ -372,7 +376,7 @@ impl Shared {
         };
         let ended = tokio::select! {
             biased;
-            () = shutdown.cancelled() => return self.release_slot(),
+            () = shutdown.cancelled() => return self.release_slot(&env.tenant),
             () = cancel.cancelled() => {
                 let build = self.active(&env).unwrap_or(queued.clone());
                 if let Some(version) = build.release {
@@ -383,7 +387,7 @@ impl Shared {
             ended = worked => ended,
         };
         self.end(ended, &output).await;
-        self.release_slot();
+        self.release_slot(&env.tenant);
     }
 
     /// Notes that a build that waited has begun.
@@ -400,8 +404,8 @@ impl Shared {
         }
     }
 
-    fn release_slot(&self) {
-        self.queue().running -= 1;
+    fn release_slot(&self, tenant: &TenantName) {
+        self.queue().line.ended(tenant);
         self.wake.notify_one();
     }
 }

@@ -1,6 +1,8 @@
 //! May this caller do that? Asked here and nowhere else.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, convert::Infallible};
+
+use futures::StreamExt;
 
 use super::{Caller, CommandError, Commands};
 use crate::{
@@ -82,6 +84,29 @@ impl Commands {
         let role = role.map_or_else(|| "not a member".to_owned(), |role| format!("a {role}"));
         let wants = if Role::Developer.may(verb) { "a developer or owner" } else { "an owner" };
         Err(CommandError::Denied(format!("you are {role} of {name}; this needs {wants} of it")))
+    }
+
+    /// Returns once the caller may not do `verb` in the tenant any more, with what to tell them: for what goes on for long.
+    pub(super) async fn access_lost(&self, caller: &Caller, verb: Verb, name: &TenantName) -> CommandError {
+        match self.until_refused(caller, verb, name).await {
+            Ok(never) => match never {},
+            Err(CommandError::NotFound(_) | CommandError::Denied(_)) => CommandError::Denied(format!(
+                "your membership of {name} has changed and no longer allows this, so it was ended; ask an owner of it"
+            )),
+            Err(error) => error,
+        }
+    }
+
+    async fn until_refused(&self, caller: &Caller, verb: Verb, name: &TenantName) -> Result<Infallible, CommandError> {
+        let from = self.store.revision().await?;
+        let mut changes = self.store.watch::<Tenant>(name.as_str(), from).await?;
+        loop {
+            self.tenant_for(caller, verb, name).await?;
+            if changes.next().await.is_none() {
+                // The store is closed: the server is ending, and whoever waits here with it.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// The app, if the caller may do `verb` to it.

@@ -63,7 +63,7 @@ impl Commands {
             parse::Builds::Logs { env, number, follow } => {
                 self.env_for(caller, Verb::Read, &env).await?;
                 let number = self.build(&env, number).await?.number;
-                self.build_logs(&env, number, follow, json, io).await.map(|()| None)
+                self.build_logs(caller, &env, number, follow, json, io).await.map(|()| None)
             }
             parse::Builds::Cancel { env, number } => self.cancel_build(caller, &env, number).await.map(Some),
             parse::Builds::PurgeCache { app } => self.purge_cache(caller, &app).await.map(Some),
@@ -148,6 +148,7 @@ impl Commands {
     /// The output of a build so far, or until it has ended.
     pub(super) async fn build_logs(
         &self,
+        caller: &Caller,
         env: &EnvRef,
         number: BuildNumber,
         follow: bool,
@@ -156,7 +157,7 @@ impl Commands {
     ) -> Result<(), CommandError> {
         let form = if json { Form::Json } else { Form::Text };
         if follow {
-            return self.relay_build(env, number, form, io).await;
+            return self.relay_build(caller, env, number, form, io).await;
         }
         let bytes = self.logs.read_build(env, number).await;
         let bytes =
@@ -167,9 +168,11 @@ impl Commands {
         io.print(&text).await
     }
 
-    /// Relays the output of a build from its beginning until it has ended, or the caller interrupts, which does not stop the build.
+    /// Relays the output of a build from its beginning until it has ended, or the caller interrupts or may not see it any more, which
+    /// does not stop the build.
     pub(super) async fn relay_build(
         &self,
+        caller: &Caller,
         env: &EnvRef,
         number: BuildNumber,
         form: Form,
@@ -177,12 +180,14 @@ impl Commands {
     ) -> Result<(), CommandError> {
         let mut output = std::pin::pin!(self.logs.follow_build(env, number));
         let mut lines = BuildLines::new(form);
+        let mut access_lost = std::pin::pin!(self.access_lost(caller, Verb::Read, &env.tenant));
         loop {
             let chunk = tokio::select! {
                 chunk = output.next() => chunk,
                 () = interrupted(&mut io.controls) => {
                     return Err(CommandError::Failed(format!("the build goes on; see `builds logs {env} -f`")));
                 }
+                denied = &mut access_lost => return Err(denied),
             };
             let text = match chunk {
                 Some(Ok(bytes)) => lines.take(&bytes),

@@ -26,7 +26,7 @@ impl Commands {
         self.env_for(caller, Verb::Read, &args.env).await?;
         if let Some(number) = args.build {
             let number = self.build(&args.env, Some(number)).await?.number;
-            return self.build_logs(&args.env, number, args.follow, as_json, io).await;
+            return self.build_logs(caller, &args.env, number, args.follow, as_json, io).await;
         }
         let filter = args.process.map_or_else(LogFilter::all, LogFilter::process);
         let count = args.lines as usize;
@@ -40,6 +40,7 @@ impl Commands {
         let text: String = records.iter().map(|record| line(record, as_json)).collect();
         io.print(&text).await?;
         let mut lines = std::pin::pin!(lines);
+        let mut access_lost = std::pin::pin!(self.access_lost(caller, Verb::Read, &args.env.tenant));
         loop {
             tokio::select! {
                 item = lines.next() => match item {
@@ -48,6 +49,7 @@ impl Commands {
                     None => return Ok(()),
                 },
                 () = interrupted(&mut io.controls) => return Ok(()),
+                denied = &mut access_lost => return Err(denied),
             }
         }
     }

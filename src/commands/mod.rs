@@ -28,8 +28,6 @@ mod tests;
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 pub use error::CommandError;
 pub use io::{CommandIo, Control, Pty};
 pub use ports::{BuildQueue, Deployments};
@@ -38,9 +36,10 @@ use answer::Answer;
 use parse::{Command, Parsed};
 
 use crate::{
-    domain::{EnvRef, Environment, PublicKey, Timestamp, User, UserName, Verb},
+    domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, User, UserName, Verb},
     git::Repositories,
     logs::{Logs, render_line},
+    places::Places,
     runtime::Runtime,
     store::{Store, StoreError},
     token::TokenKey,
@@ -92,8 +91,8 @@ pub struct Services {
 #[derive(Clone)]
 pub struct Commands {
     services: Arc<Services>,
-    /// One permit per one-off command that may still start.
-    run_slots: Arc<Semaphore>,
+    /// Of one-off commands.
+    run_places: Arc<Places<TenantName>>,
 }
 
 impl std::ops::Deref for Commands {
@@ -111,7 +110,8 @@ fn now() -> Timestamp {
 impl Commands {
     /// Commands over these services.
     pub fn new(services: Services) -> Self {
-        Self { services: Arc::new(services), run_slots: Arc::new(Semaphore::new(oneoff::MAX_RUNNING)) }
+        let run_places = Arc::new(Places::new(oneoff::MAX_RUNNING, oneoff::MAX_OF_TENANT));
+        Self { services: Arc::new(services), run_places }
     }
 
     /// Who owns the key with this `SHA256:…` fingerprint.

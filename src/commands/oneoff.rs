@@ -7,13 +7,15 @@ use tokio::{io::AsyncWriteExt, sync::mpsc};
 
 use super::{Caller, CommandError, CommandIo, Commands, Control, now};
 use crate::{
-    domain::{EnvRef, EventKind, Limits, Release, Verb},
+    domain::{EnvRef, EventKind, Limits, Release, TenantName, Verb},
+    places::NoPlace,
     runtime::{Job, JobControl, JobKind, JobSpec, RuntimeError, Source},
     store::NewEvent,
 };
 
-/// One-off commands at the same time, over the platform.
+/// One-off commands at the same time, over the platform and of one tenant.
 pub(super) const MAX_RUNNING: usize = 50;
+pub(super) const MAX_OF_TENANT: usize = 10;
 /// Time between SIGTERM and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// A command that runs longer is ended.
@@ -54,6 +56,15 @@ fn limits(release: &Release, pids: u32) -> Limits {
     Limits { cpu_millis, memory, pids }
 }
 
+fn no_place(reason: NoPlace, tenant: &TenantName) -> CommandError {
+    CommandError::TryLater(match reason {
+        NoPlace::All => format!("{MAX_RUNNING} one-off commands are running already; try again later"),
+        NoPlace::Share(limit) => format!(
+            "{limit} one-off commands of {tenant} are running already, as many as one tenant may have; end one of them first"
+        ),
+    })
+}
+
 impl Commands {
     /// Runs the command and returns its exit status; what keeps it from running is said on standard error.
     pub(super) async fn one_off(
@@ -82,9 +93,7 @@ impl Commands {
             .current
             .ok_or_else(|| CommandError::NotFound(format!("{env} has no release to run a command in; push first")))?;
         let release = self.release(env, version).await?;
-        let full =
-            || CommandError::TryLater(format!("{MAX_RUNNING} one-off commands are running already; try again later"));
-        let _slot = self.run_slots.clone().try_acquire_owned().map_err(|_| full())?;
+        let _place = self.run_places.try_take(&env.tenant).map_err(|reason| no_place(reason, &env.tenant))?;
 
         let name = format!("run-{:08x}", rand::random::<u32>());
         let mut variables = environment(&release, &name);
@@ -110,7 +119,13 @@ impl Commands {
         let event = NewEvent::new(EventKind::RunStarted, now(), format!("{name} started in {version} of {env}"));
         self.store.record(event.env(env).by(&caller.user)).await?;
         let mut job = self.runtime.job(&spec).await.map_err(engine)?;
-        let ended = tokio::time::timeout(TIME_LIMIT, attend(job.as_mut(), io)).await;
+        let attended = async {
+            tokio::select! {
+                ended = attend(job.as_mut(), io) => ended,
+                denied = self.access_lost(caller, Verb::Run, &env.tenant) => Err(denied),
+            }
+        };
+        let ended = tokio::time::timeout(TIME_LIMIT, attended).await;
         let finished = job.finish().await;
         let status =
             ended.unwrap_or_else(|_| Err(CommandError::Failed("the command ran for 24 hours and was ended".into())))?;

@@ -75,13 +75,13 @@ impl Commands {
                 );
                 return Err(CommandError::Conflict(text));
             }
-            Err(EnqueueError::Full { limit }) => {
-                return Err(CommandError::TryLater(format!("{limit} builds are waiting already; try again later")));
+            Err(full @ (EnqueueError::Full { .. } | EnqueueError::TenantFull { .. })) => {
+                return Err(CommandError::TryLater(full.to_string()));
             }
             Err(EnqueueError::Store(error)) => return Err(error.into()),
         };
         let form = if json { Form::Aside } else { Form::Text };
-        self.relay_build(env, build.number, form, io).await?;
+        self.relay_build(caller, env, build.number, form, io).await?;
         let build = self.builds.wait(env, build.number).await?;
         match &build.state {
             BuildState::Succeeded => Ok(Answer {

@@ -101,7 +101,7 @@ impl Commands {
             }
             None => Err(not_a_member(&user, tenant)),
         };
-        self.change_members(caller, name, &format!("{user} is now {role} of {name}"), set).await
+        self.change_members(caller, name, &user, &format!("{user} is now {role} of {name}"), set).await
     }
 
     async fn remove_member(&self, caller: &Caller, name: &TenantName, user: &UserName) -> Result<Answer, CommandError> {
@@ -112,28 +112,46 @@ impl Commands {
             Some(_) => Ok(()),
             None => Err(not_a_member(user, tenant)),
         };
-        self.change_members(caller, name, &format!("{user} is no longer a member of {name}"), remove).await
+        self.change_members(caller, name, user, &format!("{user} is no longer a member of {name}"), remove).await
     }
 
-    /// Writes a change of members, unless it would leave the tenant without an owner.
+    /// Writes a change of a member, unless it would leave the tenant without an owner.
     async fn change_members(
         &self,
         caller: &Caller,
         name: &TenantName,
+        user: &UserName,
         what: &str,
-        mut change: impl FnMut(&mut Tenant) -> Result<(), CommandError> + Send,
+        change: impl Fn(&mut Tenant) -> Result<(), CommandError> + Send + Sync,
     ) -> Result<Answer, CommandError> {
-        let changed = self.store.modify::<Tenant, CommandError>(name, |tenant| {
-            change(tenant)?;
-            if tenant.members.values().any(|role| *role == Role::Owner) {
-                return Ok(());
-            }
-            Err(CommandError::Conflict(format!("{name} would have no owner; make somebody else owner first")))
-        });
-        let changed = changed.await?;
+        let changed = keep_trying(|| self.try_change_members(name, user, &change)).await?;
         let event = NewEvent::new(EventKind::MemberChanged, now(), what);
         self.store.record(event.tenant(name).by(&caller.user)).await?;
         Ok(Answer::new(what, json!({"tenant": name, "members": changed.members})))
+    }
+
+    /// Invitations go with the right to make them.
+    async fn try_change_members(
+        &self,
+        name: &TenantName,
+        user: &UserName,
+        change: &(impl Fn(&mut Tenant) -> Result<(), CommandError> + Sync),
+    ) -> Result<Tenant, CommandError> {
+        let stored = self.store.need::<Tenant>(name).await?;
+        let mut tenant = stored.record.clone();
+        change(&mut tenant)?;
+        if !tenant.members.values().any(|role| *role == Role::Owner) {
+            return Err(CommandError::Conflict(format!("{name} would have no owner; make somebody else owner first")));
+        }
+        let mut transaction = self.store.transaction().update(&stored, &tenant);
+        if !manages(&tenant, user) {
+            let invites = self.store.list::<Invite>("").await?;
+            for invite in invites.iter().filter(|invite| invite.tenant == *name && invite.created_by == *user) {
+                transaction = transaction.delete(invite);
+            }
+        }
+        transaction.commit().await?;
+        Ok(tenant)
     }
 
     async fn invite(&self, caller: &Caller, name: &TenantName, role: Role) -> Result<Answer, CommandError> {
@@ -174,10 +192,15 @@ impl Commands {
     async fn try_join(&self, user: &UserName, code: &str) -> Result<(TenantName, Role), CommandError> {
         let found = self.store.get::<Invite>(&hash(code)).await?.filter(|invite| invite.expires_at >= now());
         let unknown = || {
-            CommandError::NotFound("this invitation does not exist, was used, or has expired; ask for a new one".into())
+            CommandError::NotFound(
+                "this invitation does not exist, was used or withdrawn, or has expired; ask for a new one".into(),
+            )
         };
         let invite = found.ok_or_else(unknown)?;
         let tenant = self.store.get::<Tenant>(&invite.tenant).await?.ok_or_else(unknown)?;
+        if !self.may_have_invited(&tenant, &invite.created_by).await? {
+            return Err(unknown());
+        }
         // An invitation never takes a higher role away.
         let role = tenant.members.get(user).copied().map_or(invite.role, |role| role.max(invite.role));
         let mut changed = tenant.record.clone();
@@ -185,6 +208,20 @@ impl Commands {
         self.store.transaction().delete(&invite).update(&tenant, &changed).commit().await?;
         Ok((changed.name, role))
     }
+
+    /// Whether who made an invitation could still make it.
+    async fn may_have_invited(&self, tenant: &Tenant, maker: &UserName) -> Result<bool, CommandError> {
+        if manages(tenant, maker) {
+            return Ok(true);
+        }
+        // The host is no user, and operates.
+        Ok(self.store.get::<User>(maker).await?.is_none_or(|user| user.operator))
+    }
+}
+
+/// Whether the user is a member who may invite others.
+fn manages(tenant: &Tenant, user: &UserName) -> bool {
+    tenant.members.get(user).is_some_and(|role| role.may(Verb::ManageMembers))
 }
 
 fn not_a_member(user: &UserName, tenant: &Tenant) -> CommandError {

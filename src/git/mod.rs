@@ -4,6 +4,7 @@
 //! from parsed names only. Every git process gets the configuration in [`settings`] and nothing of the host's.
 
 mod clean;
+pub mod idle;
 mod objects;
 mod refs;
 pub mod settings;

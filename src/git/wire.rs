@@ -17,6 +17,8 @@ use tokio::{
     sync::mpsc,
 };
 
+use super::idle::Idle;
+
 /// Size asked for git's input pipe, in bytes: fewer wake-ups per megabyte. The kernel may refuse; then it is 64 KiB.
 const INPUT_PIPE: i32 = 1024 * 1024;
 /// How much of git's output is read at once, in bytes.
@@ -81,10 +83,15 @@ impl Drop for Group {
 }
 
 /// Runs a git process made by [`super::Git::serve`] for a client until it ends. `on_first` sees the first bytes the client sends.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] when nothing moved for as long as `idle` lets it; [`io::ErrorKind::BrokenPipe`] when the client is gone
+/// and git was to be killed then.
 pub async fn serve(
     mut command: Command,
     io: WireIo,
     when_gone: WhenGone,
+    idle: &Idle,
     on_first: impl FnOnce(&[u8]) + Send,
 ) -> io::Result<Served> {
     let mut child = command.spawn()?;
@@ -99,20 +106,21 @@ pub async fn serve(
     let output = io.output.clone();
     let relay = async {
         let (out, err) = tokio::join!(
-            drain(stdout, &output, Frame::Out, when_gone),
-            drain(stderr, &io.output, Frame::Err, when_gone)
+            drain(stdout, &output, Frame::Out, when_gone, idle),
+            drain(stderr, &io.output, Frame::Err, when_gone, idle)
         );
         out.and(err)
     };
-    let relayed = {
-        let feed = feed(io.stdin, stdin, &mut received, on_first);
-        tokio::pin!(relay, feed);
+    let feed = async {
+        feed(io.stdin, stdin, &mut received, idle, on_first).await;
         // git may end without having read everything, and the client may keep its end open: only the output says when it is over.
-        tokio::select! {
-            biased;
-            relayed = &mut relay => relayed,
-            () = &mut feed => relay.await,
-        }
+        std::future::pending().await
+    };
+    let relayed = tokio::select! {
+        biased;
+        relayed = relay => relayed,
+        never = feed => never,
+        () = idle.expired() => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was sent or received for too long")),
     };
     relayed?;
     let status = child.wait().await?;
@@ -125,6 +133,7 @@ async fn feed(
     mut from: Box<dyn AsyncBufRead + Send + Unpin>,
     mut to: ChildStdin,
     received: &mut u64,
+    idle: &Idle,
     on_first: impl FnOnce(&[u8]) + Send,
 ) {
     let mut on_first = Some(on_first);
@@ -139,6 +148,7 @@ async fn feed(
         let Ok(length) = to.write(chunk).await else { break };
         from.consume(length);
         *received += length as u64;
+        idle.moved();
     }
 }
 
@@ -148,6 +158,7 @@ async fn drain(
     to: &mpsc::Sender<Frame>,
     frame: fn(Bytes) -> Frame,
     when_gone: WhenGone,
+    idle: &Idle,
 ) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     loop {
@@ -156,6 +167,7 @@ async fn drain(
             return Ok(());
         }
         let gone = to.send(frame(buffer.split().freeze())).await.is_err();
+        idle.moved();
         if gone && when_gone == WhenGone::Kill {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone"));
         }

@@ -56,7 +56,11 @@ impl Receive {
                 .await;
                 Verdict::Accept
             }
-            Ok(Some(queued)) => self.follow(&push, &queued.build, &output).await,
+            Ok(Some(queued)) => {
+                push.give_place_back();
+                let _excused = push.idle.excuse();
+                self.follow(&push, &queued.build, &output).await
+            }
             Err(error) => {
                 let refusal = error.downcast::<Rejected>().map(|rejected| rejected.0).unwrap_or_else(|error| {
                     tracing::error!(env = %push.env, error = format!("{error:#}"), "a push could not be judged");
@@ -104,6 +108,13 @@ impl Receive {
             Err(QueueError::Full { limit }) => {
                 let refusal = Refusal::new(format!("{limit} builds are waiting already; try again in a few minutes."));
                 return Err(Rejected(refusal.detail("Nothing was changed.")).into());
+            }
+            Err(QueueError::TenantFull { tenant, limit }) => {
+                let refusal = Refusal::new(format!(
+                    "{limit} builds of {tenant} are waiting already, as many as one tenant may have."
+                ))
+                .detail("Try again when some of them have ended. Nothing was changed.");
+                return Err(Rejected(refusal).into());
             }
             Err(QueueError::Store(error)) => return Err(error.into()),
         };

@@ -17,18 +17,19 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    domain::{AppRef, Build, BuildNumber, EnvRef, UserName},
-    git::{Git, Repositories},
+    domain::{AppRef, Build, BuildNumber, EnvRef, TenantName, UserName},
+    git::{Git, Repositories, idle::Idle},
+    places::{Place, Places},
     store::{Store, StoreError},
 };
 
@@ -58,6 +59,8 @@ pub enum QueueError {
     Busy(Box<Build>),
     #[error("{limit} builds are waiting")]
     Full { limit: usize },
+    #[error("{limit} builds of {tenant} are waiting")]
+    TenantFull { tenant: TenantName, limit: usize },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -112,8 +115,14 @@ pub struct ReceiveSettings {
     pub berth: PathBuf,
     /// The control socket, for the hook.
     pub control_socket: PathBuf,
-    /// git processes that may serve clients at once; further clients wait.
+    /// git processes that may serve clients at once, in all and of one user; further clients wait. A push whose build is waited for
+    /// is not counted: the queue bounds how many there are.
     pub sessions: usize,
+    pub sessions_per_user: usize,
+    /// How long a client waits for a free one.
+    pub patience: Duration,
+    /// A session in which nothing is sent or received for so long is ended.
+    pub idle: Duration,
     /// Whether a tree must have a manifest.
     pub require_manifest: bool,
 }
@@ -145,6 +154,9 @@ struct LivePush {
     shallow: AtomicBool,
     /// Its pack was taken, and its hook has asked.
     judged: AtomicBool,
+    idle: Idle,
+    /// Until its build is queued.
+    place: Mutex<Option<Place>>,
     /// Cancelled when `receive-pack` has ended.
     ended: CancellationToken,
 }
@@ -156,7 +168,7 @@ struct Inner {
     store: Store,
     pipeline: Arc<dyn Pipeline>,
     live: Mutex<HashMap<String, Arc<LivePush>>>,
-    sessions: Semaphore,
+    sessions: Places<UserName>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -175,7 +187,7 @@ impl Receive {
         pipeline: Arc<dyn Pipeline>,
         shutdown: CancellationToken,
     ) -> Self {
-        let sessions = Semaphore::new(settings.sessions);
+        let sessions = Places::new(settings.sessions, settings.sessions_per_user);
         let (live, tasks) = (Mutex::default(), TaskTracker::new());
         Self(Arc::new(Inner { settings, git, repositories, store, pipeline, live, sessions, tasks, shutdown }))
     }
@@ -194,6 +206,11 @@ impl Receive {
 impl LivePush {
     fn is_shallow(&self) -> bool {
         self.shallow.load(Ordering::Acquire)
+    }
+
+    /// Lets somebody else have its place among the git sessions.
+    fn give_place_back(&self) {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

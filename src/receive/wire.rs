@@ -2,24 +2,24 @@
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{LivePush, Receive, Refusal};
 use crate::{
     domain::{EnvRef, UserName},
     git::{
+        idle::Idle,
         settings::Service,
         wire::{Frame, WhenGone, WireIo, is_shallow_push, serve},
     },
+    places::{NoPlace, Place},
 };
 
-/// How long a client waits for a free git process.
-const PLACE_WAIT: Duration = Duration::from_secs(60);
 /// Exit statuses of the contract.
 const FAILED: u8 = 1;
 const TRY_LATER: u8 = 75;
@@ -34,6 +34,7 @@ struct Registered<'a> {
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
         self.receive.0.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.token);
+        self.push.give_place_back();
         self.push.ended.cancel();
     }
 }
@@ -49,17 +50,28 @@ impl Receive {
         io: WireIo,
     ) -> u8 {
         let output = io.output.clone();
-        let Ok(Ok(_place)) = timeout(PLACE_WAIT, self.0.sessions.acquire()).await else {
-            let refusal = Refusal::new("The server is serving as many git clients as it can; try again in a minute.");
-            say(&output, &refusal).await;
-            return TRY_LATER;
+        let place = match self.0.sessions.take(user, self.0.settings.patience).await {
+            Ok(place) => place,
+            Err(reason) => {
+                say(&output, &no_place(reason, user)).await;
+                return TRY_LATER;
+            }
         };
         let served = match service {
-            Service::ReceivePack => self.receive_pack(env, user, protocol, io).await,
-            Service::UploadPack => self.upload_pack(env, protocol, io).await,
+            Service::ReceivePack => self.receive_pack(env, user, protocol, place, io).await,
+            Service::UploadPack => self.upload_pack(env, protocol, place, io).await,
         };
         match served {
             Ok(status) => status,
+            Err(error) if is_idle(&error) => {
+                tracing::info!(%env, %user, service = service.name(), "a git session was ended: nothing moved in it");
+                let seconds = self.0.settings.idle.as_secs();
+                let text =
+                    format!("Nothing was sent or received for {seconds} s, so the session was ended; try again.");
+                // A client that reads nothing must not be waited for.
+                let _ = output.try_send(Frame::Err(Bytes::from(Refusal::new(text).render())));
+                FAILED
+            }
             Err(error) => {
                 tracing::error!(%env, %error, service = service.name(), "git could not be run");
                 say(&output, &Refusal::new(format!("The server cannot run git {}; its log says why.", service.name())))
@@ -69,10 +81,17 @@ impl Receive {
         }
     }
 
-    async fn upload_pack(&self, env: &EnvRef, protocol: Option<&'static str>, io: WireIo) -> anyhow::Result<u8> {
+    async fn upload_pack(
+        &self,
+        env: &EnvRef,
+        protocol: Option<&'static str>,
+        _place: Place,
+        io: WireIo,
+    ) -> anyhow::Result<u8> {
         let path = self.ensure(env).await?;
         let command = self.0.git.serve(Service::UploadPack, &path, protocol);
-        Ok(match serve(command, io, WhenGone::Kill, |_| {}).await {
+        let idle = Idle::new(self.0.settings.idle);
+        Ok(match serve(command, io, WhenGone::Kill, &idle, |_| {}).await {
             Ok(served) => exit_status(served.status),
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => FAILED,
             Err(error) => return Err(error.into()),
@@ -84,6 +103,7 @@ impl Receive {
         env: &EnvRef,
         user: &UserName,
         protocol: Option<&'static str>,
+        place: Place,
         io: WireIo,
     ) -> anyhow::Result<u8> {
         let path = self.ensure(env).await?;
@@ -94,6 +114,8 @@ impl Receive {
             started: Instant::now(),
             shallow: false.into(),
             judged: false.into(),
+            idle: Idle::new(self.0.settings.idle),
+            place: Some(place).into(),
             ended: CancellationToken::new(),
         });
         let settings = &self.0.settings;
@@ -107,7 +129,7 @@ impl Receive {
         let output = io.output.clone();
         let shallow = &registered.push.shallow;
         let look = |first: &[u8]| shallow.store(is_shallow_push(first), Ordering::Release);
-        let served = serve(command, io, WhenGone::Finish, look).await?;
+        let served = serve(command, io, WhenGone::Finish, &registered.push.idle, look).await?;
         // receive-pack does not tell by its status that index-pack gave up.
         let judged = registered.push.judged.load(Ordering::Acquire);
         if !judged && served.received > self.0.git.max_input {
@@ -121,6 +143,19 @@ impl Receive {
         let (repositories, env) = (self.0.repositories.clone(), env.clone());
         Ok(tokio::task::spawn_blocking(move || repositories.ensure(&env)).await??)
     }
+}
+
+fn no_place(reason: NoPlace, user: &UserName) -> Refusal {
+    match reason {
+        NoPlace::All => Refusal::new("The server is serving as many git clients as it can; try again in a minute."),
+        NoPlace::Share(limit) => Refusal::new(format!(
+            "{user} has {limit} git sessions open already, as many as one user may; try again when one of them has ended."
+        )),
+    }
+}
+
+fn is_idle(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
 }
 
 fn exit_status(status: std::process::ExitStatus) -> u8 {

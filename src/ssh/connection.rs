@@ -8,7 +8,12 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Backend, admission::Place, gate::Gate};
+use super::{
+    Backend,
+    admission::{Place, TurnedAway},
+    gate::Gate,
+};
+use crate::commands::Caller;
 
 /// One connection, as its handler and the server see it.
 pub struct Connection {
@@ -17,6 +22,8 @@ pub struct Connection {
     pub backend: Arc<dyn Backend>,
     /// Cancelled when the connection is gone.
     pub gone: CancellationToken,
+    /// Cancelled when the client has been told to go.
+    pub dismissed: CancellationToken,
     /// Cancelled when the server's time to shut down is over: sessions that outlive their connection end, too.
     pub stop: CancellationToken,
     /// Owns the sessions' tasks; some outlive the connection.
@@ -39,6 +46,7 @@ impl Connection {
             gate: Arc::default(),
             backend,
             gone: CancellationToken::new(),
+            dismissed: CancellationToken::new(),
             stop,
             tasks,
             place: Mutex::new(place),
@@ -47,10 +55,11 @@ impl Connection {
         }
     }
 
-    /// The client has proved who it is.
-    pub fn authenticated(&self) {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner).authenticated();
+    /// The client has proved who it is; whether there is room for it is seen now.
+    pub fn authenticated(&self, caller: &Caller) -> Result<(), TurnedAway> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).authenticated(caller)?;
         self.logged_in.send_replace(true);
+        Ok(())
     }
 
     /// Returns once the client has proved who it is.

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use russh::{
-    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Pty as TerminalMode, Sig,
+    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Disconnect, Pty as TerminalMode, Sig,
     keys::Algorithm,
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session as RusshSession, VerifiedPublicKey},
 };
@@ -53,7 +53,8 @@ impl Drop for OpenChannel {
 /// The handler of one connection.
 pub struct ConnectionHandler {
     connection: Arc<Connection>,
-    caller: Option<Caller>,
+    /// The fingerprint of the key that the client has proved to have, and whose it was then.
+    login: Option<(String, Caller)>,
     channels: HashMap<ChannelId, OpenChannel>,
 }
 
@@ -66,7 +67,7 @@ impl Drop for ConnectionHandler {
 impl ConnectionHandler {
     /// For a connection that has just been accepted.
     pub fn new(connection: Arc<Connection>) -> Self {
-        Self { connection, caller: None, channels: HashMap::new() }
+        Self { connection, login: None, channels: HashMap::new() }
     }
 
     async fn owner(&self, fingerprint: &str) -> Option<Caller> {
@@ -79,13 +80,34 @@ impl ConnectionHandler {
         }
     }
 
-    /// Starts the channel's one request.
-    fn start(&mut self, id: ChannelId, line: Option<Vec<u8>>, session: &mut RusshSession) -> Result<(), russh::Error> {
-        let started = match (self.caller.clone(), self.channels.get_mut(&id)) {
-            (Some(caller), Some(open)) => open.waiting.take().map(|waiting| (caller, open, waiting)),
-            _ => None,
+    /// Tells the client why it has to go, and sees to it that it does.
+    fn dismiss(&self, reason: Disconnect, why: &str, session: &mut RusshSession) -> Result<(), russh::Error> {
+        tracing::info!(peer = %self.connection.peer, "a connection is ended: {why}");
+        self.connection.dismissed.cancel();
+        session.disconnect(reason, why, "")
+    }
+
+    /// Starts the channel's one request, if the key that the client came in with is still good: a connection may be open for days.
+    async fn start(
+        &mut self,
+        id: ChannelId,
+        line: Option<Vec<u8>>,
+        session: &mut RusshSession,
+    ) -> Result<(), russh::Error> {
+        let Some((fingerprint, _)) = &self.login else { return session.channel_failure(id) };
+        let caller = match self.connection.backend.authenticate(fingerprint).await {
+            Ok(Some(caller)) => caller,
+            Ok(None) => {
+                let why = "the key you came in with has been removed; use another one, or ask your operator";
+                return self.dismiss(Disconnect::ByApplication, why, session);
+            }
+            Err(error) => {
+                tracing::error!(%error, "a key could not be looked up");
+                return session.channel_failure(id);
+            }
         };
-        let Some((caller, open, (channel, input, controls))) = started else {
+        let started = self.channels.get_mut(&id).and_then(|open| open.waiting.take().map(|waiting| (open, waiting)));
+        let Some((open, (channel, input, controls))) = started else {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
@@ -148,13 +170,15 @@ impl Handler for ConnectionHandler {
             return Ok(Auth::reject());
         };
         tracing::debug!(user = %caller.user, peer = %self.connection.peer, %fingerprint, "logged in");
-        self.caller = Some(caller);
+        self.login = Some((fingerprint, caller));
         Ok(Auth::Accept)
     }
 
-    async fn auth_succeeded(&mut self, _: &mut RusshSession) -> Result<(), Self::Error> {
-        self.connection.authenticated();
-        Ok(())
+    async fn auth_succeeded(&mut self, session: &mut RusshSession) -> Result<(), Self::Error> {
+        let Some((_, caller)) = &self.login else { return Ok(()) };
+        let Err(reason) = self.connection.authenticated(caller) else { return Ok(()) };
+        self.login = None;
+        self.dismiss(Disconnect::TooManyConnections, &reason.to_string(), session)
     }
 
     async fn channel_open_session(
@@ -275,7 +299,7 @@ impl Handler for ConnectionHandler {
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut RusshSession) -> Result<(), Self::Error> {
-        self.start(id, None, session)
+        self.start(id, None, session).await
     }
 
     async fn exec_request(
@@ -284,7 +308,7 @@ impl Handler for ConnectionHandler {
         line: &[u8],
         session: &mut RusshSession,
     ) -> Result<(), Self::Error> {
-        self.start(id, Some(line.to_vec()), session)
+        self.start(id, Some(line.to_vec()), session).await
     }
 
     async fn subsystem_request(

@@ -144,7 +144,7 @@ impl SshServer {
             Err(reason) => {
                 tracing::info!(%peer, %reason, "a connection was turned away");
                 // RFC 4253, section 4.2: lines before the identification. Best effort.
-                let _ = socket.try_write(format!("Berth: {reason}; try again in a moment\r\n").as_bytes());
+                let _ = socket.try_write(format!("Berth: {reason}\r\n").as_bytes());
                 return;
             }
         };
@@ -204,12 +204,18 @@ async fn serve(
             () = connection.stop.cancelled() => {}
         }
     };
+    let dismissed = async {
+        connection.dismissed.cancelled().await;
+        // A client that does as it was told is gone by then.
+        sleep(FAREWELL).await;
+    };
     tokio::select! {
         ended = &mut running => match ended {
             Ok(()) => return tracing::debug!(%peer, "disconnected"),
             Err(error) => return tracing::debug!(%peer, %error, "the connection broke off"),
         },
         () = &mut grace => {}
+        () = dismissed => {}
         () = told => {
             let text = "the server is shutting down".to_owned();
             let goodbye = async {

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::harness::{Ran, Server, eventually};
+use crate::harness::{Ran, Server, eventually, read_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_registered_keys_get_in_whatever_the_name() {
@@ -118,7 +118,7 @@ async fn who_does_not_log_in_is_sent_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_wait_to_log_in_are_counted() {
-    let limits = ConnectionLimits { total: 8, unauthenticated: 4, unauthenticated_per_address: 3 };
+    let limits = ConnectionLimits { total: 8, per_user: 8, unauthenticated: 4, unauthenticated_per_address: 3 };
     let server = Server::with(SshSettings { limits, ..SshSettings::default() }, false).await;
     let mut waiting = Vec::new();
     for _ in 0..3 {
@@ -134,6 +134,52 @@ async fn connections_that_wait_to_log_in_are_counted() {
     assert!(said.contains("too many connections from this address"), "{said:?}");
     drop(waiting);
     eventually("there is room again", || async { server.ssh(&["whoami"]).await.status() == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_user_does_not_take_all_connections() {
+    let limits = ConnectionLimits { total: 3, per_user: 2, ..ConnectionLimits::default() };
+    let server = Server::with(SshSettings { limits, ..SshSettings::default() }, false).await;
+    server.user("bob", None).await;
+    server.user("cat", None).await;
+    server.operator("opal").await;
+    let hold = async |name: &str| {
+        let mut client = server.ssh_command(name, &[], &["signals"]).stdin(Stdio::piped()).spawn().unwrap();
+        read_until(client.stdout.as_mut().unwrap(), "ready").await;
+        client
+    };
+    let mut alice = hold("alice").await;
+    let _alice = hold("alice").await;
+    server.ssh(&["whoami"]).await.refused(&["you have 2 connections open already, as many as one user may"]);
+    let _bob = hold("bob").await;
+    Ran::of(server.ssh_command("cat", &[], &["whoami"])).await.refused(&["as many connections as it takes"]);
+    let _operator = hold("opal").await;
+    assert_eq!(Ran::of(server.ssh_command("opal", &[], &["whoami"])).await.ok(), "opal\n");
+    alice.kill().await.unwrap();
+    eventually("alice has room again", || async { server.ssh(&["whoami"]).await.status() == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_key_ends_the_connections_it_opened() {
+    let server = Server::start().await;
+    server.user("bob", None).await;
+    let path = server.directory.path().join("mux");
+    let control = format!("ControlPath={}", path.display());
+    let mut master = server.ssh_command("bob", &["-M", "-N", "-o", &control], &[]).spawn().unwrap();
+    eventually("the master is up", || async { path.exists() }).await;
+    // Without a proxy that fails, ssh would open a connection of its own.
+    let options = ["-o", &control, "-o", "ProxyCommand=false"];
+    let ask = async |line: &'static str| Ran::of(server.ssh_command("bob", &options, &[line])).await;
+    assert_eq!(ask("whoami").await.ok(), "bob\n");
+    server.remove_key("bob").await;
+    for line in ["whoami", "git-upload-pack 'acme/shop/dev'"] {
+        assert_eq!(ask(line).await.status(), 255, "{line}");
+    }
+    let ended = timeout(Duration::from_secs(10), master.wait()).await.expect("the connection stays open").unwrap();
+    assert!(!ended.success());
+    let mut said = String::new();
+    master.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
+    assert!(said.contains("the key you came in with has been removed"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -159,7 +159,17 @@ impl Server {
     }
 
     pub async fn with(settings: SshSettings, require_manifest: bool) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let store = Self::new_store().await;
+        Self::over(tempfile::tempdir().unwrap(), store, settings, require_manifest).await
+    }
+
+    /// With other settings of receiving.
+    pub async fn receiving(change: impl FnOnce(&mut ReceiveSettings)) -> Self {
+        let store = Self::new_store().await;
+        Self::assemble(tempfile::tempdir().unwrap(), store, SshSettings::default(), change).await
+    }
+
+    async fn new_store() -> Store {
         let store = Store::new(Arc::new(MemoryKv::default()));
         let environment = Environment {
             name: env(),
@@ -175,7 +185,7 @@ impl Server {
             restarts: 0,
         };
         store.transaction().create(&environment).commit().await.unwrap();
-        Self::over(directory, store, settings, require_manifest).await
+        store
     }
 
     /// Over a directory and store that a server had before.
@@ -185,6 +195,15 @@ impl Server {
         settings: SshSettings,
         require_manifest: bool,
     ) -> Self {
+        Self::assemble(directory, store, settings, |receive| receive.require_manifest = require_manifest).await
+    }
+
+    async fn assemble(
+        directory: tempfile::TempDir,
+        store: Store,
+        settings: SshSettings,
+        change: impl FnOnce(&mut ReceiveSettings),
+    ) -> Self {
         let data = directory.path();
         let (hooks, socket) = (data.join("hooks"), data.join("control.sock"));
         install_hooks(&hooks).unwrap();
@@ -193,12 +212,16 @@ impl Server {
         let git = Git { binary: Git::find().unwrap(), hooks, max_input: MAX_PUSH };
         let pipeline = Arc::new(TestPipeline::new(store.clone()));
         let stop = CancellationToken::new();
-        let receive_settings = ReceiveSettings {
+        let mut receive_settings = ReceiveSettings {
             berth: PathBuf::from(env!("CARGO_BIN_EXE_berth")),
             control_socket: socket.clone(),
             sessions: 16,
-            require_manifest,
+            sessions_per_user: 8,
+            patience: Duration::from_secs(1),
+            idle: DEADLINE,
+            require_manifest: false,
         };
+        change(&mut receive_settings);
         let receive =
             Receive::new(receive_settings, git, repositories.clone(), store.clone(), pipeline.clone(), stop.clone());
         receive.recover().await.unwrap();
@@ -231,11 +254,28 @@ impl Server {
 
     /// A user with a new key (`NAME` in the directory), or with the one there is.
     pub async fn user(&self, name: &str, role: Option<Role>) {
+        let caller = Caller { user: name.parse().unwrap(), operator: false, door: Door::Ssh };
+        let fingerprint = self.fingerprint(name).await;
+        self.backend.users.lock().unwrap().insert(fingerprint, (caller, role));
+    }
+
+    /// An operator with a new key, who is a member of nothing.
+    pub async fn operator(&self, name: &str) {
+        let caller = Caller { user: name.parse().unwrap(), operator: true, door: Door::Ssh };
+        let fingerprint = self.fingerprint(name).await;
+        self.backend.users.lock().unwrap().insert(fingerprint, (caller, None));
+    }
+
+    /// Takes a user's key away.
+    pub async fn remove_key(&self, name: &str) {
+        let fingerprint = self.fingerprint(name).await;
+        self.backend.users.lock().unwrap().remove(&fingerprint).unwrap();
+    }
+
+    async fn fingerprint(&self, name: &str) -> String {
         let key = self.key(name, &[]).await;
         let public = fs::read(key.with_extension("pub")).unwrap();
-        let parsed = keys::parse_upload(&public).unwrap().remove(0);
-        let caller = Caller { user: name.parse().unwrap(), operator: false, door: Door::Ssh };
-        self.backend.users.lock().unwrap().insert(parsed.fingerprint, (caller, role));
+        keys::parse_upload(&public).unwrap().remove(0).fingerprint
     }
 
     /// A key file, made if need be.

@@ -7,4 +7,5 @@ mod harness;
 mod pipeline;
 mod pushes;
 mod refusals;
+mod shares;
 mod survival;

@@ -23,7 +23,9 @@ pub struct Ssh {
     pub listen: Vec<SocketAddr>,
     /// What the users type as host name; for messages.
     pub host: String,
+    /// Of users who have logged in; operators get in beyond it.
     pub max_connections: usize,
+    pub max_connections_per_user: usize,
     pub max_unauthenticated: usize,
     pub max_unauthenticated_per_address: usize,
     #[serde(with = "duration")]
@@ -38,6 +40,7 @@ impl Default for Ssh {
             listen: every_address(2222),
             host: "localhost".into(),
             max_connections: 500,
+            max_connections_per_user: 32,
             max_unauthenticated: 100,
             max_unauthenticated_per_address: 10,
             login_grace: seconds(30),
@@ -159,8 +162,9 @@ impl Default for Runtime {
 pub struct Builds {
     /// Builds at the same time, over all environments.
     pub concurrency: usize,
-    /// Builds that may wait.
+    /// Builds that may wait, in all and of one tenant.
     pub queue: usize,
+    pub queue_per_tenant: usize,
     #[serde(with = "duration")]
     pub time_limit: Duration,
     pub memory: Bytes,
@@ -182,6 +186,7 @@ impl Default for Builds {
         Self {
             concurrency: 2,
             queue: 100,
+            queue_per_tenant: 20,
             time_limit: seconds(900),
             memory: Bytes(2 << 30),
             cpu: 2.0,

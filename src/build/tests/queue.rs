@@ -89,7 +89,7 @@ impl Delivery for Deploys {
     }
 }
 
-/// A world with one app: `acme/shop`, environments `dev` and `prod`.
+/// A world with one app: `acme/shop`, environments `dev`, `prod` and `third`; and another tenant's `other/app/dev`.
 struct World {
     directory: tempfile::TempDir,
     kv: MemoryKv,
@@ -103,7 +103,8 @@ struct World {
 }
 
 fn env(name: &str) -> EnvRef {
-    format!("acme/shop/{name}").parse().unwrap()
+    let full = if name.contains('/') { name.to_owned() } else { format!("acme/shop/{name}") };
+    full.parse().unwrap()
 }
 
 /// What the compile step of these tests does: dependencies in a layer of their own, one file built, one of the source changed.
@@ -137,7 +138,7 @@ impl World {
     async fn with(directory: tempfile::TempDir, kv: MemoryKv, registry: FakeRegistry, hang: bool) -> Self {
         let store = Store::new(Arc::new(kv.clone()));
         let repositories = Repositories::new(directory.path().join("repositories"));
-        for name in ["dev", "prod", "third"] {
+        for name in ["dev", "prod", "third", "other/app/dev"] {
             let path = repositories.path(&env(name));
             if !path.exists() {
                 Fixture::at(path);
@@ -161,7 +162,12 @@ impl World {
             delivery: Arc::new(Deploys { abandoned: abandoned.clone(), next: AtomicU64::new(made), store, hang }),
             logs: Arc::new(log.clone()),
         };
-        let settings = BuildSettings { concurrency: 1, queue_limit: 1, ..BuildSettings::new(directory.path()) };
+        let settings = BuildSettings {
+            concurrency: 1,
+            queue_limit: 2,
+            queue_limit_per_tenant: 1,
+            ..BuildSettings::new(directory.path())
+        };
         let (builds, service) = Builds::start(parts, settings).await.unwrap();
         let shutdown = CancellationToken::new();
         let service = tokio::spawn(service.run(shutdown.clone()));
@@ -361,7 +367,14 @@ async fn busy_full_supersede_and_cancel() {
     let queued = world.builds.enqueue(world.new_build("prod", &APP)).await.unwrap();
     assert_eq!(queued.state, BuildState::Queued);
     let full = world.builds.enqueue(world.new_build("third", &APP)).await.unwrap_err();
-    assert!(matches!(full, EnqueueError::Full { limit: 1 }));
+    assert_eq!(
+        full.to_string(),
+        "1 builds of acme are waiting already, as many as one tenant may have; try again when some have ended"
+    );
+    let other = world.builds.enqueue(world.new_build("other/app/dev", &APP)).await.unwrap();
+    assert_eq!(other.state, BuildState::Queued);
+    let full = world.builds.enqueue(world.new_build("third", &APP)).await.unwrap_err();
+    assert!(matches!(full, EnqueueError::Full { limit: 2 }));
 
     assert!(world.builds.cancel(&queued.env, queued.number, "not needed").await.unwrap());
     let ended = world.end_of(&queued).await;
@@ -373,6 +386,7 @@ async fn busy_full_supersede_and_cancel() {
     let old = world.end_of(&running).await;
     assert_eq!(old.state, BuildState::Cancelled { reason: "superseded by a push of alice".to_owned() });
     assert_eq!(world.end_of(&newer).await.state, BuildState::Succeeded);
+    assert_eq!(world.end_of(&other).await.state, BuildState::Succeeded);
     assert_eq!(world.builds.active(&env("dev")).await.unwrap(), None);
     world.stop().await;
 }

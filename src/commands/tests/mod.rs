@@ -152,7 +152,10 @@ impl World {
         let job = |mut context: crate::runtime::fake::JobContext| -> futures::future::BoxFuture<'static, i64> {
             Box::pin(async move {
                 let words = context.spec.argv[1..].join("|");
-                if words == "sleep" {
+                if words == "forever" {
+                    context.print(Source::Stdout, "began\n").await;
+                }
+                if matches!(words.as_str(), "sleep" | "forever") {
                     std::future::pending::<()>().await;
                 }
                 let mut input = String::new();

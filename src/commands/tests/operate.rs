@@ -261,6 +261,18 @@ async fn one_off_commands_pass_words_streams_and_status() {
 }
 
 #[tokio::test]
+async fn one_tenant_does_not_take_all_places_for_one_off_commands() {
+    let world = World::new().await;
+    let acme = shop().tenant;
+    let taken: Vec<_> = (0..10).map(|_| world.commands.run_places.try_take(&acme).unwrap()).collect();
+    let said = world.run("dan", "run acme/shop/dev -- true").await;
+    said.fails(75, "10 one-off commands of acme are running already");
+    assert!(world.commands.run_places.try_take(&"other".parse().unwrap()).is_ok());
+    drop(taken);
+    assert_eq!(world.run("dan", "run acme/shop/dev -- true").await.status, 42);
+}
+
+#[tokio::test]
 async fn help_names_the_server() {
     let world = World::new().await;
     world.run("vera", "").await.ok().says("ssh -p 2222 berth@paas.example.com COMMAND").says("git push");

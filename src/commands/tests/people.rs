@@ -118,3 +118,72 @@ async fn an_invitation_takes_no_role_away_and_expires() {
     invite().await;
     assert_eq!(world.store.list::<Invite>("").await.unwrap().len(), 1, "what has expired is kept");
 }
+
+#[tokio::test]
+async fn invitations_go_with_the_right_to_make_them() {
+    let world = World::new().await;
+    let invite = async |who: &str| {
+        let invited = world.run(who, "tenants invite acme --role owner --json").await.ok().json();
+        format!("tenants join {}", invited["code"].as_str().unwrap())
+    };
+    for change in ["--set dan=developer", "--remove dan"] {
+        world.run("olga", "tenants members acme --set dan=owner").await.ok();
+        let (join, kept) = (invite("dan").await, invite("olga").await);
+        let made = world.store.list::<Invite>("").await.unwrap();
+        let dans = made.iter().find(|invite| invite.created_by.as_str() == "dan").unwrap().record.clone();
+        world.run("olga", &format!("tenants members acme {change}")).await.ok();
+        assert!(world.store.get::<Invite>(&dans.code_hash).await.unwrap().is_none(), "{change}: it is kept");
+        // One that was made at the very same time.
+        world.store.transaction().create(&dans).commit().await.unwrap();
+        world.run("dan", &join).await.fails(4, "withdrawn");
+        world.run("stan", &join).await.fails(4, "withdrawn");
+        world.run("ann", &kept).await.ok();
+    }
+    for maker in ["opal", "host"] {
+        let join = invite(maker).await;
+        world.run("ben", &join).await.ok();
+    }
+}
+
+/// Starts a command, takes its caller's membership away once it has said `text`, and waits for its end.
+async fn loses_access(world: &World, who: &str, line: &str, text: &str) -> Said {
+    let argv = line.split(' ').map(str::to_owned).collect();
+    let (_controls, controls) = mpsc::channel(4);
+    let ((stdout, mut out), (stderr, mut err)) = (tokio::io::duplex(1 << 20), tokio::io::duplex(1 << 20));
+    let (stdin, _input) = tokio::io::duplex(16);
+    let (stdin, stdout, stderr) = (Box::new(stdin), Box::new(stdout), Box::new(stderr));
+    let io = CommandIo { stdin, stdout, stderr, pty: None, controls };
+    let (commands, asks) = (world.commands.clone(), caller(who));
+    let running = tokio::spawn(async move { commands.run(asks, argv, io).await });
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains(text) {
+        assert_ne!(out.read_buf(&mut seen).await.unwrap(), 0, "{line} has ended");
+    }
+    world.run("olga", "tenants members acme --set olga=owner").await.ok();
+    assert!(!running.is_finished(), "{line} has ended for no reason");
+    world.run("olga", &format!("tenants members acme --remove {who}")).await.ok();
+    let status = tokio::time::timeout(Duration::from_secs(10), running).await.expect("it goes on").unwrap();
+    let mut stderr = String::new();
+    err.read_to_string(&mut stderr).await.unwrap();
+    Said { status, stdout: String::from_utf8_lossy(&seen).into_owned(), stderr }
+}
+
+#[tokio::test]
+async fn what_goes_on_ends_with_the_membership() {
+    let world = World::new().await;
+    let mut writer = world.logs.build_writer(&shop(), BuildNumber(7)).unwrap();
+    writer.write(b"-----> Compiling\n");
+    let under_way = build(&shop(), 7, BuildState::Running { stage: Stage::Build });
+    world.store.transaction().create(&under_way).commit().await.unwrap();
+    for (who, line, text) in [
+        ("vera", "logs acme/shop/dev -f", "hello"),
+        ("vic", "builds logs acme/shop/dev 7 -f", "Compiling"),
+        ("dan", "run acme/shop/dev -- forever", "began"),
+    ] {
+        if who == "vic" {
+            let join = world.run("olga", "tenants invite acme --role viewer --json").await.ok().json();
+            world.run(who, &format!("tenants join {}", join["code"].as_str().unwrap())).await.ok();
+        }
+        loses_access(&world, who, line, text).await.fails(3, "your membership of acme has changed");
+    }
+}
