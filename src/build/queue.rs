@@ -26,7 +26,9 @@ use super::{
 };
 use crate::{
     deploy::Progress,
-    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, Stage, UserName},
+    domain::{
+        AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, QueuePlace, Stage, UserName,
+    },
     store::{NewEvent, Store, StoreError},
 };
 
@@ -45,6 +47,8 @@ struct Active {
     resumed: bool,
     /// The final record, once there is one.
     done: watch::Sender<Option<Build>>,
+    /// Where it stands while it waits.
+    place: watch::Sender<Option<QueuePlace>>,
 }
 
 #[derive(Default)]
@@ -52,6 +56,20 @@ struct Queue {
     active: HashMap<EnvRef, Active>,
     waiting: VecDeque<EnvRef>,
     running: usize,
+}
+
+impl Queue {
+    /// Tells whoever waits for a build where it stands. After each change of who waits or runs.
+    fn tell_places(&mut self) {
+        let running = self.running;
+        let mut ahead = 0;
+        for active in self.waiting.iter().filter_map(|env| self.active.get(env)) {
+            // One that only waits for the service to notice it says so by its state.
+            let place = (active.build.state == BuildState::Queued).then_some(QueuePlace { ahead, running });
+            active.set_place(place);
+            ahead += 1;
+        }
+    }
 }
 
 struct Shared {
@@ -89,6 +107,7 @@ impl Builds {
             let begun = build.state != BuildState::Queued;
             queue.active.insert(build.env.clone(), Active::new(build, begun));
         }
+        queue.tell_places();
         let shared = Arc::new(Shared {
             pipeline,
             store,
@@ -114,6 +133,7 @@ impl Builds {
         let mut queue = self.shared.queue();
         queue.waiting.push_back(build.env.clone());
         queue.active.insert(build.env.clone(), Active::new(build.clone(), false));
+        queue.tell_places();
         drop(queue);
         self.shared.wake.notify_one();
         Ok(build)
@@ -185,6 +205,7 @@ impl Builds {
             let done = active.done.subscribe();
             let before = queue.waiting.len();
             queue.waiting.retain(|other| other != env);
+            queue.tell_places();
             (done, queue.waiting.len() < before)
         };
         if waiting {
@@ -195,6 +216,12 @@ impl Builds {
             Ok(_) => Ok(true),
             Err(_) => Err(StoreError::Conflict(format!("build #{number} of {env} (it does not end)"))),
         }
+    }
+
+    /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.
+    pub fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>> {
+        let queue = self.shared.queue();
+        queue.active.get(env).filter(|active| active.build.number == number).map(|active| active.place.subscribe())
     }
 
     /// The build once it is final.
@@ -226,7 +253,12 @@ impl Builds {
 
 impl Active {
     fn new(build: Build, resumed: bool) -> Self {
-        Self { build, resumed, cancel: CancellationToken::new(), reason: None, done: watch::Sender::new(None) }
+        let (cancel, done, place) = (CancellationToken::new(), watch::Sender::new(None), watch::Sender::new(None));
+        Self { build, resumed, cancel, reason: None, done, place }
+    }
+
+    fn set_place(&self, place: Option<QueuePlace>) {
+        self.place.send_if_modified(|known| std::mem::replace(known, place) != place);
     }
 }
 
@@ -290,7 +322,8 @@ impl Shared {
         let Ended { mut build, state } = ended;
         // Who hears that the build has ended may use the app's cache, or build again.
         if state != BuildState::Succeeded {
-            self.pipeline.containers_gone().await;
+            output.doing("removing the build's containers");
+            output.with_signs_of_life(self.pipeline.containers_gone()).await;
         }
         if let BuildState::Cancelled { reason } = &state {
             output.error(&format!("Build #{} was cancelled: {reason}", build.number));
@@ -334,6 +367,10 @@ impl Shared {
         let env = queue.waiting.pop_front()?;
         let found = queue.active.get(&env).map(|active| (active.build.clone(), active.cancel.clone()))?;
         queue.running += 1;
+        if let Some(active) = queue.active.get(&env) {
+            active.set_place(None);
+        }
+        queue.tell_places();
         Some(found)
     }
 
@@ -349,10 +386,11 @@ impl Shared {
             output.step("Going on after a restart of the server");
         }
         self.begin(&mut build).await;
-        if build.no_cache
-            && let Err(error) = self.purge_cache(&build.env.app_ref()).await
-        {
-            output.detail(&format!("the build cache could not be removed: {error:#}"));
+        if build.no_cache {
+            output.doing("removing the build cache");
+            if let Err(error) = output.with_signs_of_life(self.purge_cache(&build.env.app_ref())).await {
+                output.detail(&format!("the build cache could not be removed: {error:#}"));
+            }
         }
         let env = build.env.clone();
         let queued = build.clone();
@@ -398,7 +436,10 @@ impl Shared {
     }
 
     fn release_slot(&self) {
-        self.queue().running -= 1;
+        let mut queue = self.queue();
+        queue.running -= 1;
+        queue.tell_places();
+        drop(queue);
         self.wake.notify_one();
     }
 }

@@ -15,7 +15,7 @@ pub mod release;
 pub mod replica;
 
 pub use access::{Role, Verb};
-pub use build::{Build, BuildNumber, BuildState, Stage};
+pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
 pub use event::{Event, EventKind};
 pub use image::{Digest, ImageRef};
 pub use names::{AppName, AppRef, EnvName, EnvRef, NameError, ProcessType, TenantName, UserName};

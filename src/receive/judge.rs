@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 
 use super::{
     Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update,
-    Verdict, policy::decide,
+    Verdict,
+    policy::decide,
+    waiting::{in_queue, patiently},
 };
 use crate::{
     domain::{Build, BuildNumber, BuildState, EnvRef, Environment},
@@ -44,8 +46,8 @@ impl Receive {
         push.judged.store(true, Ordering::Release);
         // In a task of its own: a hook that dies must not leave a push half-way between the queue and its pin.
         let (receive, judged) = (self.clone(), push.clone());
-        let admitted = self.0.tasks.spawn(async move { receive.admit(&judged, &request).await }).await;
-        match admitted.unwrap_or_else(|error| Err(error.into())) {
+        let admitted = self.0.tasks.spawn(async move { receive.admit(&judged, &request).await });
+        match patiently("checking the push", admitted, &output).await.unwrap_or_else(|error| Err(error.into())) {
             Ok(None) => Verdict::Accept,
             Ok(Some(queued)) if queued.detached => {
                 let env = &push.env;
@@ -194,6 +196,9 @@ impl Receive {
     async fn follow(&self, push: &LivePush, build: &Build, output: &mpsc::Sender<Bytes>) -> Verdict {
         let (env, number) = (&push.env, build.number);
         let relay = async {
+            if let Some(place) = self.0.pipeline.place(env, number) {
+                in_queue(number, place, output).await;
+            }
             let mut lines = self.0.pipeline.follow(env, number).await;
             while let Some(bytes) = lines.next().await {
                 if output.send(bytes).await.is_err() {
