@@ -353,10 +353,11 @@ async fn busy_full_supersede_and_cancel() {
     assert!(matches!(busy, EnqueueError::Busy(other) if other.number == running.number));
     let queued = world.builds.enqueue(world.new_build("prod", &APP)).await.unwrap();
     assert_eq!(queued.state, BuildState::Queued);
-    let place = world.builds.place(&queued.env, queued.number).unwrap();
-    assert_eq!(*place.borrow(), Some(QueuePlace { ahead: 0, running: 1 }));
-    let begun = world.builds.place(&running.env, running.number).unwrap();
-    assert_eq!(*begun.borrow(), None);
+    let first_in_line = Some(QueuePlace { ahead: 0, running: 1 });
+    let mut place = world.builds.place(&queued.env, queued.number).unwrap();
+    let moved = place.wait_for(|place| *place == first_in_line);
+    tokio::time::timeout(Duration::from_secs(20), moved).await.unwrap().unwrap();
+    assert_eq!(*world.builds.place(&running.env, running.number).unwrap().borrow(), None);
     let full = world.builds.enqueue(world.new_build("third", &APP)).await.unwrap_err();
     assert!(matches!(full, EnqueueError::Full { limit: 1 }));
 
