@@ -26,6 +26,8 @@ use crate::{
 struct Queued {
     build: Build,
     detached: bool,
+    /// A manifest to add, for a tree without one.
+    manifest: Option<String>,
 }
 
 impl Receive {
@@ -35,6 +37,9 @@ impl Receive {
         let say = |text: String| {
             let output = &output;
             async move {
+                if text.is_empty() {
+                    return;
+                }
                 // Whoever is gone does not read it.
                 let _ = output.send(Bytes::from(text)).await;
             }
@@ -56,9 +61,16 @@ impl Receive {
                     queued.build.number
                 ))
                 .await;
+                say(offer(queued.manifest)).await;
                 Verdict::Accept
             }
-            Ok(Some(queued)) => self.follow(&push, &queued.build, &output).await,
+            Ok(Some(queued)) => {
+                let verdict = self.follow(&push, &queued.build, &output).await;
+                if verdict == Verdict::Accept {
+                    say(offer(queued.manifest)).await;
+                }
+                verdict
+            }
             Err(error) => {
                 let refusal = error.downcast::<Rejected>().map(|rejected| rejected.0).unwrap_or_else(|error| {
                     tracing::error!(env = %push.env, error = format!("{error:#}"), "a push could not be judged");
@@ -85,7 +97,7 @@ impl Receive {
         if let Some(active) = self.0.pipeline.active(env).await?.filter(|_| !options.supersede) {
             return Err(Rejected(busy(&active)).into());
         }
-        self.check_commit(env, request, update).await?;
+        let described = self.check_commit(env, request, update).await?;
         let received = millis(push.started);
         if let Some(quarantine) = &request.quarantine {
             self.keep(env, quarantine).await?;
@@ -116,7 +128,8 @@ impl Receive {
             self.choose_branch(env, &update.name).await?;
         }
         self.settle_later(build.clone(), push.ended.clone());
-        Ok(Some(Queued { build, detached: options.detach }))
+        let manifest = (!described.has_manifest).then(|| self.0.pipeline.manifest_template(&env.app_ref()));
+        Ok(Some(Queued { build, detached: options.detach, manifest }))
     }
 
     async fn refuse_shallow(&self, env: &EnvRef, request: &HookRequest) -> anyhow::Result<()> {
@@ -131,7 +144,7 @@ impl Receive {
     }
 
     /// The commit itself, then what its tree says.
-    async fn check_commit(&self, env: &EnvRef, request: &HookRequest, update: &Update) -> anyhow::Result<()> {
+    async fn check_commit(&self, env: &EnvRef, request: &HookRequest, update: &Update) -> anyhow::Result<Description> {
         let (repositories, owner) = (self.0.repositories.clone(), env.clone());
         let (path, quarantine) = (self.0.repositories.path(env), request.quarantine.clone());
         let commit = update.new.clone();
@@ -156,7 +169,8 @@ impl Receive {
             refusal.details.extend(problems.lines().map(str::to_owned));
             Rejected(refusal.detail("Nothing was changed."))
         })?;
-        Ok(self.check_description(env, &description).map_err(Rejected)?)
+        self.check_description(env, &description).map_err(Rejected)?;
+        Ok(description)
     }
 
     fn check_description(&self, env: &EnvRef, description: &Description) -> Result<(), Refusal> {
@@ -238,6 +252,15 @@ impl Receive {
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.reason)]
 struct Rejected(Refusal);
+
+/// What a push without a manifest is shown: the one to add.
+fn offer(manifest: Option<String>) -> String {
+    let Some(manifest) = manifest else { return String::new() };
+    let lines: String = manifest.lines().map(|line| format!("       {line}").trim_end().to_owned() + "\n").collect();
+    format!(
+        "-----> There is no berth.yaml yet. Add this one at the root of the repository (optional, recommended):\n{lines}"
+    )
+}
 
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
