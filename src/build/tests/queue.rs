@@ -262,6 +262,48 @@ async fn a_first_push_builds_and_its_output_ends_with_release_url_and_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_says_where_scale_wins_over_the_manifest() {
+    let world = World::new().await;
+    let store = Store::new(Arc::new(world.kv.clone()));
+    let dev = env("dev");
+    let scaled = store.modify::<Environment, StoreError>(&dev, |record| {
+        record.scale = [("web".parse().unwrap(), 3), ("worker".parse().unwrap(), 0)].into();
+        Ok(())
+    });
+    scaled.await.unwrap();
+    let files = app(&[("Procfile", "web: run\nworker: work\n")]);
+    let log = world.log(&world.push("dev", &files).await);
+    let said: Vec<_> = log.lines().filter(|line| line.contains("scale")).collect();
+    let web = "       web: 3 replicas as set by scale (manifest: 1); scale acme/shop/dev --reset goes back";
+    assert_eq!(said, [web], "{log}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_build_does_not_tell_what_other_tenants_have_built() {
+    let world = World::new().await;
+    let slug = |build: &Build| -> Vec<String> {
+        let log = world.log(build);
+        let told = |line: &&str| line.contains(" compressed") || line.contains("layers reused");
+        log.lines().filter(told).map(str::to_owned).collect()
+    };
+    let first = world.push("dev", &APP).await;
+    let stranger: EnvRef = "other/app/dev".parse().unwrap();
+    let path = Repositories::new(world.directory.path().join("repositories")).path(&stranger);
+    let commit = commit(&Fixture::at(path), &APP);
+    let store = Store::new(Arc::new(world.kv.clone()));
+    let environment = Environment { name: stranger.clone(), ..environment("dev") };
+    store.transaction().create(&environment).commit().await.unwrap();
+    let new = NewBuild { env: stranger, commit, ..world.new_build("dev", &APP) };
+    let second = world.builds.enqueue(new).await.unwrap();
+    let second = world.end_of(&second).await;
+    assert_eq!(second.state, BuildState::Succeeded, "{}", world.log(&second));
+    assert!(slug(&first).len() > 2, "{}", world.log(&first));
+    assert_eq!(slug(&first), slug(&second));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_code_only_push_starts_no_container_and_pushes_one_layer() {
     let world = World::new().await;
     let first = world.push("dev", &APP).await;
