@@ -60,14 +60,12 @@ struct Queue {
 
 impl Queue {
     /// Tells whoever waits for a build where it stands. After each change of who waits or runs.
-    fn tell_places(&mut self) {
+    fn tell_places(&self) {
         let running = self.running;
-        let mut ahead = 0;
-        for active in self.waiting.iter().filter_map(|env| self.active.get(env)) {
+        for (ahead, active) in self.waiting.iter().filter_map(|env| self.active.get(env)).enumerate() {
             // One that only waits for the service to notice it says so by its state.
             let place = (active.build.state == BuildState::Queued).then_some(QueuePlace { ahead, running });
             active.set_place(place);
-            ahead += 1;
         }
     }
 }

@@ -46,10 +46,9 @@ pub(super) async fn in_queue(
             return;
         }
         mark = "      ";
-        match timeout(SILENCE, place.changed()).await {
+        if let Ok(Err(_)) = timeout(SILENCE, place.changed()).await {
             // It has ended without having begun.
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+            return;
         }
     }
 }
