@@ -5,10 +5,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
+use tokio::sync::watch;
 
 use crate::{
     build::{Builds, EnqueueError, NewBuild, check_push},
-    domain::{AppRef, Build, BuildNumber, EnvRef},
+    domain::{AppRef, Build, BuildNumber, EnvRef, QueuePlace},
     logs::Logs,
     manifest::{self, render_problems},
     receive::{Description, NewPush, Pipeline, PushedTree, QueueError},
@@ -73,6 +74,10 @@ impl Pipeline for BuildPipeline {
 
     async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError> {
         self.builds.cancel(env, number, reason).await.map(drop)
+    }
+
+    fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>> {
+        self.builds.place(env, number)
     }
 
     async fn follow(&self, env: &EnvRef, number: BuildNumber) -> BoxStream<'static, Bytes> {

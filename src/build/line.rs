@@ -1,11 +1,11 @@
 //! Whose turn it is to be built.
 //!
 //! The next build is of the tenant with the fewest builds running, in the order they were queued; no tenant may have more than its share
-//! of the line.
+//! of the line. Of one app, one build runs at a time: its environments share a cache, and the second may find the first one's slug.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
-use crate::domain::{EnvRef, TenantName};
+use crate::domain::EnvRef;
 
 /// How much may run and wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +30,11 @@ pub(super) enum Room {
     TenantFull,
 }
 
-/// The builds that wait, one of each environment, and how many run.
+/// The builds that wait and those that run, at most one of each environment.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Line {
     waiting: VecDeque<EnvRef>,
-    running: BTreeMap<TenantName, usize>,
+    running: BTreeSet<EnvRef>,
 }
 
 impl Line {
@@ -52,36 +52,32 @@ impl Line {
 
     /// Takes the next build out that may run, and counts it as running until [`Line::ended`].
     pub(super) fn next(&mut self, limits: &LineLimits) -> Option<EnvRef> {
-        if self.running() >= limits.running {
+        if self.running.len() >= limits.running {
             return None;
         }
-        let of_tenant = |env: &EnvRef| self.running.get(&env.tenant).copied().unwrap_or_default();
+        let of_tenant = |env: &EnvRef| self.running.iter().filter(|other| other.tenant == env.tenant).count();
+        let may_run = self.waiting.iter().enumerate().filter(|(_, env)| !self.is_app_running(env));
         // Of several that are as low, the first.
-        let (at, _) = self.waiting.iter().enumerate().min_by_key(|(_, env)| of_tenant(env))?;
+        let (at, _) = may_run.min_by_key(|(_, env)| of_tenant(env))?;
         let env = self.waiting.remove(at)?;
-        *self.running.entry(env.tenant.clone()).or_default() += 1;
+        self.running.insert(env.clone());
         Some(env)
     }
 
-    /// A build of this tenant runs no more.
-    pub(super) fn ended(&mut self, tenant: &TenantName) {
-        if let Some(count) = self.running.get_mut(tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.running.remove(tenant);
-            }
-        }
+    /// This build needs its slot no more; `false` when it holds none.
+    pub(super) fn ended(&mut self, env: &EnvRef) -> bool {
+        self.running.remove(env)
     }
 
-    /// What would become of a build that joins now.
-    pub(super) fn room(&self, tenant: &TenantName, limits: &LineLimits) -> Room {
+    /// What would become of a build of this environment that joins now.
+    pub(super) fn room(&self, env: &EnvRef, limits: &LineLimits) -> Room {
         // Some of those in line only wait to be noticed.
         let mut soon = self.clone();
         while soon.next(limits).is_some() {}
-        if soon.running() < limits.running {
+        if soon.running.len() < limits.running && !soon.is_app_running(env) {
             return Room::Runs;
         }
-        let of_tenant = soon.waiting.iter().filter(|env| env.tenant == *tenant).count();
+        let of_tenant = soon.waiting.iter().filter(|other| other.tenant == env.tenant).count();
         match () {
             () if soon.waiting.len() >= limits.waiting => Room::Full,
             () if of_tenant >= limits.per_tenant => Room::TenantFull,
@@ -89,8 +85,22 @@ impl Line {
         }
     }
 
-    fn running(&self) -> usize {
-        self.running.values().sum()
+    /// Those that wait, in the order in which they would have their turn if every build that runs went on for ever.
+    pub(super) fn turns(&self) -> Vec<EnvRef> {
+        let (mut line, limits) = (self.clone(), LineLimits { running: usize::MAX, waiting: 0, per_tenant: 0 });
+        let mut turns: Vec<EnvRef> = std::iter::from_fn(|| line.next(&limits)).collect();
+        // Left are those that wait for another build of their app.
+        turns.extend(line.waiting);
+        turns
+    }
+
+    /// How many run.
+    pub(super) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    fn is_app_running(&self, env: &EnvRef) -> bool {
+        self.running.iter().any(|other| (&other.tenant, &other.app) == (&env.tenant, &env.app))
     }
 }
 
@@ -100,13 +110,11 @@ mod tests {
 
     const LIMITS: LineLimits = LineLimits { running: 2, waiting: 4, per_tenant: 3 };
 
+    /// `a/1` is an environment of an app of its own, `a/1/x` another one of that app.
     fn env(name: &str) -> EnvRef {
-        let (tenant, env) = name.split_once('/').unwrap();
-        format!("{tenant}/app/e{env}").parse().unwrap()
-    }
-
-    fn tenant(name: &str) -> TenantName {
-        name.parse().unwrap()
+        let mut parts = name.split('/');
+        let (tenant, app) = (parts.next().unwrap(), parts.next().unwrap());
+        format!("{tenant}/app{app}/{}", parts.next().unwrap_or("dev")).parse().unwrap()
     }
 
     fn line(names: &[&str]) -> Line {
@@ -118,40 +126,56 @@ mod tests {
     #[test]
     fn no_tenant_holds_all_slots_while_another_waits() {
         let mut line = line(&["a/1", "a/2", "a/3", "b/1", "c/1"]);
+        assert_eq!(line.turns(), ["a/1", "b/1", "c/1", "a/2", "a/3"].map(env));
         assert_eq!(line.next(&LIMITS), Some(env("a/1")));
         assert_eq!(line.next(&LIMITS), Some(env("b/1")));
         assert_eq!(line.next(&LIMITS), None);
-        line.ended(&tenant("b"));
+        assert_eq!(line.turns(), ["c/1", "a/2", "a/3"].map(env));
+        assert!(line.ended(&env("b/1")) && !line.ended(&env("b/1")));
         assert_eq!(line.next(&LIMITS), Some(env("c/1")));
-        line.ended(&tenant("a"));
+        line.ended(&env("a/1"));
         assert_eq!(line.next(&LIMITS), Some(env("a/2")));
-        line.ended(&tenant("c"));
+        line.ended(&env("c/1"));
         // Nobody else waits: the slot is not left empty.
         assert_eq!(line.next(&LIMITS), Some(env("a/3")));
         line.join(env("b/2"));
         assert_eq!(line.next(&LIMITS), None);
-        line.ended(&tenant("a"));
-        line.ended(&tenant("a"));
+        line.ended(&env("a/2"));
+        line.ended(&env("a/3"));
         assert_eq!(line.next(&LIMITS), Some(env("b/2")));
         assert_eq!(line.running(), 1);
     }
 
     #[test]
+    fn one_build_of_an_app_at_a_time() {
+        let mut line = line(&["a/1/dev", "a/1/prod", "a/2"]);
+        assert_eq!(line.next(&LIMITS), Some(env("a/1/dev")));
+        assert_eq!(line.room(&env("a/1/test"), &LIMITS), Room::Waits);
+        assert_eq!(line.next(&LIMITS), Some(env("a/2")));
+        line.ended(&env("a/2"));
+        assert_eq!(line.next(&LIMITS), None, "the other of the same app waits, though there is a slot");
+        assert_eq!(line.room(&env("a/3"), &LIMITS), Room::Runs);
+        line.ended(&env("a/1/dev"));
+        assert_eq!(line.next(&LIMITS), Some(env("a/1/prod")));
+    }
+
+    #[test]
     fn the_line_is_bounded_in_all_and_for_each_tenant() {
         let mut line = line(&["a/1"]);
-        assert_eq!(line.room(&tenant("a"), &LIMITS), Room::Runs);
+        let (a, b, c) = (env("a/9"), env("b/9"), env("c/9"));
+        assert_eq!(line.room(&a, &LIMITS), Room::Runs);
         line.join(env("a/2"));
-        assert_eq!(line.room(&tenant("a"), &LIMITS), Room::Waits);
+        assert_eq!(line.room(&a, &LIMITS), Room::Waits);
         ["a/3", "a/4", "a/5"].iter().for_each(|name| line.join(env(name)));
-        assert_eq!(line.room(&tenant("a"), &LIMITS), Room::TenantFull);
-        assert_eq!(line.room(&tenant("b"), &LIMITS), Room::Waits);
+        assert_eq!(line.room(&a, &LIMITS), Room::TenantFull);
+        assert_eq!(line.room(&b, &LIMITS), Room::Waits);
         assert_eq!(line.next(&LIMITS), Some(env("a/1")));
-        assert_eq!(line.room(&tenant("a"), &LIMITS), Room::TenantFull);
+        assert_eq!(line.room(&a, &LIMITS), Room::TenantFull);
         line.join(env("b/1"));
         // The slot that is free is b's next, so it leaves another of a's waiting.
-        assert_eq!(line.room(&tenant("c"), &LIMITS), Room::Full);
+        assert_eq!(line.room(&c, &LIMITS), Room::Full);
         assert!(line.leave(&env("a/5")) && !line.leave(&env("a/5")));
-        assert_eq!(line.room(&tenant("a"), &LIMITS), Room::TenantFull);
-        assert_eq!(line.room(&tenant("c"), &LIMITS), Room::Waits);
+        assert_eq!(line.room(&a, &LIMITS), Room::TenantFull);
+        assert_eq!(line.room(&c, &LIMITS), Room::Waits);
     }
 }

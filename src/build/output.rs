@@ -1,4 +1,7 @@
 //! What the person who pushes sees, in Heroku's shape; all of it goes to the build's log.
+//!
+//! A build's text comes from strangers: install scripts, file names, other people's apps. Whatever is written here is harmless to a
+//! terminal, so that everybody who reads the log may print it as it is.
 
 use std::{
     future::Future,
@@ -8,7 +11,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::deploy::Progress;
+use crate::{
+    deploy::Progress,
+    logs::{OutputLines, render_line},
+};
 
 /// Silence after which a sign of life is given.
 const SILENCE: Duration = Duration::from_secs(8);
@@ -24,15 +30,15 @@ pub trait Transcript: Send + Sync {
 }
 
 struct State {
-    /// Nothing stands on the current line.
-    at_line_start: bool,
+    /// Container output whose line has no end yet.
+    raw: OutputLines,
     last_write: Instant,
     raw_written: usize,
     /// What is being done, for signs of life.
     activity: String,
 }
 
-/// Writes lines with their marks; container output goes in between as it is.
+/// Writes lines with their marks; container output goes in between, line by line.
 pub struct BuildOutput {
     transcript: Box<dyn Transcript>,
     began: Instant,
@@ -43,7 +49,8 @@ impl BuildOutput {
     /// Output that goes to `transcript`.
     pub fn new(transcript: Box<dyn Transcript>) -> Self {
         let began = Instant::now();
-        let state = State { at_line_start: true, last_write: began, raw_written: 0, activity: "working".to_owned() };
+        let state =
+            State { raw: OutputLines::default(), last_write: began, raw_written: 0, activity: "working".to_owned() };
         Self { transcript, began, state: Mutex::new(state) }
     }
 
@@ -55,18 +62,25 @@ impl BuildOutput {
     fn lines(&self, mark: &str, text: &str) {
         let mut state = self.state();
         let mut out = String::with_capacity(text.len() + 16);
-        if !state.at_line_start {
-            out.push('\n');
+        if let Some(line) = state.raw.rest() {
+            out.extend([&render_line(&line), "\n"]);
         }
         let rest = if mark.starts_with('-') || mark.starts_with('=') { "       " } else { mark };
         for (index, line) in text.lines().chain(text.is_empty().then_some("")).enumerate() {
             out.push_str(if index == 0 { mark } else { rest });
-            out.push_str(line);
-            out.push('\n');
+            out.extend([&render_line(line), "\n"]);
         }
         self.transcript.write(out.as_bytes());
-        state.at_line_start = true;
         state.last_write = Instant::now();
+    }
+
+    /// Container output whose line has no end yet, if there is any.
+    fn flush(&self) -> bool {
+        let mut state = self.state();
+        let Some(line) = state.raw.rest() else { return false };
+        self.transcript.write(format!("{}\n", render_line(&line)).as_bytes());
+        state.last_write = Instant::now();
+        true
     }
 
     /// Waits for `work`, and says from time to time that it goes on when nothing else is said.
@@ -87,7 +101,8 @@ impl BuildOutput {
             let state = self.state();
             (state.last_write.elapsed() >= SILENCE, state.activity.clone())
         };
-        if silent {
+        // Dots, or progress that is written over: the container's own sign of life.
+        if silent && !self.flush() {
             self.detail(&format!("… still {activity} ({} s)", self.began.elapsed().as_secs()));
         }
     }
@@ -99,9 +114,7 @@ impl BuildOutput {
 
     /// Nothing will follow.
     pub fn finish(&self) {
-        if !self.state().at_line_start {
-            self.transcript.write(b"\n");
-        }
+        self.flush();
         self.transcript.finish();
     }
 }
@@ -132,9 +145,12 @@ impl Progress for BuildOutput {
             return;
         }
         state.raw_written += bytes.len();
-        self.transcript.write(bytes);
-        state.at_line_start = bytes.ends_with(b"\n");
-        state.last_write = Instant::now();
+        let mut out = String::with_capacity(bytes.len());
+        state.raw.take(bytes, |line| out.extend([&render_line(line), "\n"]));
+        if !out.is_empty() {
+            self.transcript.write(out.as_bytes());
+            state.last_write = Instant::now();
+        }
         let full = state.raw_written >= RAW_LIMIT;
         drop(state);
         if full {
@@ -183,6 +199,36 @@ mod tests {
         output.detail("x");
         let want = "-----> One\n       two\nhalf a line\n !     bad\n !     worse\n=====> Done\n       x\n";
         assert_eq!(buffer.text(), want);
+    }
+
+    #[tokio::test]
+    async fn nothing_in_it_steers_a_terminal() {
+        let buffer = Buffer::default();
+        let output = BuildOutput::new(Box::new(buffer.clone()));
+        output.raw(b"\x1b[32mok\x1b[0m 10%\r20%\rdone\x1b[");
+        output.raw(b"2J\r\n\x1b]52;c;aGk=\x07");
+        output.step("Running release phase: x\x1b[1A");
+        output.error("  last line\x1b]0;owned\x07");
+        output.raw(b"\x1b[31mred");
+        output.finish();
+        let want = "done^[[2J\n^[]52;c;aGk=^G\n-----> Running release phase: x^[[1A\n !       last line^[]0;owned^G\n\
+                    \x1b[31mred\x1b[0m\n";
+        assert_eq!(buffer.text(), want);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_that_is_written_over_is_a_sign_of_life() {
+        let buffer = Buffer::default();
+        let output = BuildOutput::new(Box::new(buffer.clone()));
+        let work = async {
+            for percent in 0..20 {
+                output.raw(format!("\r{percent}%").as_bytes());
+                tokio::time::sleep(Duration::from_millis(900)).await;
+            }
+        };
+        output.with_signs_of_life(work).await;
+        output.finish();
+        assert_eq!(buffer.text(), "8%\n17%\n19%\n");
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     deploy::Progress,
     domain::{
-        AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, Stage, TenantName, UserName,
+        AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, QueuePlace, Stage, UserName,
     },
     store::{NewEvent, Store, StoreError},
 };
@@ -48,12 +48,26 @@ struct Active {
     resumed: bool,
     /// The final record, once there is one.
     done: watch::Sender<Option<Build>>,
+    /// Where it stands while it waits.
+    place: watch::Sender<Option<QueuePlace>>,
 }
 
 #[derive(Default)]
 struct Queue {
     active: HashMap<EnvRef, Active>,
     line: Line,
+}
+
+impl Queue {
+    /// Tells whoever waits for a build where it stands. After each change of who waits or runs.
+    fn tell_places(&self) {
+        let running = self.line.running();
+        for (ahead, active) in self.line.turns().iter().filter_map(|env| self.active.get(env)).enumerate() {
+            // One that only waits for the service to notice it says so by its state.
+            let place = (active.build.state == BuildState::Queued).then_some(QueuePlace { ahead, running });
+            active.set_place(place);
+        }
+    }
 }
 
 struct Shared {
@@ -82,15 +96,23 @@ impl Builds {
         let store = parts.store.clone();
         let pipeline = Pipeline::new(parts, settings)?;
         let mut left: Vec<Build> = store.list::<Build>("").await?.into_iter().map(|stored| stored.record).collect();
+        let newest: HashMap<EnvRef, BuildNumber> = left.iter().map(|build| (build.env.clone(), build.number)).collect();
         left.retain(|build| !build.state.is_final());
         left.sort_by_key(|build| (build.state == BuildState::Queued, build.queued_at));
         let mut queue = Queue::default();
-        for build in left {
+        for mut build in left {
+            if newest.get(&build.env).is_some_and(|newest| *newest > build.number) {
+                // Its end could not be written, and the environment has moved on.
+                build.state = BuildState::Cancelled { reason: "a newer build took its place".to_owned() };
+                write(&store, &build).await?;
+                continue;
+            }
             tracing::info!(env = %build.env, build = %build.number, "taking up a build that the last server left");
             queue.line.join(build.env.clone());
             let begun = build.state != BuildState::Queued;
             queue.active.insert(build.env.clone(), Active::new(build, begun));
         }
+        queue.tell_places();
         let shared = Arc::new(Shared {
             pipeline,
             store,
@@ -103,19 +125,37 @@ impl Builds {
 
     /// Queues a build. It is durable when this returns. With `supersede`, the environment's other build is cancelled first.
     pub async fn enqueue(&self, new: NewBuild) -> Result<Build, EnqueueError> {
-        let _turn = self.shared.enqueueing.lock().await;
-        if let Some(other) = self.shared.active(&new.env) {
-            if !new.supersede {
-                return Err(EnqueueError::Busy(Box::new(other)));
-            }
+        let builds = self.clone();
+        // In a task of its own: whoever gives up waiting must not leave a record that nobody builds.
+        unbroken(async move { builds.supersede_and_enqueue(new).await }).await?
+    }
+
+    async fn supersede_and_enqueue(&self, new: NewBuild) -> Result<Build, EnqueueError> {
+        let mut tries = ENQUEUE_TRIES;
+        loop {
+            let other = {
+                let _turn = self.shared.enqueueing.lock().await;
+                match self.shared.active(&new.env) {
+                    None => return self.enqueue_now(&new).await,
+                    Some(other) if !new.supersede || tries == 0 => return Err(EnqueueError::Busy(Box::new(other))),
+                    // Nothing is cancelled for one that there is no room for.
+                    Some(other) => self.shared.admit(&new.env).map(|_| other)?,
+                }
+            };
+            // Without the turn: others need not wait until it has ended.
+            tries -= 1;
             let reason = format!("superseded by a push of {}", new.pushed_by);
             self.cancel_and_wait(&new.env, other.number, &reason, true).await?;
         }
-        let state = self.shared.admit(&new.env.tenant)?;
-        let build = self.write_new(&new, state).await?;
+    }
+
+    async fn enqueue_now(&self, new: &NewBuild) -> Result<Build, EnqueueError> {
+        let state = self.shared.admit(&new.env)?;
+        let build = self.write_new(new, state).await?;
         let mut queue = self.shared.queue();
         queue.line.join(build.env.clone());
         queue.active.insert(build.env.clone(), Active::new(build.clone(), false));
+        queue.tell_places();
         drop(queue);
         self.shared.wake.notify_one();
         Ok(build)
@@ -164,7 +204,8 @@ impl Builds {
     /// Cancels a build that is queued or being built, and returns when it has ended. `false`: it has ended before, or is being deployed,
     /// which `rollback` undoes.
     pub async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<bool, StoreError> {
-        self.cancel_and_wait(env, number, reason, false).await
+        let (builds, env, reason) = (self.clone(), env.clone(), reason.to_owned());
+        unbroken(async move { builds.cancel_and_wait(&env, number, &reason, false).await }).await?
     }
 
     async fn cancel_and_wait(
@@ -185,7 +226,9 @@ impl Builds {
             active.reason.get_or_insert_with(|| reason.to_owned());
             active.cancel.cancel();
             let done = active.done.subscribe();
-            (done, queue.line.leave(env))
+            let waited = queue.line.leave(env);
+            queue.tell_places();
+            (done, waited)
         };
         if waiting {
             self.shared.end_cancelled(env).await?;
@@ -195,6 +238,12 @@ impl Builds {
             Ok(_) => Ok(true),
             Err(_) => Err(StoreError::Conflict(format!("build #{number} of {env} (it does not end)"))),
         }
+    }
+
+    /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.
+    pub fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>> {
+        let queue = self.shared.queue();
+        queue.active.get(env).filter(|active| active.build.number == number).map(|active| active.place.subscribe())
     }
 
     /// The build once it is final.
@@ -226,7 +275,12 @@ impl Builds {
 
 impl Active {
     fn new(build: Build, resumed: bool) -> Self {
-        Self { build, resumed, cancel: CancellationToken::new(), reason: None, done: watch::Sender::new(None) }
+        let (cancel, done, place) = (CancellationToken::new(), watch::Sender::new(None), watch::Sender::new(None));
+        Self { build, resumed, cancel, reason: None, done, place }
+    }
+
+    fn set_place(&self, place: Option<QueuePlace>) {
+        self.place.send_if_modified(|known| std::mem::replace(known, place) != place);
     }
 }
 
@@ -241,13 +295,17 @@ impl Shared {
     }
 
     /// Whether there is room, and whether a build could start at once: then its first record says so already.
-    fn admit(&self, tenant: &TenantName) -> Result<BuildState, EnqueueError> {
+    fn admit(&self, env: &EnvRef) -> Result<BuildState, EnqueueError> {
         let limits = self.limits();
-        match self.queue().line.room(tenant, &limits) {
+        let mut line = self.queue().line.clone();
+        // An older build of the environment makes room, if there is one.
+        line.leave(env);
+        line.ended(env);
+        match line.room(env, &limits) {
             Room::Runs => Ok(BuildState::Running { stage: Stage::Build }),
             Room::Waits => Ok(BuildState::Queued),
             Room::Full => Err(EnqueueError::Full { limit: limits.waiting }),
-            Room::TenantFull => Err(EnqueueError::TenantFull { tenant: tenant.clone(), limit: limits.per_tenant }),
+            Room::TenantFull => Err(EnqueueError::TenantFull { tenant: env.tenant.clone(), limit: limits.per_tenant }),
         }
     }
 
@@ -295,7 +353,8 @@ impl Shared {
         let Ended { mut build, state } = ended;
         // Who hears that the build has ended may use the app's cache, or build again.
         if state != BuildState::Succeeded {
-            self.pipeline.containers_gone().await;
+            output.doing("removing the build's containers");
+            output.with_signs_of_life(self.pipeline.containers_gone()).await;
         }
         if let BuildState::Cancelled { reason } = &state {
             output.error(&format!("Build #{} was cancelled: {reason}", build.number));
@@ -307,11 +366,20 @@ impl Shared {
             tracing::error!(%error, env = %build.env, build = %build.number, "a build's end could not be written");
         }
         output.finish();
-        let active = self.queue().active.remove(&build.env);
-        if let Some(active) = active {
+        if let Some(active) = self.let_go(&build.env) {
             active.done.send_replace(Some(build.clone()));
         }
         self.record(EventKind::BuildFinished, &build, None).await;
+    }
+
+    /// Forgets a build together with its slot, which a newer one of the environment may hold as soon as this one is gone.
+    fn let_go(&self, env: &EnvRef) -> Option<Active> {
+        let mut queue = self.queue();
+        queue.line.ended(env);
+        let active = queue.active.remove(env);
+        queue.tell_places();
+        self.wake.notify_one();
+        active
     }
 
     async fn record(&self, kind: EventKind, build: &Build, by: Option<&UserName>) {
@@ -336,8 +404,12 @@ impl Shared {
         let env = queue.line.next(&self.limits())?;
         let found = queue.active.get(&env).map(|active| (active.build.clone(), active.cancel.clone()));
         if found.is_none() {
-            queue.line.ended(&env.tenant);
+            queue.line.ended(&env);
         }
+        if let Some(active) = queue.active.get(&env) {
+            active.set_place(None);
+        }
+        queue.tell_places();
         found
     }
 
@@ -353,10 +425,11 @@ impl Shared {
             output.step("Going on after a restart of the server");
         }
         self.begin(&mut build).await;
-        if build.no_cache
-            && let Err(error) = self.purge_cache(&build.env.app_ref()).await
-        {
-            output.detail(&format!("the build cache could not be removed: {error:#}"));
+        if build.no_cache {
+            output.doing("removing the build cache");
+            if let Err(error) = output.with_signs_of_life(self.purge_cache(&build.env.app_ref())).await {
+                output.detail(&format!("the build cache could not be removed: {error:#}"));
+            }
         }
         let env = build.env.clone();
         let queued = build.clone();
@@ -376,7 +449,7 @@ impl Shared {
         };
         let ended = tokio::select! {
             biased;
-            () = shutdown.cancelled() => return self.release_slot(&env.tenant),
+            () = shutdown.cancelled() => return self.release_slot(&env),
             () = cancel.cancelled() => {
                 let build = self.active(&env).unwrap_or(queued.clone());
                 if let Some(version) = build.release {
@@ -387,13 +460,13 @@ impl Shared {
             ended = worked => ended,
         };
         self.end(ended, &output).await;
-        self.release_slot(&env.tenant);
     }
 
     /// Notes that a build that waited has begun.
     async fn begin(&self, build: &mut Build) {
         let waited = jiff::Timestamp::now().duration_since(build.queued_at).as_millis();
         build.timings.push(("queued".to_owned(), u64::try_from(waited).unwrap_or(0)));
+        self.changed(build);
         if build.state == BuildState::Queued {
             build.state = BuildState::Running { stage: Stage::Build };
             build.started_at = Some(jiff::Timestamp::now());
@@ -404,8 +477,14 @@ impl Shared {
         }
     }
 
-    fn release_slot(&self, tenant: &TenantName) {
-        self.queue().line.ended(tenant);
+    /// The build no longer needs its slot.
+    fn release_slot(&self, env: &EnvRef) {
+        let mut queue = self.queue();
+        if !queue.line.ended(env) {
+            return;
+        }
+        queue.tell_places();
+        drop(queue);
         self.wake.notify_one();
     }
 }
@@ -414,6 +493,10 @@ impl Watch for Shared {
     fn changed(&self, build: &Build) {
         if let Some(active) = self.queue().active.get_mut(&build.env) {
             active.build = build.clone();
+        }
+        // Who only waits for replicas must not keep others from building.
+        if build.state == (BuildState::Running { stage: Stage::Deploy }) {
+            self.release_slot(&build.env);
         }
     }
 }
@@ -447,6 +530,11 @@ impl BuildService {
         while builds.join_next().await.is_some() {}
         self.shared.pipeline.containers_gone().await;
     }
+}
+
+/// Runs to the end even if whoever asked is gone.
+async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, StoreError> {
+    tokio::spawn(work).await.map_err(|error| StoreError::Failed(error.to_string()))
 }
 
 /// Brings the stacks to where they are needed, so that the first build does not wait for it.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     deploy::{DeployFailure, Deployed, NewRelease, Progress},
-    domain::{Build, BuildState, EnvRef, ProcessSpec, ProcessType, Release, ReleaseVersion, Stage},
+    domain::{Build, BuildState, EnvRef, Environment, ProcessSpec, ProcessType, Release, ReleaseVersion, Stage},
     manifest,
     store::{Store, StoreError},
 };
@@ -203,8 +203,9 @@ async fn deploy(
     output: &BuildOutput,
     records: Option<&Records>,
 ) -> Result<Deployed, Failure> {
-    output.doing("waiting for the new release to become healthy");
     let parts = &pipeline.parts;
+    tell_scale(&parts.store, &build.env, version, output).await?;
+    output.doing("waiting for the new release to become healthy");
     let snapshot = build.clone();
     let write = async {
         if let Err(error) = write(&parts.store, &snapshot).await {
@@ -249,6 +250,32 @@ pub async fn write(store: &Store, build: &Build) -> Result<(), StoreError> {
         Ok(_) | Err(StoreError::Missing(_)) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Says which numbers of replicas are those of `scale` and not the manifest's.
+async fn tell_scale(
+    store: &Store,
+    env: &EnvRef,
+    version: ReleaseVersion,
+    output: &BuildOutput,
+) -> Result<(), StoreError> {
+    let Some(environment) = store.get::<Environment>(env).await?.filter(|found| !found.scale.is_empty()) else {
+        return Ok(());
+    };
+    let release = store.need::<Release>(&(env.clone(), version)).await?;
+    for (process, spec) in &release.processes {
+        if let Some(count) = environment.scale.get(process).filter(|count| **count != spec.replicas) {
+            let (replicas, manifest) = (plural(*count), spec.replicas);
+            output.detail(&format!(
+                "{process}: {replicas} as set by scale (manifest: {manifest}); scale {env} --reset goes back"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn plural(replicas: u32) -> String {
+    if replicas == 1 { "1 replica".to_owned() } else { format!("{replicas} replicas") }
 }
 
 /// The end of the output: release, URL, and time from push to live.

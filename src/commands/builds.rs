@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, error::logged, io::interrupted, now, parse};
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},
-    logs::render_line,
+    logs::{OutputLines, render_line},
     store::Stored,
 };
 
@@ -164,7 +164,8 @@ impl Commands {
             bytes.map_err(|error| logged(error, format!("the output of build {number} of {env} cannot be read")))?;
         let gone = || CommandError::NotFound(format!("the output of build {number} of {env} is not kept any more"));
         let mut lines = BuildLines::new(form);
-        let text = lines.take(&bytes.ok_or_else(gone)?) + &lines.rest();
+        let mut text = lines.take(&bytes.ok_or_else(gone)?);
+        text.push_str(&lines.rest());
         io.print(&text).await
     }
 
@@ -195,7 +196,8 @@ impl Commands {
                     return Err(logged(error.into(), format!("the output of build {number} of {env} cannot be read")));
                 }
                 None => {
-                    lines.write(io, &lines.rest()).await?;
+                    let rest = lines.rest();
+                    lines.write(io, &rest).await?;
                     return Ok(());
                 }
             };
@@ -214,42 +216,36 @@ pub(super) enum Form {
     Aside,
 }
 
-/// Longest line of a build's output that is held back until its end comes, in bytes.
-const MAX_LINE: usize = 64 << 10;
+impl Form {
+    fn line(self, line: &str) -> String {
+        match self {
+            Self::Json => format!("{}\n", json!({"line": line})),
+            Self::Text | Self::Aside => format!("{}\n", render_line(line)),
+        }
+    }
+}
 
 /// Output of a build by lines, so that nothing in it can do more to a terminal than colour text.
 struct BuildLines {
     form: Form,
-    partial: Vec<u8>,
+    lines: OutputLines,
 }
 
 impl BuildLines {
     fn new(form: Form) -> Self {
-        Self { form, partial: Vec::new() }
+        Self { form, lines: OutputLines::default() }
     }
 
     /// The lines that are complete with these bytes.
     fn take(&mut self, bytes: &[u8]) -> String {
-        let mut text = String::new();
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.partial.extend_from_slice(piece);
-            if piece.ends_with(b"\n") || self.partial.len() >= MAX_LINE {
-                text.push_str(&self.rest());
-                self.partial.clear();
-            }
-        }
+        let (mut text, form) = (String::new(), self.form);
+        self.lines.take(bytes, |line| text.push_str(&form.line(line)));
         text
     }
 
     /// The last line, if it has no end.
-    fn rest(&self) -> String {
-        let line = String::from_utf8_lossy(&self.partial);
-        let line = line.trim_end_matches(['\n', '\r']);
-        match self.form {
-            _ if self.partial.is_empty() => String::new(),
-            Form::Json => format!("{}\n", json!({"line": line})),
-            Form::Text | Form::Aside => format!("{}\n", render_line(line)),
-        }
+    fn rest(&mut self) -> String {
+        self.lines.rest().map(|line| self.form.line(&line)).unwrap_or_default()
     }
 
     async fn write(&self, io: &mut CommandIo, text: &str) -> Result<(), CommandError> {
@@ -290,8 +286,6 @@ mod tests {
         assert_eq!(lines.take(b"one\r\ntw"), "one\n");
         assert_eq!(lines.take(b"o\x1b[2J\n\n"), "two^[[2J\n\n");
         assert_eq!((lines.take(b"end"), lines.rest()), (String::new(), "end\n".to_owned()));
-        let long = vec![b'x'; MAX_LINE + 10];
-        assert!(lines.take(&long).len() > MAX_LINE, "an endless line is held back");
         let mut lines = BuildLines::new(Form::Json);
         assert_eq!(lines.take(b"say \"hi\"\n"), "{\"line\":\"say \\\"hi\\\"\"}\n");
         assert_eq!(lines.rest(), "");

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::{Answer, Caller, CommandError, Commands, access::did_you_mean, answer, now, parse};
+use super::{Answer, Caller, CommandError, Commands, access::did_you_mean, answer, error::keep_trying, now, parse};
 use crate::{
-    domain::{EnvRef, Environment, EventKind, Verb},
-    store::NewEvent,
+    domain::{DomainClaim, EnvRef, EventKind, Verb},
+    store::{NewEvent, StoreError, Stored},
 };
 
 /// Most host names of an environment.
@@ -50,56 +50,96 @@ impl Commands {
             Some(version) => self.release(&env.name, version).await?.domains.iter().cloned().collect(),
             None => BTreeSet::new(),
         };
+        let claims: BTreeSet<String> =
+            self.claims(&env.name).await?.into_iter().map(|claim| claim.record.host).collect();
+        let kept: Vec<String> = claims
+            .iter()
+            .filter(|host| !from_manifest.contains(*host) && !env.domains.contains(host))
+            .cloned()
+            .collect();
+        let manifest = |host: &String| if claims.contains(host) { "manifest" } else { "manifest, taken" };
         let all = std::iter::once((platform, "platform"))
-            .chain(from_manifest.into_iter().map(|domain| (domain, "manifest")))
-            .chain(env.domains.iter().cloned().map(|domain| (domain, "added")));
+            .chain(from_manifest.iter().map(|host| (host.clone(), manifest(host))))
+            .chain(env.domains.iter().cloned().map(|domain| (domain, "added")))
+            .chain(kept.into_iter().map(|domain| (domain, "kept")));
         let (rows, values) =
             all.map(|(d, from)| (vec![d.clone(), from.to_owned()], json!({"domain": d, "from": from}))).unzip();
         Ok(Answer::table(&["domain", "from"], rows, values, ""))
     }
 
     async fn add_domain(&self, caller: &Caller, env: &EnvRef, text: &str) -> Result<Answer, CommandError> {
-        self.env_for(caller, Verb::WriteConfig, env).await?;
         let domain = parse_domain(text, &self.settings.base_domain)?;
-        for other in self.store.list::<Environment>("").await? {
-            if other.name != *env && other.domains.contains(&domain) {
-                // Whose it is, only those may know who see that tenant.
-                return Err(CommandError::Conflict(format!("{domain} belongs to another environment")));
-            }
-        }
-        self.store
-            .modify::<Environment, CommandError>(env, |record| {
-                if record.domains.contains(&domain) {
-                    return Err(CommandError::Conflict(format!("{env} answers at {domain} already")));
-                }
-                if record.domains.len() >= MAX_DOMAINS {
-                    return Err(CommandError::Conflict(format!(
-                        "{env} has {MAX_DOMAINS} host names, which is the most"
-                    )));
-                }
-                record.domains.push(domain.clone());
-                Ok(())
-            })
-            .await?;
+        keep_trying(|| self.try_add_domain(caller, env, &domain)).await?;
         self.domain_changed(caller, env, format!("{env} answers at {domain}")).await
     }
 
+    /// The domain and the claim to it, in one transaction.
+    async fn try_add_domain(&self, caller: &Caller, env: &EnvRef, domain: &str) -> Result<(), CommandError> {
+        let stored = self.env_for(caller, Verb::WriteConfig, env).await?;
+        let claim = self.store.get::<DomainClaim>(domain).await?;
+        if claim.as_ref().is_some_and(|claim| claim.env != *env) {
+            // Whose it is, only those may know who see that tenant.
+            return Err(CommandError::Conflict(format!("{domain} belongs to another environment")));
+        }
+        let mut record = stored.record.clone();
+        if record.domains.iter().any(|known| known == domain) {
+            return Err(CommandError::Conflict(format!("{env} answers at {domain} already")));
+        }
+        if record.domains.len() >= MAX_DOMAINS {
+            return Err(CommandError::Conflict(format!("{env} has {MAX_DOMAINS} host names, which is the most")));
+        }
+        record.domains.push(domain.to_owned());
+        let transaction = self.store.transaction().update(&stored, &record);
+        let transaction = match &claim {
+            Some(own) => transaction.expect(own),
+            None => transaction.create(&DomainClaim { host: domain.to_owned(), env: env.clone(), claimed_at: now() }),
+        };
+        transaction.commit().await?;
+        Ok(())
+    }
+
     async fn remove_domain(&self, caller: &Caller, env: &EnvRef, domain: &str) -> Result<Answer, CommandError> {
-        self.env_for(caller, Verb::WriteConfig, env).await?;
         let domain = domain.trim_end_matches('.').to_ascii_lowercase();
-        self.store
-            .modify::<Environment, CommandError>(env, |record| {
-                let hint = did_you_mean(&domain, record.domains.iter().cloned());
-                let before = record.domains.len();
-                record.domains.retain(|known| *known != domain);
-                if record.domains.len() == before {
-                    let shown = answer::clean(&domain);
-                    return Err(CommandError::NotFound(format!("{shown} was not added to {env}{hint}")));
-                }
-                Ok(())
-            })
-            .await?;
+        keep_trying(|| self.try_remove_domain(caller, env, &domain)).await?;
         self.domain_changed(caller, env, format!("{env} no longer answers at {domain}")).await
+    }
+
+    /// Takes the domain off the record, and gives it up.
+    async fn try_remove_domain(&self, caller: &Caller, env: &EnvRef, domain: &str) -> Result<(), CommandError> {
+        let stored = self.env_for(caller, Verb::WriteConfig, env).await?;
+        let claim = self.store.get::<DomainClaim>(domain).await?.filter(|claim| claim.env == *env);
+        let added = stored.domains.iter().any(|known| known == domain);
+        if !added && claim.is_none() {
+            let (shown, hint) = (answer::clean(domain), did_you_mean(domain, stored.domains.iter().cloned()));
+            return Err(CommandError::NotFound(format!("{shown} was not added to {env}{hint}")));
+        }
+        let mut wanted_by = None;
+        for version in [stored.target, stored.current].into_iter().flatten() {
+            let release = self.release(env, version).await?;
+            if release.domains.iter().any(|host| host == domain) {
+                wanted_by.get_or_insert(version);
+            }
+        }
+        if let Some(version) = wanted_by.filter(|_| !added) {
+            return Err(CommandError::Conflict(format!(
+                "{domain} is in the berth.yaml of {version}; take it out there and push, then it can be given up"
+            )));
+        }
+        let mut record = stored.record.clone();
+        record.domains.retain(|known| known != domain);
+        let mut transaction = self.store.transaction().update(&stored, &record);
+        if let Some(claim) = claim.filter(|_| wanted_by.is_none()) {
+            transaction = transaction.delete(&claim);
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// The host names that are the environment's.
+    pub(super) async fn claims(&self, env: &EnvRef) -> Result<Vec<Stored<DomainClaim>>, StoreError> {
+        let mut claims = self.store.list::<DomainClaim>("").await?;
+        claims.retain(|claim| claim.env == *env);
+        Ok(claims)
     }
 
     async fn domain_changed(&self, caller: &Caller, env: &EnvRef, what: String) -> Result<Answer, CommandError> {

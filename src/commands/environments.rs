@@ -154,6 +154,9 @@ impl Commands {
         transaction = delete_all::<Build>(&self.store, transaction, name).await?;
         transaction = delete_all::<Release>(&self.store, transaction, name).await?;
         transaction = delete_all::<Deployment>(&self.store, transaction, name).await?;
+        for claim in self.claims(name).await? {
+            transaction = transaction.delete(&claim);
+        }
         transaction.commit().await?;
         Ok(())
     }

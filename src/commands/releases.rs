@@ -1,6 +1,6 @@
 //! Moving an environment between releases: `releases …`, `rollback`.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -9,7 +9,7 @@ use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, now, pars
 use crate::{
     deploy::{DeployFailure, Derive, Progress},
     domain::{BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Stage, Verb},
-    logs::render_line,
+    logs::{OutputLines, render_line},
     store::Stored,
 };
 
@@ -17,40 +17,54 @@ use crate::{
 const PROGRESS_LINES: usize = 256;
 
 /// Progress of a deployment, for the person who waits, in the shape of a push's output.
-struct Lines(Mutex<mpsc::Sender<String>>);
+struct Lines {
+    sender: mpsc::Sender<String>,
+    raw: Mutex<OutputLines>,
+}
 
 impl Lines {
-    fn send(&self, text: String) {
-        let sender = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    /// The lines with their mark, made harmless to a terminal, after what containers have said.
+    fn send(&self, mark: &str, text: &str) {
+        self.flush();
+        self.print(text.lines().map(|line| format!("{mark}{}\n", render_line(line))).collect());
+    }
+
+    fn raw(&self) -> MutexGuard<'_, OutputLines> {
+        self.raw.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What stands on a line that has no end.
+    fn flush(&self) {
+        if let Some(line) = self.raw().rest() {
+            self.print(render_line(&line) + "\n");
+        }
+    }
+
+    fn print(&self, text: String) {
         // Full or closed: nobody reads, and the outcome is told anyway.
-        let _ = sender.try_send(text);
+        let _ = self.sender.try_send(text);
     }
 }
 
 impl Progress for Lines {
     fn step(&self, text: &str) {
-        self.send(format!("-----> {text}\n"));
+        self.send("-----> ", text);
     }
     fn heading(&self, text: &str) {
-        self.send(format!("=====> {text}\n"));
+        self.send("=====> ", text);
     }
     fn detail(&self, text: &str) {
-        self.send(format!("       {text}\n"));
+        self.send("       ", text);
     }
     fn error(&self, text: &str) {
-        self.send(format!(" !     {text}\n"));
+        self.send(" !     ", text);
     }
     fn raw(&self, bytes: &[u8]) {
-        let text = String::from_utf8_lossy(bytes);
-        self.send(text.split_inclusive('\n').map(harmless).collect());
-    }
-}
-
-/// A piece of an app's output that can do no more to a terminal than colour text.
-fn harmless(piece: &str) -> String {
-    match piece.strip_suffix('\n') {
-        Some(line) => render_line(line.trim_end_matches('\r')) + "\n",
-        None => render_line(piece),
+        let mut text = String::new();
+        self.raw().take(bytes, |line| text.extend([&render_line(line), "\n"]));
+        if !text.is_empty() {
+            self.print(text);
+        }
     }
 }
 
@@ -72,9 +86,10 @@ impl Commands {
         use tokio::io::AsyncWriteExt;
 
         let (sender, mut lines) = mpsc::channel(PROGRESS_LINES);
-        let progress = Lines(Mutex::new(sender));
+        let progress = Lines { sender, raw: Mutex::default() };
         let deploy = async {
             let done = self.deployer.deploy(env, version, &progress).await;
+            progress.flush();
             drop(progress);
             done
         };

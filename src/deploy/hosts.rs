@@ -45,7 +45,7 @@ pub(super) fn assign(base: &str, asked: &BTreeMap<EnvRef, Vec<String>>, before: 
     given
 }
 
-fn tidy(domain: &str) -> String {
+pub(super) fn tidy(domain: &str) -> String {
     domain.trim_end_matches('.').to_ascii_lowercase()
 }
 

@@ -10,6 +10,7 @@
 mod actor;
 mod api;
 mod clock;
+mod domains;
 mod hosts;
 mod probe;
 mod progress;
@@ -137,6 +138,11 @@ impl Deployer {
         progress: &dyn Progress,
     ) -> Result<Deployed, DeployFailure> {
         progress.step(&format!("Deploying {version}"));
+        if let Some(release) = self.parts.store.get::<Release>(&(env.clone(), version)).await? {
+            let base = &self.parts.settings.base_domain;
+            let asked = domains::look_up(&self.parts.store, base, env, release.domains.iter()).await?;
+            asked.conflicts.iter().for_each(|conflict| progress.error(conflict));
+        }
         let stopped = || {
             DeployFailure::Store(StoreError::Failed(
                 "the deployer is stopping; the deployment goes on once it is back".into(),

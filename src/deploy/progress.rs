@@ -13,7 +13,7 @@ pub trait Progress: Send + Sync {
     fn detail(&self, text: &str);
     /// ` !     text`
     fn error(&self, text: &str);
-    /// Output of a container, as it is.
+    /// Output of a container, as it came.
     fn raw(&self, bytes: &[u8]);
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Deployer, Derive, NewRelease};
+use super::{Deployer, Derive, NewRelease, domains};
 use crate::domain::{EnvRef, Environment, Release, ReleaseVersion, UserName};
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 
 /// How often a release is tried to be made while others change the environment.
 const TRIES: usize = 32;
@@ -17,26 +17,27 @@ impl Deployer {
     pub async fn create_release(&self, new: NewRelease) -> Result<Release, StoreError> {
         self.prepare(&new.env, &new.image);
         let now = self.parts.clock.now();
-        let release = make(&self.parts.store, &new.env.clone(), |environment| {
-            let no_phase = new.release_command.is_none() || !new.run_release_phase;
-            Release {
-                env: new.env.clone(),
-                version: ReleaseVersion(environment.last_release),
-                image: new.image.clone(),
-                commit: new.commit.clone(),
-                build: new.build,
-                config: environment.config.clone(),
-                processes: new.processes.clone(),
-                release_command: new.release_command.clone(),
-                upgrade: new.upgrade.clone(),
-                domains: new.domains.clone(),
-                created_at: now,
-                created_by: new.created_by.clone(),
-                reason: new.reason.clone(),
-                release_phase_done: no_phase,
-            }
-        })
-        .await?;
+        let release = self
+            .make(&new.env.clone(), |environment| {
+                let no_phase = new.release_command.is_none() || !new.run_release_phase;
+                Release {
+                    env: new.env.clone(),
+                    version: ReleaseVersion(environment.last_release),
+                    image: new.image.clone(),
+                    commit: new.commit.clone(),
+                    build: new.build,
+                    config: environment.config.clone(),
+                    processes: new.processes.clone(),
+                    release_command: new.release_command.clone(),
+                    upgrade: new.upgrade.clone(),
+                    domains: new.domains.clone(),
+                    created_at: now,
+                    created_by: new.created_by.clone(),
+                    reason: new.reason.clone(),
+                    release_phase_done: no_phase,
+                }
+            })
+            .await?;
         self.created(&release);
         Ok(release)
     }
@@ -56,26 +57,49 @@ impl Deployer {
         let old = self.parts.store.need::<Release>(&(env.clone(), from)).await?.record;
         self.prepare(env, &old.image);
         let now = self.parts.clock.now();
-        let release = make(&self.parts.store, env, |environment| {
-            match &change {
-                Derive::Config(changes) => apply(changes, &mut environment.config),
-                Derive::Everything => environment.config = old.config.clone(),
-            }
-            // With the release, so that a server which dies now goes on with it: the configuration must not say what nothing runs with.
-            environment.target = Some(ReleaseVersion(environment.last_release));
-            Release {
-                version: ReleaseVersion(environment.last_release),
-                config: environment.config.clone(),
-                created_at: now,
-                created_by: by.clone(),
-                reason: reason.to_owned(),
-                release_phase_done: true,
-                ..old.clone()
-            }
-        })
-        .await?;
+        let release = self
+            .make(env, |environment| {
+                match &change {
+                    Derive::Config(changes) => apply(changes, &mut environment.config),
+                    Derive::Everything => environment.config = old.config.clone(),
+                }
+                // With the release, so that a server which dies now goes on with it: the configuration must not say what nothing runs with.
+                environment.target = Some(ReleaseVersion(environment.last_release));
+                Release {
+                    version: ReleaseVersion(environment.last_release),
+                    config: environment.config.clone(),
+                    created_at: now,
+                    created_by: by.clone(),
+                    reason: reason.to_owned(),
+                    release_phase_done: true,
+                    ..old.clone()
+                }
+            })
+            .await?;
         self.created(&release);
         Ok(release)
+    }
+
+    /// The release, and what it asks for that nobody has, in one transaction.
+    async fn make(
+        &self,
+        env: &EnvRef,
+        mut release: impl FnMut(&mut Environment) -> Release,
+    ) -> Result<Release, StoreError> {
+        let (store, base) = (&self.parts.store, &self.parts.settings.base_domain);
+        for _ in 0..TRIES {
+            let stored = store.need::<Environment>(env).await?;
+            let mut environment = stored.record.clone();
+            environment.last_release += 1;
+            let release = release(&mut environment);
+            let transaction = store.transaction().update(&stored, &environment).create(&release);
+            match domains::claim(store, base, &release, transaction).await?.commit().await {
+                Ok(_) => return Ok(release),
+                Err(StoreError::Conflict(_)) => continue,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(StoreError::Conflict(env.to_string()))
     }
 }
 
@@ -86,23 +110,4 @@ fn apply(changes: &BTreeMap<String, Option<String>>, config: &mut BTreeMap<Strin
             None => drop(config.remove(name)),
         }
     }
-}
-
-async fn make(
-    store: &Store,
-    env: &EnvRef,
-    mut release: impl FnMut(&mut Environment) -> Release,
-) -> Result<Release, StoreError> {
-    for _ in 0..TRIES {
-        let stored = store.need::<Environment>(env).await?;
-        let mut environment = stored.record.clone();
-        environment.last_release += 1;
-        let release = release(&mut environment);
-        match store.transaction().update(&stored, &environment).create(&release).commit().await {
-            Ok(_) => return Ok(release),
-            Err(StoreError::Conflict(_)) => continue,
-            Err(error) => return Err(error),
-        }
-    }
-    Err(StoreError::Conflict(env.to_string()))
 }

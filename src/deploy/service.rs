@@ -25,6 +25,7 @@ use tokio_util::{
 use super::{
     Parts,
     actor::{Actor, Address},
+    domains::adopt,
     routes::RoutesTask,
     world::Observer,
 };
@@ -219,7 +220,9 @@ impl Supervisor {
         let from = self.parts.store.revision().await?;
         let changes = self.parts.store.watch::<Environment>("", from).await?;
         let environments = self.parts.store.list::<Environment>("").await?;
-        let mut known: BTreeSet<EnvRef> = environments.into_iter().map(|stored| stored.record.name).collect();
+        let environments: Vec<Environment> = environments.into_iter().map(|stored| stored.record).collect();
+        adopt(&self.parts, &environments, self.parts.clock.now()).await?;
+        let mut known: BTreeSet<EnvRef> = environments.into_iter().map(|environment| environment.name).collect();
         // Those whose routes outlived them are looked at too, and go.
         known.extend(self.parts.routes.view().borrow().table.environments.keys().cloned());
         known.iter().for_each(|env| self.actor(env).nudge.notify_one());

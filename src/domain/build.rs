@@ -53,6 +53,21 @@ pub enum Stage {
     Deploy,
 }
 
+/// Where a queued build stands among the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueuePlace {
+    /// Builds that wait before it.
+    pub ahead: usize,
+    /// Builds that run.
+    pub running: usize,
+}
+
+impl fmt::Display for QueuePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} before it, {} running", self.ahead, self.running)
+    }
+}
+
 /// One run of the pipeline: a push of `commit` to `env`, from accepted to live.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Build {

@@ -15,11 +15,11 @@ pub mod release;
 pub mod replica;
 
 pub use access::{Role, Verb};
-pub use build::{Build, BuildNumber, BuildState, Stage};
+pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
 pub use event::{Event, EventKind};
 pub use image::{Digest, ImageRef};
 pub use names::{AppName, AppRef, EnvName, EnvRef, NameError, ProcessType, TenantName, UserName};
-pub use people::{App, Environment, Invite, PublicKey, Tenant, User};
+pub use people::{App, DomainClaim, Environment, Invite, PublicKey, Tenant, User};
 pub use process::{Health, HealthProbe, ProcessSpec, UpgradePolicy};
 pub use release::{Deployment, DeploymentState, Release, ReleaseVersion};
 pub use replica::{Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};

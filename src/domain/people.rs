@@ -57,6 +57,15 @@ pub struct App {
     pub created_by: UserName,
 }
 
+/// A host name outside the platform's own and the environment that has it, until that gives it up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainClaim {
+    /// In lower case, without a dot at the end.
+    pub host: String,
+    pub env: EnvRef,
+    pub claimed_at: Timestamp,
+}
+
 /// One running instance of an app: the desired state that the deployer works towards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {

@@ -9,6 +9,7 @@ pub mod access;
 mod builds;
 pub mod collector;
 mod follow;
+mod lines;
 mod record;
 mod render;
 mod ring;
@@ -28,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::{
     builds::BuildLogWriter,
     follow::LogItem,
+    lines::OutputLines,
     record::{LogFilter, LogRecord, LogSource, LogStream, MAX_TEXT},
     render::{render_line, render_record},
 };

@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 
 use super::{
     Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update,
-    Verdict, policy::decide,
+    Verdict,
+    policy::decide,
+    waiting::{in_queue, patiently},
 };
 use crate::{
     domain::{Build, BuildNumber, BuildState, EnvRef, Environment},
@@ -24,6 +26,8 @@ use crate::{
 struct Queued {
     build: Build,
     detached: bool,
+    /// A manifest to add, for a tree without one.
+    manifest: Option<String>,
 }
 
 impl Receive {
@@ -33,6 +37,9 @@ impl Receive {
         let say = |text: String| {
             let output = &output;
             async move {
+                if text.is_empty() {
+                    return;
+                }
                 // Whoever is gone does not read it.
                 let _ = output.send(Bytes::from(text)).await;
             }
@@ -44,8 +51,8 @@ impl Receive {
         push.judged.store(true, Ordering::Release);
         // In a task of its own: a hook that dies must not leave a push half-way between the queue and its pin.
         let (receive, judged) = (self.clone(), push.clone());
-        let admitted = self.0.tasks.spawn(async move { receive.admit(&judged, &request).await }).await;
-        match admitted.unwrap_or_else(|error| Err(error.into())) {
+        let admitted = self.0.tasks.spawn(async move { receive.admit(&judged, &request).await });
+        match patiently("checking the push", admitted, &output).await.unwrap_or_else(|error| Err(error.into())) {
             Ok(None) => Verdict::Accept,
             Ok(Some(queued)) if queued.detached => {
                 let env = &push.env;
@@ -54,12 +61,17 @@ impl Receive {
                     queued.build.number
                 ))
                 .await;
+                say(offer(queued.manifest)).await;
                 Verdict::Accept
             }
             Ok(Some(queued)) => {
                 push.give_place_back();
                 let _excused = push.idle.excuse();
-                self.follow(&push, &queued.build, &output).await
+                let verdict = self.follow(&push, &queued.build, &output).await;
+                if verdict == Verdict::Accept {
+                    say(offer(queued.manifest)).await;
+                }
+                verdict
             }
             Err(error) => {
                 let refusal = error.downcast::<Rejected>().map(|rejected| rejected.0).unwrap_or_else(|error| {
@@ -88,7 +100,7 @@ impl Receive {
         if let Some(active) = self.0.pipeline.active(env).await?.filter(|_| !options.supersede) {
             return Err(Rejected(busy(&active)).into());
         }
-        self.check_commit(env, request, update).await?;
+        let described = self.check_commit(env, request, update).await?;
         let received = millis(push.started);
         if let Some(quarantine) = &request.quarantine {
             self.keep(env, quarantine).await?;
@@ -126,7 +138,8 @@ impl Receive {
             self.choose_branch(env, &update.name).await?;
         }
         self.settle_later(build.clone(), push.ended.clone());
-        Ok(Some(Queued { build, detached: options.detach }))
+        let manifest = (!described.has_manifest).then(|| self.0.pipeline.manifest_template(&env.app_ref()));
+        Ok(Some(Queued { build, detached: options.detach, manifest }))
     }
 
     /// Git compares what the pusher has seen of the branch with where it is only after this hook, when the build would be live.
@@ -155,7 +168,7 @@ impl Receive {
     }
 
     /// The commit itself, then what its tree says.
-    async fn check_commit(&self, env: &EnvRef, request: &HookRequest, update: &Update) -> anyhow::Result<()> {
+    async fn check_commit(&self, env: &EnvRef, request: &HookRequest, update: &Update) -> anyhow::Result<Description> {
         let (repositories, owner) = (self.0.repositories.clone(), env.clone());
         let (path, quarantine) = (self.0.repositories.path(env), request.quarantine.clone());
         let commit = update.new.clone();
@@ -180,7 +193,8 @@ impl Receive {
             refusal.details.extend(problems.lines().map(str::to_owned));
             Rejected(refusal.detail("Nothing was changed."))
         })?;
-        Ok(self.check_description(env, &description).map_err(Rejected)?)
+        self.check_description(env, &description).map_err(Rejected)?;
+        Ok(description)
     }
 
     fn check_description(&self, env: &EnvRef, description: &Description) -> Result<(), Refusal> {
@@ -220,6 +234,9 @@ impl Receive {
     async fn follow(&self, push: &LivePush, build: &Build, output: &mpsc::Sender<Bytes>) -> Verdict {
         let (env, number) = (&push.env, build.number);
         let relay = async {
+            if let Some(place) = self.0.pipeline.place(env, number) {
+                in_queue(number, place, output).await;
+            }
             let mut lines = self.0.pipeline.follow(env, number).await;
             while let Some(bytes) = lines.next().await {
                 if output.send(bytes).await.is_err() {
@@ -259,6 +276,15 @@ impl Receive {
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.reason)]
 struct Rejected(Refusal);
+
+/// What a push without a manifest is shown: the one to add.
+fn offer(manifest: Option<String>) -> String {
+    let Some(manifest) = manifest else { return String::new() };
+    let lines: String = manifest.lines().map(|line| format!("       {line}").trim_end().to_owned() + "\n").collect();
+    format!(
+        "-----> There is no berth.yaml yet. Add this one at the root of the repository (optional, recommended):\n{lines}"
+    )
+}
 
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)

@@ -8,6 +8,7 @@
 mod judge;
 mod policy;
 mod settle;
+mod waiting;
 mod wire;
 
 use std::{
@@ -24,10 +25,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    domain::{AppRef, Build, BuildNumber, EnvRef, TenantName, UserName},
+    domain::{AppRef, Build, BuildNumber, EnvRef, QueuePlace, TenantName, UserName},
     git::{Git, Repositories, idle::Idle},
     places::{Place, Places},
     store::{Store, StoreError},
@@ -102,6 +104,8 @@ pub trait Pipeline: Send + Sync + 'static {
     async fn enqueue(&self, push: NewPush) -> Result<Build, QueueError>;
     /// Cancels a build that is not final.
     async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError>;
+    /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.
+    fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>>;
     /// The build's output, from its beginning to its end.
     async fn follow(&self, env: &EnvRef, number: BuildNumber) -> BoxStream<'static, Bytes>;
     /// The build once it is final.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{domain::EnvRef, git::short_branch};
+use crate::{domain::EnvRef, git::short_branch, logs::render_line};
 
 /// The options that a push may bring, as `git push -o NAME`.
 const OPTIONS: [(&str, &str); 3] = [
@@ -94,18 +94,13 @@ impl Refusal {
     pub fn render(&self) -> String {
         let mut text = String::new();
         for line in self.reason.lines() {
-            text.push_str(&format!(" !     {}\n", clean(line)));
+            text.push_str(&format!(" !     {}\n", render_line(line)));
         }
         for line in self.details.iter().flat_map(|detail| detail.lines()) {
-            text.push_str(&format!("       {}\n", clean(line)));
+            text.push_str(&format!("       {}\n", render_line(line)));
         }
         text
     }
-}
-
-/// A ref name or a file of the tree must not steer the pusher's terminal.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\t' { '?' } else { c }).collect()
 }
 
 /// Which of the updates is to be deployed (`None`: only tags move), or why the push is refused as a whole. `deploy_branch` is the
@@ -232,6 +227,12 @@ mod tests {
                 _ => panic!("{branch:?} {lines:?}: {got:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_refusal_does_not_steer_the_terminal() {
+        let refusal = Refusal::new("no \u{1b}[2Jbranch").detail("src/\u{202e}gpj.exe\nnext\r");
+        assert_eq!(refusal.render(), " !     no ^[[2Jbranch\n       src/\\u{202e}gpj.exe\n       next^M\n");
     }
 
     #[test]

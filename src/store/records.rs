@@ -3,7 +3,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    App, AppRef, Build, BuildNumber, Deployment, EnvRef, Environment, Event, Invite, PublicKey, Release,
+    App, AppRef, Build, BuildNumber, Deployment, DomainClaim, EnvRef, Environment, Event, Invite, PublicKey, Release,
     ReleaseVersion, Tenant, TenantName, User, UserName,
 };
 
@@ -86,6 +86,17 @@ impl Record for Environment {
     }
     fn own_key(&self) -> String {
         Self::id_key(&self.name)
+    }
+}
+
+impl Record for DomainClaim {
+    type Id = str;
+    const KIND: &'static str = "domain";
+    fn id_key(host: &str) -> String {
+        host.to_owned()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.host)
     }
 }
 

@@ -21,6 +21,7 @@ pub async fn run(runner: &mut Runner<Both>) {
     runner.case("a stop cut short is taken up", half_stopped).await;
     runner.case("another instance's things are not touched", other_instance).await;
     runner.case("a terminal has a size and all bytes", terminal).await;
+    runner.case("a terminal has its Ctrl-P at once", control_p).await;
     runner.case("the build cache is kept and purged", cache).await;
     runner.case("a removed network comes back", network_removed).await;
     runner.case("a job given up while it is made leaves nothing", job_given_up).await;
@@ -139,6 +140,27 @@ async fn terminal((_, world): Both) {
     let (rest, _) = super::support::read_all(output).await;
     assert!(rest.contains("24 80"), "{rest:?}");
     assert_eq!(made.wait().await.unwrap().code, 9);
+    made.finish().await.unwrap();
+}
+
+async fn control_p((_, world): Both) {
+    let script = "stty raw -echo; printf ready; head -c 3 | od -An -tx1";
+    let mut spec = job(&world, "control-p", &["sh", "-c", script]);
+    spec.tty = Some((80, 24));
+    spec.stdin = true;
+    let mut made = world.runtime.job(&spec).await.unwrap();
+    made.start().await.unwrap();
+    let (mut output, mut stdin) = (made.output(), made.stdin().unwrap());
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"ready") {
+        let chunk = tokio::time::timeout(DEADLINE, output.next()).await.expect("it is ready");
+        seen.extend(chunk.expect("more output").unwrap().bytes);
+    }
+    // By default the engine holds the last of them back, and takes Ctrl-P Ctrl-Q for its own.
+    stdin.write_all(b"\x10\x11\x10").await.unwrap();
+    let (rest, _) = super::support::read_all(output).await;
+    assert!(rest.contains("10 11 10"), "{rest:?}");
+    assert_eq!(made.wait().await.unwrap().code, 0);
     made.finish().await.unwrap();
 }
 

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path, sync::Mutex};
 
 use async_trait::async_trait;
 use berth::{
-    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Timestamp},
+    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, QueuePlace, Timestamp},
     receive::{Description, NewPush, Pipeline, PushedTree, QueueError},
     store::{Store, StoreError},
 };
@@ -18,6 +18,7 @@ pub struct TestPipeline {
     automatic: Mutex<Option<BuildState>>,
     states: Mutex<HashMap<(EnvRef, BuildNumber), watch::Sender<BuildState>>>,
     full: Mutex<bool>,
+    place: watch::Sender<Option<QueuePlace>>,
 }
 
 impl TestPipeline {
@@ -27,6 +28,7 @@ impl TestPipeline {
             automatic: Mutex::new(Some(BuildState::Succeeded)),
             states: Mutex::default(),
             full: Mutex::new(false),
+            place: watch::Sender::new(None),
         }
     }
 
@@ -37,6 +39,11 @@ impl TestPipeline {
 
     pub fn full(&self, full: bool) {
         *self.full.lock().unwrap() = full;
+    }
+
+    /// Where queued builds stand from now on.
+    pub fn queued_at(&self, place: Option<QueuePlace>) {
+        self.place.send_replace(place);
     }
 
     pub async fn finish(&self, env: &EnvRef, number: BuildNumber, state: BuildState) {
@@ -138,6 +145,10 @@ impl Pipeline for TestPipeline {
     async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError> {
         self.finish(env, number, BuildState::Cancelled { reason: reason.to_owned() }).await;
         Ok(())
+    }
+
+    fn place(&self, _: &EnvRef, _: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>> {
+        Some(self.place.subscribe())
     }
 
     async fn follow(&self, env: &EnvRef, number: BuildNumber) -> BoxStream<'static, Bytes> {

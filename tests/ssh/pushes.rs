@@ -1,8 +1,8 @@
 //! What works: push, clone, fetch, options.
 
-use berth::domain::{BuildNumber, BuildState, Environment, Role};
+use berth::domain::{BuildNumber, BuildState, Environment, QueuePlace, Role};
 
-use crate::harness::{Ran, Server, env, eventually};
+use crate::harness::{Ran, Server, env, eventually, read_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_shows_its_build_and_moves_the_branch() {
@@ -18,12 +18,42 @@ async fn a_push_shows_its_build_and_moves_the_branch() {
     assert_eq!(server.branch("main"), Some(commit.clone()));
     let environment = server.store.need::<Environment>(&env()).await.unwrap();
     assert_eq!(environment.deploy_branch.as_deref(), Some("main"));
+    assert!(!said.contains("There is no berth.yaml"), "{said}");
     let build = &server.pipeline.builds(&env()).await[0];
     assert_eq!((build.commit.as_str(), build.pushed_by.as_str()), (commit.as_str(), "alice"));
     assert_eq!(build.timings[0].0, "receive");
     let pinned = server.repositories.branch_commit(&env(), "refs/berth/builds/1").unwrap();
     assert_eq!(pinned, Some(commit));
     assert!(server.git(&work, &["push", "paas-dev", "main"]).await.err().contains("Everything up-to-date"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_whose_build_waits_says_so_at_once() {
+    let server = Server::start().await;
+    let work = server.work("work").await;
+    server.pipeline.builds_end(None);
+    server.pipeline.queued_at(Some(QueuePlace { ahead: 3, running: 2 }));
+    let mut push = server.git_command("alice", &work, &["push", "paas-dev", "main"]);
+    let mut push = push.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = push.stderr.take().unwrap();
+    read_until(&mut said, "remote: -----> Build 1 is waiting: 3 before it, 2 running").await;
+    server.pipeline.queued_at(None);
+    read_until(&mut said, "remote: -----> Building").await;
+    server.pipeline.finish(&env(), BuildNumber(1), BuildState::Succeeded).await;
+    assert!(push.wait().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_without_a_manifest_is_shown_one_to_add() {
+    let server = Server::start().await;
+    let work = server.work("work").await;
+    for options in [&["push", "paas-dev", "main"][..], &["push", "-o", "detach", "paas-dev", "main"]] {
+        server.commit(&work, &[("a", options[1])]).await;
+        let push = server.git(&work, options).await;
+        push.ok();
+        let said = push.err();
+        assert!(said.contains("There is no berth.yaml") && said.contains("remote:        app: acme/shop"), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

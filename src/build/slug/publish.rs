@@ -42,6 +42,10 @@ pub enum PublishError {
 #[error("the registry has lost layers that were pushed before ({})", self.0.len())]
 pub struct Lost(pub Vec<Digest>);
 
+fn tell_new(progress: &dyn Progress, name: &str, files_size: u64, packed: u64) {
+    progress.detail(&format!("{name}: {}, {} compressed", human_size(files_size), human_size(packed)));
+}
+
 /// Puts the layers of one image into one repository.
 pub struct Publisher {
     pub registry: Arc<dyn Registry>,
@@ -73,7 +77,7 @@ impl Publisher {
     }
 
     /// Makes a layer that is somewhere in the registry available in this repository, without a request when it is known to be. `from`: a
-    /// repository that has it. `trust`: whether the records are believed; else the registry is asked. `false` when it is nowhere.
+    /// repository that is known to all to have it. One that only others have counts as pushed: what they build is not told. `trust`: whether the records are believed; else the registry is asked. `false` when it is nowhere.
     pub async fn reuse(&mut self, layer: &LayerRef, from: Option<&str>, trust: bool) -> Result<bool, PublishError> {
         let record = self.store.get::<LayerRecord>(&layer.diff_id).await?;
         let mut record = record.map_or_else(|| LayerRecord::new(layer.clone()), |stored| stored.record);
@@ -96,7 +100,11 @@ impl Publisher {
             record.add(&self.repository);
             self.records.insert(layer.diff_id.clone(), record);
         }
-        self.reused += 1;
+        if known || from.is_some() {
+            self.reused += 1;
+        } else {
+            self.pushed += layer.size;
+        }
         Ok(true)
     }
 
@@ -104,10 +112,15 @@ impl Publisher {
     /// [`Self::finish`] waits for it.
     pub async fn add(&mut self, raw: RawLayer, progress: &dyn Progress) -> Result<LayerRef, PublishError> {
         if let Some(known) = self.store.get::<LayerRecord>(&raw.diff_id).await? {
+            let own = known.record.is_in(&self.repository);
             let layer = known.record.layer;
             // The record is from some time ago: one question is cheaper than an image that cannot be pulled.
             if self.reuse(&layer, None, false).await? {
-                progress.detail(&format!("{}: {} unchanged", raw.name, human_size(raw.files_size)));
+                if own {
+                    progress.detail(&format!("{}: {} unchanged", raw.name, human_size(raw.files_size)));
+                } else {
+                    tell_new(progress, &raw.name, raw.files_size, layer.size);
+                }
                 return Ok(layer);
             }
         }
@@ -128,7 +141,7 @@ impl Publisher {
         let (name, files_size, diff_id) = (raw.name.clone(), raw.files_size, raw.diff_id.clone());
         let packed = tokio::task::spawn_blocking(move || raw.pack(&scratch)).await.map_err(io::Error::other)??;
         if let Some(progress) = progress {
-            progress.detail(&format!("{name}: {}, {} compressed", human_size(files_size), human_size(packed.size)));
+            tell_new(progress, &name, files_size, packed.size);
         }
         self.pushed += packed.size;
         let layer = LayerRef { diff_id, digest: packed.digest, size: packed.size };

@@ -275,6 +275,42 @@ async fn a_first_push_builds_and_its_output_ends_with_release_url_and_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_says_where_scale_wins_over_the_manifest() {
+    let world = World::new().await;
+    let store = Store::new(Arc::new(world.kv.clone()));
+    let dev = env("dev");
+    let scaled = store.modify::<Environment, StoreError>(&dev, |record| {
+        record.scale = [("web".parse().unwrap(), 3), ("worker".parse().unwrap(), 0)].into();
+        Ok(())
+    });
+    scaled.await.unwrap();
+    let files = app(&[("Procfile", "web: run\nworker: work\n")]);
+    let log = world.log(&world.push("dev", &files).await);
+    let said: Vec<_> = log.lines().filter(|line| line.contains("scale")).collect();
+    let web = "       web: 3 replicas as set by scale (manifest: 1); scale acme/shop/dev --reset goes back";
+    assert_eq!(said, [web], "{log}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_build_does_not_tell_what_other_tenants_have_built() {
+    let world = World::new().await;
+    let slug = |build: &Build| -> Vec<String> {
+        let log = world.log(build);
+        let told = |line: &&str| line.contains(" compressed") || line.contains("layers reused");
+        log.lines().filter(told).map(str::to_owned).collect()
+    };
+    let first = world.push("dev", &APP).await;
+    let new = world.new_build("other/app/dev", &APP);
+    let second = world.builds.enqueue(new).await.unwrap();
+    let second = world.end_of(&second).await;
+    assert_eq!(second.state, BuildState::Succeeded, "{}", world.log(&second));
+    assert!(slug(&first).len() > 2, "{}", world.log(&first));
+    assert_eq!(slug(&first), slug(&second));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_code_only_push_starts_no_container_and_pushes_one_layer() {
     let world = World::new().await;
     let first = world.push("dev", &APP).await;
@@ -366,6 +402,11 @@ async fn busy_full_supersede_and_cancel() {
     assert!(matches!(busy, EnqueueError::Busy(other) if other.number == running.number));
     let queued = world.builds.enqueue(world.new_build("prod", &APP)).await.unwrap();
     assert_eq!(queued.state, BuildState::Queued);
+    let first_in_line = Some(QueuePlace { ahead: 0, running: 1 });
+    let mut place = world.builds.place(&queued.env, queued.number).unwrap();
+    let moved = place.wait_for(|place| *place == first_in_line);
+    tokio::time::timeout(Duration::from_secs(20), moved).await.unwrap().unwrap();
+    assert_eq!(*world.builds.place(&running.env, running.number).unwrap().borrow(), None);
     let full = world.builds.enqueue(world.new_build("third", &APP)).await.unwrap_err();
     assert_eq!(
         full.to_string(),
@@ -467,5 +508,21 @@ async fn the_end_of_a_build_brings_no_record_of_a_destroyed_environment_back() {
     store.transaction().delete(&record).commit().await.unwrap();
     assert!(world.builds.cancel(&build.env, build.number, "its environment is gone").await.unwrap());
     assert!(store.get::<Build>(&id).await.unwrap().is_none(), "the record is back");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_replicas_keeps_nobody_from_building() {
+    let world = World::with(tempfile::tempdir().unwrap(), MemoryKv::new(), FakeRegistry::new(), true).await;
+    for (name, lock) in [("dev", "1"), ("prod", "2"), ("other/app/dev", "3")] {
+        let build = world.builds.enqueue(world.new_build(name, &[("lock", lock)])).await.unwrap();
+        let deploying = async {
+            while world.builds.active(&build.env).await.unwrap().is_none_or(|build| build.release.is_none()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), deploying).await.expect(name);
+    }
+    assert_eq!(world.compiled(), 3);
     world.stop().await;
 }

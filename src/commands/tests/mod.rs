@@ -213,6 +213,8 @@ impl World {
             }
             transaction = transaction.create(&record);
         }
+        let claim = DomainClaim { host: "manifest.example.com".into(), env: shop(), claimed_at: created_at };
+        transaction = transaction.create(&claim);
         for number in [1, 2] {
             transaction = transaction.create(&release(&shop(), number));
             transaction = transaction.create(&build(&shop(), number, BuildState::Succeeded));

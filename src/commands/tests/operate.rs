@@ -236,6 +236,40 @@ async fn domains_belong_to_one_environment() {
     world.run("dan", "domains remove acme/shop/dev shop.example.co").await.fails(4, "did you mean shop.example.com?");
     world.run("dan", "domains remove acme/shop/dev shop.example.com").await.ok();
     assert!(world.shop().await.domains.is_empty());
+    world.run("stan", "domains add other/app/dev shop.example.com").await.ok();
+    // That of a manifest is its environment's too, until neither a release asks for it nor anybody wants to keep it.
+    world.run("stan", "domains add other/app/dev manifest.example.com").await.fails(5, "another environment");
+    world.run("dan", "domains remove acme/shop/dev manifest.example.com").await.fails(5, "take it out there");
+    for number in [1, 2] {
+        let without = Release { domains: vec![], ..release(&shop(), number) };
+        world.store.transaction().put(&without).commit().await.unwrap();
+    }
+    let list = world.run("vera", "domains list acme/shop/dev --json").await.ok().json();
+    assert_eq!(list[1], serde_json::json!({"domain": "manifest.example.com", "from": "kept"}));
+    world.run("stan", "domains add other/app/dev manifest.example.com").await.fails(5, "another environment");
+    world.run("dan", "domains remove acme/shop/dev manifest.example.com").await.ok();
+    world.run("stan", "domains add other/app/dev manifest.example.com").await.ok();
+}
+
+#[tokio::test]
+async fn two_who_add_a_domain_at_once_do_not_both_have_it() {
+    let world = World::new().await;
+    let (one, other) = tokio::join!(
+        world.run("dan", "domains add acme/shop/dev new.example.com"),
+        world.run("stan", "domains add other/app/dev new.example.com"),
+    );
+    assert_eq!([one.status, other.status].iter().filter(|status| **status == 0).count(), 1, "{one:?} {other:?}");
+    assert!([one.status, other.status].contains(&5), "{one:?} {other:?}");
+}
+
+#[tokio::test]
+async fn a_destroyed_environment_gives_up_its_domains() {
+    let world = World::new().await;
+    world.run("dan", "domains add acme/shop/dev new.example.com").await.ok();
+    world.run("olga", "envs destroy acme/shop/dev --confirm acme/shop/dev").await.ok();
+    for domain in ["new.example.com", "manifest.example.com"] {
+        world.run("stan", &format!("domains add other/app/dev {domain}")).await.ok();
+    }
 }
 
 #[tokio::test]

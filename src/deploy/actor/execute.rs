@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{Actor, ReleaseVersion};
+use super::{Actor, ReleaseVersion, STORE_AGAIN};
 use crate::{
-    deploy::{routes::EnvRoutes, spec},
+    deploy::{domains::look_up, routes::EnvRoutes, spec},
     domain::{ReplicaId, SetId},
     plan::{Plan, Start},
     router::table::{Route, Upstream},
@@ -51,13 +51,11 @@ impl Actor {
     }
 
     async fn route(&mut self, wanted: &BTreeSet<ReplicaId>) {
+        let domains = self.own_domains().await;
         let Some(record) = &self.record else { return self.ask_routes(EnvRoutes::default()).await };
         let mut upstreams: Vec<Upstream> =
             wanted.iter().filter_map(|id| self.upstream(self.replicas.get(id)?)).collect();
         upstreams.sort();
-        let mut domains = record.domains.clone();
-        let release = self.goal_version().and_then(|version| self.releases.get(&version));
-        domains.extend(release.iter().flat_map(|release| release.domains.clone()));
         let released = record.current.is_some() || !upstreams.is_empty();
         for id in wanted {
             if let Some(one) = self.replicas.get_mut(id) {
@@ -65,6 +63,30 @@ impl Actor {
             }
         }
         self.ask_routes(EnvRoutes { route: Route { released, upstreams }, domains }).await;
+    }
+
+    /// The host names that the record and the release ask for and that are the environment's.
+    async fn own_domains(&mut self) -> Vec<String> {
+        let Some(record) = &self.record else { return Vec::new() };
+        let release = self.goal_version().and_then(|version| self.releases.get(&version));
+        let hosts: Vec<String> =
+            record.domains.iter().chain(release.iter().flat_map(|release| &release.domains)).cloned().collect();
+        if let Some((_, asked)) = self.domains.as_ref().filter(|(before, _)| *before == hosts) {
+            return asked.own.clone();
+        }
+        let base = &self.parts.settings.base_domain;
+        match look_up(&self.parts.store, base, &self.env, hosts.iter()).await {
+            Ok(asked) => {
+                let own = asked.own.clone();
+                self.domains = Some((hosts, asked));
+                own
+            }
+            Err(error) => {
+                tracing::error!(env = %self.env, %error, "whose domains these are cannot be read; trying again");
+                self.wake_by(Instant::now() + STORE_AGAIN);
+                self.asked.as_ref().map(|asked| asked.domains.clone()).unwrap_or(hosts)
+            }
+        }
     }
 
     async fn ask_routes(&mut self, routes: EnvRoutes) {

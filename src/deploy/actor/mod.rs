@@ -29,6 +29,7 @@ use self::{
 };
 use super::{
     EnvStatus, Parts,
+    domains::Asked,
     progress::Note,
     routes::{EnvRoutes, RoutesView},
     spec,
@@ -126,6 +127,8 @@ pub(super) struct Actor {
     starting: BTreeMap<SetId, Launch>,
     /// Replicas that were removed; pictures taken before this ticket may still show them.
     removed: BTreeMap<ReplicaId, u64>,
+    /// The host names that were looked up last, and what came of it; `None` when they are to be looked up anew.
+    domains: Option<(Vec<String>, Asked)>,
     /// The routes asked for last.
     asked: Option<EnvRoutes>,
     rollout: Option<Rollout>,
@@ -166,6 +169,7 @@ impl Actor {
             sets: BTreeMap::new(),
             starting: BTreeMap::new(),
             removed: BTreeMap::new(),
+            domains: None,
             asked: None,
             rollout: None,
             phase: None,
@@ -281,6 +285,7 @@ impl Actor {
                 self.retiring.get_or_insert_default().extend(waiting);
             }
             self.stale = false;
+            self.domains = None;
         }
         let known = self.replicas.values().map(|one| &one.replica);
         let seen = picture.replicas.get(&self.env).into_iter().flatten();

@@ -52,6 +52,7 @@ impl Actor {
         }
         waits.extend(view.error.iter().map(|error| format!("the routes cannot be published: {error}")));
         waits.extend(view.conflicts.get(&self.env).cloned().unwrap_or_default());
+        waits.extend(self.domains.iter().flat_map(|(_, asked)| asked.conflicts.clone()));
         let unready = self.rollout.as_ref().and_then(|rollout| self.releases.get(&rollout.version));
         if unready.is_some_and(|release| !release.release_phase_done) {
             waits.push("the release phase is running".to_owned());

@@ -1,5 +1,6 @@
 //! The deployer as a whole, against an engine and a router made of memory, in time that is not waited for.
 
+mod domains;
 mod engine;
 mod failures;
 mod rollouts;

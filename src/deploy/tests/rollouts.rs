@@ -67,6 +67,7 @@ async fn scale_restart_and_domains_follow_the_record() {
     let scaled_down: Vec<u32> = platform.engine.stopped().iter().map(|(_, index)| *index).collect();
     assert_eq!(scaled_down, [5, 4, 3, 2].map(|_| 0).iter().zip([2, 3, 4, 5]).map(|(_, i)| i).collect::<Vec<u32>>());
     platform.change(|record| record.restarts += 1).await;
+    platform.claim("www.example.com", &env()).await;
     platform.change(|record| record.domains.push("www.example.com".into())).await;
     platform.settle().await;
     assert_eq!(platform.engine.running(), ["web.1 v1 r1"]);

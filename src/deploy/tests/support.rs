@@ -83,6 +83,12 @@ pub(super) struct Router {
 }
 
 impl Router {
+    /// Loses the hosts and routes that were published.
+    pub(super) fn lose(&self) {
+        let mut published = self.published.lock().unwrap();
+        *published = RoutesTable { generation: published.generation, ..RoutesTable::default() };
+    }
+
     pub(super) fn table(&self) -> RoutesTable {
         self.served.lock().unwrap().clone()
     }
@@ -310,6 +316,11 @@ impl Platform {
             .await
             .unwrap();
         self.deployer.nudge(&env());
+    }
+
+    pub(super) async fn claim(&self, host: &str, env: &EnvRef) {
+        let claim = DomainClaim { host: host.to_owned(), env: env.clone(), claimed_at: Timestamp::UNIX_EPOCH };
+        self.store.transaction().create(&claim).commit().await.unwrap();
     }
 
     pub(super) async fn settle(&self) -> EnvStatus {

@@ -24,6 +24,9 @@ use crate::runtime::{Output, RuntimeError, Source};
 const MAX_HEAD: usize = 16 << 10;
 /// How much output is read at once.
 const CHUNK: usize = 32 << 10;
+/// The keys that detach a terminal, which the engine does not let anybody turn off. It holds back what begins like them, so they begin
+/// with a key that hardly anybody uses (Ctrl-^), not with its default Ctrl-P, and go on as nobody types.
+const DETACH_KEYS: &str = "ctrl-%5E,ctrl-@,ctrl-%5E,ctrl-_";
 /// How long the engine may take to attach.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -47,7 +50,7 @@ pub async fn attach(
         let mut stream = UnixStream::connect(socket).await?;
         let stdin = if stdin { "&stdin=1" } else { "" };
         let request = format!(
-            "POST /v{version}/containers/{id}/attach?stream=1&stdout=1&stderr=1{stdin} HTTP/1.1\r\n\
+            "POST /v{version}/containers/{id}/attach?stream=1&stdout=1&stderr=1{stdin}&detachKeys={DETACH_KEYS} HTTP/1.1\r\n\
              Host: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await?;
@@ -166,6 +169,25 @@ mod tests {
         assert!(feed(false, &input[..10], 3).is_err(), "a frame cut short is an error");
         assert!(feed(false, &input[..4], 3).is_err(), "a header cut short is an error");
         assert!(feed(false, b"\x09\0\0\0\0\0\0\x01!", 9).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_terminal_keeps_its_ctrl_p() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("engine.sock");
+        let engine = tokio::net::UnixListener::bind(&socket).unwrap();
+        let answer = async {
+            let (mut stream, _) = engine.accept().await.unwrap();
+            let mut request = BytesMut::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut request).await.unwrap();
+            }
+            stream.write_all(b"HTTP/1.1 101 UPGRADED\r\n\r\n$ ").await.unwrap();
+            String::from_utf8_lossy(&request).into_owned()
+        };
+        let (attached, request) = tokio::join!(attach(&socket, "1.44", "c1", true, true), answer);
+        assert!(request.contains("&stdin=1&detachKeys=ctrl-%5E,ctrl-@,"), "{request}");
+        assert_eq!(attached.unwrap().output.next().await.unwrap().unwrap().bytes, "$ ");
     }
 
     #[test]

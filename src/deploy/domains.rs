@@ -1,0 +1,104 @@
+//! Whose a host name is: one record for each, made in the transaction that first asks for it, and kept until its environment gives it
+//! up. Neither a release that does without it nor a lost routes table changes that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Parts, hosts::tidy};
+use crate::{
+    domain::{DomainClaim, EnvRef, Environment, Release, Timestamp},
+    store::{Store, StoreError, Transaction},
+};
+
+/// What an environment asks for, looked up.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Host names that are its own.
+    pub(super) own: Vec<String>,
+    /// One line per host name that it does not get.
+    pub(super) conflicts: Vec<String>,
+}
+
+/// Names below `base` need no claim: they are given out by their form.
+fn is_given(base: &str, host: &str) -> bool {
+    host == base || host.ends_with(&format!(".{base}"))
+}
+
+/// Which of these host names the environment has.
+pub(super) async fn look_up<'h>(
+    store: &Store,
+    base: &str,
+    env: &EnvRef,
+    hosts: impl Iterator<Item = &'h String>,
+) -> Result<Asked, StoreError> {
+    let mut asked = Asked::default();
+    for host in hosts.map(|host| tidy(host)).collect::<BTreeSet<_>>() {
+        if host == env.host(base) {
+            continue;
+        }
+        if is_given(base, &host) {
+            let text = format!("the domain {host} is not served: names below {base} are given by the platform");
+            asked.conflicts.push(text);
+            continue;
+        }
+        match store.get::<DomainClaim>(&host).await? {
+            Some(claim) if claim.env == *env => asked.own.push(host),
+            // Whose it is stays unsaid: it may be another tenant's.
+            Some(_) => asked.conflicts.push(format!(
+                "the domain {host} is not served here: another environment has it; give it up there (`domains remove`), \
+                 then `domains add {env} {host}`"
+            )),
+            None => asked.conflicts.push(format!(
+                "the domain {host} is not served: it was given up; `domains add {env} {host}` takes it back"
+            )),
+        }
+    }
+    Ok(asked)
+}
+
+/// Adds to a transaction the claims to those host names of the release that nobody has.
+pub(super) async fn claim(
+    store: &Store,
+    base: &str,
+    release: &Release,
+    mut transaction: Transaction,
+) -> Result<Transaction, StoreError> {
+    for host in release.domains.iter().map(|host| tidy(host)).collect::<BTreeSet<_>>() {
+        if !is_given(base, &host) && store.get::<DomainClaim>(&host).await?.is_none() {
+            transaction =
+                transaction.create(&DomainClaim { host, env: release.env.clone(), claimed_at: release.created_at });
+        }
+    }
+    Ok(transaction)
+}
+
+/// Once, for records that were written before there were claims: each host name becomes that of the environment that is served there,
+/// else of the first in order that asks for it.
+pub(super) async fn adopt(parts: &Parts, environments: &[Environment], now: Timestamp) -> Result<(), StoreError> {
+    let (store, base) = (&parts.store, &parts.settings.base_domain);
+    if !store.list::<DomainClaim>("").await?.is_empty() {
+        return Ok(());
+    }
+    let mut owners: BTreeMap<String, EnvRef> = BTreeMap::new();
+    let mut asked: BTreeSet<(String, EnvRef)> = BTreeSet::new();
+    for environment in environments {
+        let mut hosts = environment.domains.clone();
+        if let Some(version) = environment.current {
+            let release = store.get::<Release>(&(environment.name.clone(), version)).await?;
+            hosts.extend(release.into_iter().flat_map(|release| release.record.domains));
+        }
+        asked.extend(hosts.iter().map(|host| (tidy(host), environment.name.clone())));
+    }
+    let view = parts.routes.view().borrow().clone();
+    let served = asked.iter().filter(|(host, env)| view.table.hosts.get(host) == Some(env));
+    for (host, env) in served.chain(&asked).filter(|(host, _)| !is_given(base, host)) {
+        owners.entry(host.clone()).or_insert_with(|| env.clone());
+    }
+    if owners.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = store.transaction();
+    for (host, env) in owners {
+        transaction = transaction.create(&DomainClaim { host, env, claimed_at: now });
+    }
+    transaction.commit().await.map(drop)
+}
