@@ -9,6 +9,9 @@ use crate::{
     store::{Store, StoreError, Transaction},
 };
 
+/// Most host names that releases take for one environment; only who gives some up gets more.
+const MAX_CLAIMS: usize = 200;
+
 /// What an environment asks for, looked up.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
@@ -48,7 +51,8 @@ pub(super) async fn look_up<'h>(
                  then `domains add {env} {host}`"
             )),
             None => asked.conflicts.push(format!(
-                "the domain {host} is not served: it was given up; `domains add {env} {host}` takes it back"
+                "the domain {host} is not served: nobody has it (given up, or {env} keeps {MAX_CLAIMS} others); \
+                 `domains add {env} {host}` takes it"
             )),
         }
     }
@@ -62,11 +66,20 @@ pub(super) async fn claim(
     release: &Release,
     mut transaction: Transaction,
 ) -> Result<Transaction, StoreError> {
+    let mut free = Vec::new();
     for host in release.domains.iter().map(|host| tidy(host)).collect::<BTreeSet<_>>() {
         if !is_given(base, &host) && store.get::<DomainClaim>(&host).await?.is_none() {
-            transaction =
-                transaction.create(&DomainClaim { host, env: release.env.clone(), claimed_at: release.created_at });
+            free.push(host);
         }
+    }
+    if free.is_empty() {
+        return Ok(transaction);
+    }
+    let all = store.list::<DomainClaim>("").await?;
+    let room = MAX_CLAIMS.saturating_sub(all.iter().filter(|claim| claim.env == release.env).count());
+    for host in free.into_iter().take(room) {
+        transaction =
+            transaction.create(&DomainClaim { host, env: release.env.clone(), claimed_at: release.created_at });
     }
     Ok(transaction)
 }
@@ -101,4 +114,48 @@ pub(super) async fn adopt(parts: &Parts, environments: &[Environment], now: Time
         transaction = transaction.create(&DomainClaim { host, env, claimed_at: now });
     }
     transaction.commit().await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{
+        super::tests::support::{env, release},
+        *,
+    };
+    use crate::store::MemoryKv;
+
+    async fn claims(store: &Store, release: &Release) -> Transaction {
+        claim(store, "localhost", release, store.transaction()).await.unwrap()
+    }
+
+    fn asking(env: EnvRef, domains: &[String]) -> Release {
+        Release { env, domains: domains.to_vec(), ..release(1, &[]) }
+    }
+
+    #[tokio::test]
+    async fn of_two_releases_at_once_one_gets_the_domain() {
+        let store = Store::new(Arc::new(MemoryKv::new()));
+        let domains = ["Shop.example.com.".to_owned(), "x.localhost".to_owned()];
+        let other: EnvRef = "other/app/dev".parse().unwrap();
+        let late = claims(&store, &asking(other.clone(), &domains)).await;
+        claims(&store, &asking(env(), &domains)).await.commit().await.unwrap();
+        assert!(matches!(late.commit().await, Err(StoreError::Conflict(_))));
+        claims(&store, &asking(other.clone(), &domains)).await.commit().await.unwrap();
+        let asked = look_up(&store, "localhost", &env(), domains.iter()).await.unwrap();
+        assert_eq!((asked.own, asked.conflicts.len()), (vec!["shop.example.com".to_owned()], 1));
+        let asked = look_up(&store, "localhost", &other, domains.iter()).await.unwrap();
+        assert_eq!((asked.own, asked.conflicts.len()), (Vec::new(), 2));
+    }
+
+    #[tokio::test]
+    async fn an_environment_cannot_take_every_name() {
+        let store = Store::new(Arc::new(MemoryKv::new()));
+        let domains: Vec<String> = (0..MAX_CLAIMS + 50).map(|n| format!("s{n}.example.com")).collect();
+        for some in domains.chunks(50) {
+            claims(&store, &asking(env(), some)).await.commit().await.unwrap();
+        }
+        assert_eq!(store.list::<DomainClaim>("").await.unwrap().len(), MAX_CLAIMS);
+    }
 }

@@ -1,4 +1,6 @@
-//! Which host name belongs to which environment. Pure.
+//! Which host name the router gives to which environment, of those that `domains` says are theirs. Pure.
+//!
+//! A name that changes hands may for a moment be asked for by both: whoever is served keeps it until it no longer asks.
 
 use std::collections::BTreeMap;
 

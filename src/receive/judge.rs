@@ -67,11 +67,9 @@ impl Receive {
             Ok(Some(queued)) => {
                 push.give_place_back();
                 let _excused = push.idle.excuse();
-                let verdict = self.follow(&push, &queued.build, &output).await;
-                if verdict == Verdict::Accept {
-                    say(offer(queued.manifest)).await;
-                }
-                verdict
+                // First: the output ends with what the build came to.
+                say(offer(queued.manifest)).await;
+                self.follow(&push, &queued.build, &output).await
             }
             Err(error) => {
                 let refusal = error.downcast::<Rejected>().map(|rejected| rejected.0).unwrap_or_else(|error| {

@@ -53,6 +53,9 @@ async fn a_push_without_a_manifest_is_shown_one_to_add() {
         push.ok();
         let said = push.err();
         assert!(said.contains("There is no berth.yaml") && said.contains("remote:        app: acme/shop"), "{said}");
+        if let Some(end) = said.find("remote: =====>") {
+            assert!(said.find("There is no berth.yaml").is_some_and(|offer| offer < end), "{said}");
+        }
     }
 }
 
