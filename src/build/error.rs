@@ -78,7 +78,7 @@ impl From<SplitError> for BuildError {
         let reason = error.to_string();
         match error {
             SplitError::Io(error) => Self::Platform(error.into()),
-            SplitError::Refused { .. } => Self::rejected(reason),
+            SplitError::Refused { .. } | SplitError::TooMany => Self::rejected(reason),
             SplitError::TooLarge { size, limit, largest } => Self::too_large("slug", size, limit, largest),
         }
     }
