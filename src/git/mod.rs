@@ -5,6 +5,7 @@
 
 mod clean;
 pub mod idle;
+mod limits;
 mod objects;
 mod refs;
 pub mod settings;
