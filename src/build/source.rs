@@ -9,7 +9,7 @@ use git2::{ObjectType, Oid, Repository};
 use jiff::Timestamp;
 
 use super::walk::{Budget, MAX_ENTRIES, MAX_NAMES, MAX_TIME, Walk};
-use crate::manifest::Problem;
+use crate::{git::MAX_COMMIT, manifest::Problem};
 
 /// Why a tree cannot be read or used.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +90,6 @@ impl Told {
     }
 }
 
-/// The largest commit object that is read, bytes: it is almost all message.
-const COMMIT: usize = 1 << 20;
 /// How long the contents of one tree's files may take to read, the other end's time to take them included.
 const CONTENT_TIME: Duration = Duration::from_secs(900);
 /// Modes in a tree of what is no file.
@@ -117,8 +115,8 @@ impl SourceTree {
         let (oid, tree, committed_at, subject) = {
             let oid = Oid::from_str(commit)?;
             let (size, _) = repository.odb()?.read_header(oid)?;
-            if size > COMMIT {
-                return Err(SourceError::TooLarge { path: format!("the commit {oid}"), size, limit: COMMIT });
+            if size > MAX_COMMIT {
+                return Err(SourceError::TooLarge { path: format!("the commit {oid}"), size, limit: MAX_COMMIT });
             }
             let commit = repository.find_commit(oid)?;
             let committed_at = Timestamp::from_second(commit.time().seconds()).unwrap_or_default();
