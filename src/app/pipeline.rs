@@ -27,8 +27,10 @@ pub(super) struct BuildPipeline {
 #[async_trait]
 impl Pipeline for BuildPipeline {
     async fn describe(&self, tree: PushedTree) -> Result<Description, String> {
+        let limit = self.builds.slug_limit();
         let checked = tokio::task::spawn_blocking(move || {
-            check_push(&tree.repository, tree.objects.as_deref(), &tree.commit, tree.known_good.as_deref(), &tree.env)
+            let (objects, known_good) = (tree.objects.as_deref(), tree.known_good.as_deref());
+            check_push(&tree.repository, objects, &tree.commit, known_good, &tree.env, limit)
         });
         let checked = checked.await.map_err(|error| format!("the tree could not be read: {error}"))?;
         let description = checked.map_err(|problems| render_problems(&problems))?;

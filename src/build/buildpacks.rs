@@ -288,7 +288,8 @@ impl CustomBuildpacks {
         if let Some(bundle) = &self.ca_bundle {
             command.env("GIT_SSL_CAINFO", bundle);
         }
-        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        // Where a redirection leads, nobody has allowed.
+        command.args(["-c", "http.followRedirects=false"]).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(FETCH_DEADLINE, command.output()).await.map_err(|_| {
             BuildpackError::Refused(format!("fetching the buildpack took longer than {} s", FETCH_DEADLINE.as_secs()))
         })??;

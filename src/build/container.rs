@@ -16,7 +16,7 @@ use super::{
     error::BuildError,
     inputs::parse_globs,
     output::BuildOutput,
-    slug::{LayerDirectory, Sizes, SplitPlan, SplitSlug, Splitter, TarWriter, write_source},
+    slug::{LayerDirectory, Sizes, SplitError, SplitPlan, SplitSlug, Splitter, TarWriter, write_source},
     source::{SourceEntry, SourceError, SourceTree},
 };
 use crate::{
@@ -30,6 +30,8 @@ const NO_BUILDPACK: i64 = 10;
 /// Largest file in `/meta`, and of all together, bytes.
 const META_FILE: u64 = 1 << 20;
 const META: u64 = 8 << 20;
+/// Files in `/meta`, those below it included.
+const META_FILES: usize = 10_000;
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Where the host's CA bundle is in the container.
 const CA_BUNDLE: &str = "/etc/berth/ca.crt";
@@ -243,27 +245,34 @@ async fn collect(job: &mut dyn Job, spec: CompileSpec) -> Result<Compiled, Build
 }
 
 /// The small files at the top of `/meta`.
-fn read_meta(stream: &mut dyn Read) -> std::io::Result<BTreeMap<String, Vec<u8>>> {
+fn read_meta(stream: &mut dyn Read) -> Result<BTreeMap<String, Vec<u8>>, SplitError> {
     let mut files = BTreeMap::new();
     let mut total = 0;
-    for entry in tar::Archive::new(stream).entries()? {
+    for (count, entry) in tar::Archive::new(stream).entries()?.enumerate() {
         let entry = entry?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        total += entry.size();
+        if count >= META_FILES || total > META {
+            return Err(too_much_meta(&name));
+        }
         let Some(name) = name.strip_prefix("meta/").filter(|name| !name.is_empty() && !name.contains('/')) else {
             continue;
         };
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        total += entry.size();
-        if entry.size() > META_FILE || total > META {
-            return Err(std::io::Error::other(format!("the build left too much in /meta ({name})")));
+        if entry.size() > META_FILE {
+            return Err(too_much_meta(&format!("meta/{name}")));
         }
         let mut content = Vec::new();
         entry.take(META_FILE).read_to_end(&mut content)?;
         files.insert(name.to_owned(), content);
     }
     Ok(files)
+}
+
+fn too_much_meta(name: &str) -> SplitError {
+    SplitError::Refused { path: format!("/{}", name.trim_start_matches('/')), what: "too much" }
 }
 
 /// What `bin/release` printed: `default_process_types`. Nothing at all is fine.
@@ -305,6 +314,28 @@ mod tests {
         }
         assert!(parse_release("default_process_types: [1]").is_err());
         assert!(parse_release("default_process_types: {Web: x}").is_err());
+    }
+
+    #[test]
+    fn meta_is_bounded_whatever_is_in_it() {
+        let large = vec![b'x'; 1 << 20];
+        let meta = |files: &[(&str, &[u8])]| {
+            let mut tar = TarWriter::new(Vec::new());
+            for (path, content) in files {
+                tar.file(path.as_bytes(), 0o644, content.len() as u64, *content).unwrap();
+            }
+            read_meta(&mut tar.finish().unwrap().0.as_slice())
+        };
+        let files = meta(&[("meta/inputs", b"*.js"), ("meta/more/x", b"1")]).unwrap();
+        assert_eq!(files, BTreeMap::from([("inputs".to_owned(), b"*.js".to_vec())]));
+        let deep: Vec<String> = (0..9).map(|number| format!("meta/deep/{number}")).collect();
+        let deep: Vec<_> = deep.iter().map(|path| (path.as_str(), large.as_slice())).collect();
+        let many: Vec<String> = (0..META_FILES + 1).map(|number| format!("meta/{number}")).collect();
+        let many: Vec<_> = many.iter().map(|path| (path.as_str(), &b""[..])).collect();
+        for files in [&deep, &many] {
+            let error = meta(files).unwrap_err().to_string();
+            assert!(error.starts_with("the build left too much at /meta/"), "{error}");
+        }
     }
 
     #[test]

@@ -7,7 +7,11 @@ use crate::{
     manifest::{self, Definition, FILE_NAME, MAX_BYTES, Manifest, PROCFILE, Problem},
 };
 
-use super::source::{SourceError, SourceTree};
+use super::{
+    error::BuildError,
+    listing::Listing,
+    source::{SourceError, SourceTree},
+};
 
 /// The manifest and Procfile of a tree, checked.
 #[derive(Debug, Clone)]
@@ -38,18 +42,34 @@ pub fn definition(tree: &SourceTree, env: &EnvRef) -> Result<Description, Vec<Pr
 }
 
 /// As [`definition`], for a commit that is being pushed: also refuses what cannot be built whatever it says. `objects`: the quarantine's
-/// object directory, if it has one; `known_good`: a commit of this repository that was checked before. Blocking.
+/// object directory, if it has one; `known_good`: a commit of this repository that was checked before; `limit`: the largest source, bytes.
+/// Blocking.
 pub fn check_push(
     repository: &Path,
     objects: Option<&Path>,
     commit: &str,
     known_good: Option<&str>,
     env: &EnvRef,
+    limit: u64,
 ) -> Result<Description, Vec<Problem>> {
     let failed = |error: SourceError| vec![problem("", &error)];
     let tree = SourceTree::open(repository, objects, commit).map_err(failed)?;
     let refusals = tree.refusals(known_good).map_err(failed)?;
-    if refusals.is_empty() { definition(&tree, env) } else { Err(refusals) }
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let description = definition(&tree, env)?;
+    let root = &description.definition.build.root;
+    Listing::of(&tree, root, limit).map_err(|error| vec![unbuildable(root, error)])?;
+    Ok(description)
+}
+
+fn unbuildable(root: &str, error: BuildError) -> Problem {
+    let mut message = error.to_string();
+    if let BuildError::Rejected { lines, .. } = &error {
+        message.extend(lines.iter().flat_map(|line| ["\n", line]));
+    }
+    plain(root, message, None)
 }
 
 fn read(tree: &SourceTree, path: &str) -> Result<Option<Vec<u8>>, Vec<Problem>> {
@@ -59,17 +79,17 @@ fn read(tree: &SourceTree, path: &str) -> Result<Option<Vec<u8>>, Vec<Problem>> 
 fn problem(file: &str, error: &SourceError) -> Problem {
     let suggestion = match error {
         SourceError::NoRoot(_) => Some("name a directory of this repository, relative to its root".to_owned()),
+        SourceError::TooManyFiles => {
+            Some("commit what people write; dependencies, build results and data belong into .gitignore".to_owned())
+        }
+        SourceError::TooSlow => Some("try again; if that does not help, commit fewer and smaller files".to_owned()),
         _ => None,
     };
-    Problem {
-        file: file.to_owned(),
-        line: None,
-        column: None,
-        excerpt: None,
-        caret: None,
-        message: error.to_string(),
-        suggestion,
-    }
+    plain(file, error.to_string(), suggestion)
+}
+
+fn plain(file: &str, message: String, suggestion: Option<String>) -> Problem {
+    Problem { file: file.to_owned(), line: None, column: None, excerpt: None, caret: None, message, suggestion }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     buildpacks::BuildpackError,
-    slug::{PublishError, SplitError},
+    slug::{PublishError, SplitError, human_size},
     source::SourceError,
 };
 use crate::{runtime::RuntimeError, store::StoreError};
@@ -22,6 +22,15 @@ impl BuildError {
     /// A rejection without further lines.
     pub fn rejected(reason: impl Into<String>) -> Self {
         Self::Rejected { reason: reason.into(), lines: Vec::new() }
+    }
+
+    /// `what` (the source, the slug) has more bytes than are allowed; `largest`: what makes it so.
+    pub fn too_large(what: &str, size: u64, limit: u64, largest: Vec<String>) -> Self {
+        let reason = format!("the {what} has {}; at most {} are allowed", human_size(size), human_size(limit));
+        let mut lines = vec!["The largest in it:".to_owned()];
+        lines.extend(largest);
+        lines.push("Leave out what does not run with .slugignore, or remove it at the end of the build.".to_owned());
+        Self::Rejected { reason, lines }
     }
 }
 
@@ -69,15 +78,8 @@ impl From<SplitError> for BuildError {
         let reason = error.to_string();
         match error {
             SplitError::Io(error) => Self::Platform(error.into()),
-            SplitError::Refused { .. } => Self::rejected(reason),
-            SplitError::TooLarge { largest, .. } => {
-                let mut lines = vec!["The largest folders:".to_owned()];
-                lines.extend(largest);
-                lines.push(
-                    "Leave out what does not run with .slugignore, or remove it at the end of the build.".to_owned(),
-                );
-                Self::Rejected { reason, lines }
-            }
+            SplitError::Refused { .. } | SplitError::TooMany => Self::rejected(reason),
+            SplitError::TooLarge { size, limit, largest } => Self::too_large("slug", size, limit, largest),
         }
     }
 }

@@ -66,6 +66,7 @@ mod tests {
             path: path.as_bytes().to_vec(),
             kind: Kind::File,
             oid: git2::Oid::from_bytes(&[content; 20]).unwrap(),
+            size: 1,
         }
     }
 

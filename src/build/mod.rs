@@ -13,6 +13,7 @@ mod delivery;
 mod error;
 mod inputs;
 mod line;
+mod listing;
 mod output;
 mod pipeline;
 mod queue;
@@ -21,6 +22,7 @@ mod reuse;
 pub mod slug;
 pub mod source;
 mod stacks;
+mod walk;
 mod work;
 
 #[cfg(test)]

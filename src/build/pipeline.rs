@@ -16,10 +16,11 @@ use super::{
     definition::{Description, definition},
     error::BuildError,
     inputs,
+    listing::Listing,
     output::BuildOutput,
     records::{CompileRecord, CompileResult, LayerRecord, SlugRecord},
     reuse::Recipe,
-    slug::{ImageDescription, LayerRef, PublishError, Publisher, Shadow, Sizes, SlugIgnore, human_size, source_layer},
+    slug::{ImageDescription, LayerRef, PublishError, Publisher, Shadow, Sizes, human_size, source_layer},
     source::{SourceEntry, SourceTree},
     stacks::{self, Stacks},
 };
@@ -31,8 +32,6 @@ use crate::{
 
 /// Slugs remembered for each app.
 const SLUGS: usize = 32;
-/// Largest `.slugignore`, bytes.
-const SLUGIGNORE: usize = 64 << 10;
 
 /// Makes images; shared by all builds.
 pub struct Pipeline {
@@ -223,17 +222,12 @@ impl Run<'_> {
 
     async fn read(&self) -> Result<Source, BuildError> {
         let (repository, commit, env) = (self.repository.clone(), self.build.commit.clone(), self.build.env.clone());
+        let limit = self.pipeline.settings.slug_limit;
         let read = tokio::task::spawn_blocking(move || {
             let tree = SourceTree::open(&repository, None, &commit)?;
             let description = definition(&tree, &env).map_err(|problems| invalid(&problems))?;
-            let root = tree.directory(&description.definition.build.root)?;
-            let mut entries = tree.list(root)?;
-            let mut warnings = Vec::new();
-            if let Some(text) = tree.read_below(root, super::slug::SLUGIGNORE, SLUGIGNORE)? {
-                let (ignore, messages) = SlugIgnore::parse(&String::from_utf8_lossy(&text));
-                entries = ignore.apply(entries);
-                warnings = messages;
-            }
+            let Listing { entries, tree: root, warnings } =
+                Listing::of(&tree, &description.definition.build.root, limit)?;
             let (committed_at, subject) = (tree.committed_at(), tree.subject().to_owned());
             Ok::<_, BuildError>(Source { description, entries, tree: root, commit, committed_at, subject, warnings })
         });

@@ -123,6 +123,11 @@ impl Builds {
         Ok((Self { shared: shared.clone() }, BuildService { shared }))
     }
 
+    /// Largest source and largest slug, bytes of all files.
+    pub fn slug_limit(&self) -> u64 {
+        self.shared.pipeline.settings.slug_limit
+    }
+
     /// Queues a build. It is durable when this returns. With `supersede`, the environment's other build is cancelled first.
     pub async fn enqueue(&self, new: NewBuild) -> Result<Build, EnqueueError> {
         let builds = self.clone();

@@ -1,11 +1,15 @@
 //! The pushed tree, read straight from the repository's objects: no work tree, nothing of it ever on the host's file system.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use git2::{ObjectType, Oid, Repository};
 use jiff::Timestamp;
 
-use crate::manifest::Problem;
+use super::walk::{Budget, MAX_ENTRIES, MAX_NAMES, MAX_TIME, Walk};
+use crate::{git::MAX_COMMIT, manifest::Problem};
 
 /// Why a tree cannot be read or used.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +32,12 @@ pub enum SourceError {
     /// Submodules.
     #[error("{0} is a submodule, and submodules cannot be built")]
     Submodule(String),
+    /// More than any project has.
+    #[error("the commit has more than {MAX_ENTRIES} files and folders, or more than {} MiB of their names", MAX_NAMES >> 20)]
+    TooManyFiles,
+    /// Made to be slow.
+    #[error("the files of the commit cannot be read in {} s", MAX_TIME.as_secs())]
+    TooSlow,
     /// What was written to is gone.
     #[error(transparent)]
     Output(#[from] std::io::Error),
@@ -49,6 +59,8 @@ pub struct SourceEntry {
     pub kind: Kind,
     /// The blob's object id.
     pub oid: Oid,
+    /// Bytes of the blob.
+    pub size: u64,
 }
 
 /// One commit of a bare repository.
@@ -58,18 +70,38 @@ pub struct SourceTree {
     tree: Oid,
     committed_at: Timestamp,
     subject: String,
+    opened: Instant,
 }
 
-/// Is shown a path, the object there, and its mode as in the tree.
-type Visit<'v> = dyn FnMut(&[u8], Oid, i32) -> Result<(), SourceError> + 'v;
+/// Paths of which only the first few are told.
+#[derive(Default)]
+struct Told {
+    paths: Vec<String>,
+    more: usize,
+}
+
+impl Told {
+    fn add(&mut self, path: &[u8]) {
+        if self.paths.len() < LISTED {
+            self.paths.push(lossy(path));
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+/// How long the contents of one tree's files may take to read, the other end's time to take them included.
+const CONTENT_TIME: Duration = Duration::from_secs(900);
+/// Modes in a tree of what is no file.
+const DIRECTORY: i32 = 0o040_000;
+const LINK: i32 = 0o120_000;
+const SUBMODULE: i32 = 0o160_000;
 
 /// The largest git object that can be a Git LFS pointer (specification, "The Pointer").
 const LFS_POINTER_SIZE: usize = 1024;
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// Problems of one kind that are listed one by one.
 const LISTED: usize = 10;
-/// Nesting of directories that is followed; git itself allows more, no file system path that long can be made.
-const MAX_DEPTH: usize = 512;
 
 impl SourceTree {
     /// Opens `commit` (40 hexadecimal digits) of the bare repository at `repository`. `extra_objects`: a further object directory to look
@@ -81,12 +113,17 @@ impl SourceTree {
             repository.odb()?.add_disk_alternate(directory)?;
         }
         let (oid, tree, committed_at, subject) = {
-            let commit = repository.find_commit(Oid::from_str(commit)?)?;
+            let oid = Oid::from_str(commit)?;
+            let (size, _) = repository.odb()?.read_header(oid)?;
+            if size > MAX_COMMIT {
+                return Err(SourceError::TooLarge { path: format!("the commit {oid}"), size, limit: MAX_COMMIT });
+            }
+            let commit = repository.find_commit(oid)?;
             let committed_at = Timestamp::from_second(commit.time().seconds()).unwrap_or_default();
             let subject = String::from_utf8_lossy(commit.summary_bytes().unwrap_or_default()).into_owned();
             (commit.id(), commit.tree_id(), committed_at, subject)
         };
-        Ok(Self { repository, commit: oid, tree, committed_at, subject })
+        Ok(Self { repository, commit: oid, tree, committed_at, subject, opened: Instant::now() })
     }
 
     /// The commit, 40 hexadecimal digits.
@@ -111,23 +148,18 @@ impl SourceTree {
 
     /// As [`Self::read`], with the path relative to the directory `tree`.
     pub fn read_below(&self, tree: Oid, path: &str, limit: usize) -> Result<Option<Vec<u8>>, SourceError> {
-        let tree = self.repository.find_tree(tree)?;
-        let entry = match tree.get_path(Path::new(path)) {
-            Ok(entry) => entry,
-            Err(error) if error.code() == git2::ErrorCode::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        if entry.filemode() == i32::from(git2::FileMode::Link) {
+        let Some((oid, mode)) = self.find(tree, path)? else { return Ok(None) };
+        if mode == LINK {
             return Err(SourceError::Symlink(path.to_owned()));
         }
-        if entry.kind() != Some(ObjectType::Blob) {
+        let (size, kind) = self.repository.odb()?.read_header(oid)?;
+        if kind != ObjectType::Blob {
             return Ok(None);
         }
-        let (size, _) = self.repository.odb()?.read_header(entry.id())?;
         if size > limit {
             return Err(SourceError::TooLarge { path: path.to_owned(), size, limit });
         }
-        Ok(Some(self.repository.find_blob(entry.id())?.content().to_vec()))
+        Ok(Some(self.repository.find_blob(oid)?.content().to_vec()))
     }
 
     /// The tree object of the directory `root` (empty: of the whole repository). Its id names its content.
@@ -135,29 +167,49 @@ impl SourceTree {
         if root.is_empty() {
             return Ok(self.tree);
         }
-        let tree = self.repository.find_tree(self.tree)?;
-        let entry = tree.get_path(Path::new(root)).ok().filter(|entry| entry.kind() == Some(ObjectType::Tree));
-        entry.map(|entry| entry.id()).ok_or_else(|| SourceError::NoRoot(root.to_owned()))
+        let found = self.find(self.tree, root)?.filter(|(_, mode)| *mode == DIRECTORY);
+        found.map(|(oid, _)| oid).ok_or_else(|| SourceError::NoRoot(root.to_owned()))
+    }
+
+    /// What is at `path` below `tree`, and its mode. `None` also for a submodule, whose files are elsewhere.
+    fn find(&self, tree: Oid, path: &str) -> Result<Option<(Oid, i32)>, SourceError> {
+        let mut budget = Budget::new();
+        let mut found = (tree, DIRECTORY);
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            if found.1 != DIRECTORY {
+                return Ok(None);
+            }
+            let tree = budget.tree(&self.repository, found.0)?;
+            let Some(entry) = tree.get_name_bytes(name.as_bytes()) else { return Ok(None) };
+            found = (entry.id(), entry.filemode_raw());
+        }
+        Ok(Some(found).filter(|(_, mode)| *mode != SUBMODULE))
     }
 
     /// All files below the tree object `directory`, sorted by the bytes of their paths.
     pub fn list(&self, directory: Oid) -> Result<Vec<SourceEntry>, SourceError> {
+        let odb = self.repository.odb()?;
         let mut entries = Vec::new();
-        self.walk(directory, None, &mut Vec::new(), 0, &mut |path, oid, mode| {
+        let walk = |path: &[u8], oid, mode| {
             let kind = match mode {
-                0o120_000 => Kind::Symlink,
-                0o160_000 => return Err(SourceError::Submodule(lossy(path))),
+                LINK => Kind::Symlink,
+                SUBMODULE => return Err(SourceError::Submodule(lossy(path))),
                 mode if mode & 0o111 != 0 => Kind::Executable,
                 _ => Kind::File,
             };
-            entries.push(SourceEntry { path: path.to_vec(), kind, oid });
+            let (size, _) = odb.read_header(oid)?;
+            entries.push(SourceEntry { path: path.to_vec(), kind, oid, size: size as u64 });
             Ok(())
-        })?;
+        };
+        Walk::new(&self.repository, walk).through(directory, None)?;
         Ok(entries)
     }
 
-    /// The content of a listed file.
+    /// The content of a listed file, all of it in memory: its size must be known to be reasonable.
     pub fn content(&self, entry: &SourceEntry) -> Result<git2::Blob<'_>, SourceError> {
+        if self.opened.elapsed() > CONTENT_TIME {
+            return Err(SourceError::TooSlow);
+        }
         Ok(self.repository.find_blob(entry.oid)?)
     }
 
@@ -167,27 +219,27 @@ impl SourceTree {
         let known = known_good.and_then(|commit| Oid::from_str(commit).ok());
         let known = known.and_then(|commit| self.repository.find_commit(commit).ok()).map(|commit| commit.tree_id());
         let odb = self.repository.odb()?;
-        let (mut submodules, mut pointers) = (Vec::new(), Vec::new());
-        self.walk(self.tree, known, &mut Vec::new(), 0, &mut |path, oid, mode| {
-            if mode == 0o160_000 {
-                submodules.push(lossy(path));
-            } else if mode != 0o120_000 {
+        let (mut submodules, mut pointers) = (Told::default(), Told::default());
+        let look = |path: &[u8], oid, mode| {
+            if mode == SUBMODULE {
+                submodules.add(path);
+            } else if mode != LINK {
                 let (size, _) = odb.read_header(oid)?;
                 if size <= LFS_POINTER_SIZE
                     && size > LFS_POINTER.len()
                     && odb.read(oid)?.data().starts_with(LFS_POINTER)
                 {
-                    pointers.push(lossy(path));
+                    pointers.add(path);
                 }
             }
             Ok(())
-        })?;
-        let modules = submodules.iter().take(LISTED).map(|path| self.submodule_problem(path));
-        let mut problems: Vec<Problem> = modules.collect();
-        problems.extend(pointers.iter().take(LISTED).map(|path| pointer_problem(path)));
-        for (count, what) in [(submodules.len(), "submodules"), (pointers.len(), "Git LFS pointers")] {
-            if count > LISTED {
-                problems.push(problem("", None, None, format!("… and {} more {what}", count - LISTED), None));
+        };
+        Walk::new(&self.repository, look).through(self.tree, known)?;
+        let mut problems: Vec<Problem> = submodules.paths.iter().map(|path| self.submodule_problem(path)).collect();
+        problems.extend(pointers.paths.iter().map(|path| pointer_problem(path)));
+        for (more, what) in [(submodules.more, "submodules"), (pointers.more, "Git LFS pointers")] {
+            if more > 0 {
+                problems.push(problem("", None, None, format!("… and {more} more {what}"), None));
             }
         }
         Ok(problems)
@@ -209,44 +261,6 @@ impl SourceTree {
             format!("{path} is a git submodule; its files are not part of the push"),
             Some("commit the files themselves (git rm --cached the submodule, then git add), or depend on a released package".to_owned()),
         )
-    }
-
-    /// Visits everything that is no directory, in path order; directories that are the same in `known` are left out.
-    fn walk(
-        &self,
-        tree: Oid,
-        known: Option<Oid>,
-        path: &mut Vec<u8>,
-        depth: usize,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), SourceError> {
-        if known == Some(tree) {
-            return Ok(());
-        }
-        if depth > MAX_DEPTH {
-            return Err(SourceError::Name(lossy(&path[..path.len().min(80)])));
-        }
-        let tree = self.repository.find_tree(tree)?;
-        let known = known.and_then(|known| self.repository.find_tree(known).ok());
-        for entry in tree.iter() {
-            let name = entry.name_bytes();
-            if name.is_empty() || name == b"." || name == b".." || name.iter().any(|byte| matches!(byte, b'/' | 0)) {
-                return Err(SourceError::Name(lossy(name)));
-            }
-            let before = known.as_ref().and_then(|known| known.get_name_bytes(name)).map(|entry| entry.id());
-            let length = path.len();
-            if length > 0 {
-                path.push(b'/');
-            }
-            path.extend_from_slice(name);
-            if entry.kind() == Some(ObjectType::Tree) {
-                self.walk(entry.id(), before, path, depth + 1, visit)?;
-            } else if before != Some(entry.id()) {
-                visit(path, entry.id(), entry.filemode_raw())?;
-            }
-            path.truncate(length);
-        }
-        Ok(())
     }
 }
 

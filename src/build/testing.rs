@@ -32,6 +32,15 @@ impl Fixture {
         commit(self.directory.path(), files)
     }
 
+    pub fn repository(&self) -> Repository {
+        Repository::open_bare(self.directory.path()).unwrap()
+    }
+
+    /// A commit of a tree object.
+    pub fn commit_tree(&self, tree: Oid, message: &str) -> String {
+        commit_tree(&self.repository(), tree, message)
+    }
+
     pub fn tree(&self, commit: &str) -> SourceTree {
         SourceTree::open(self.directory.path(), None, commit).unwrap()
     }
@@ -51,9 +60,13 @@ pub fn commit(repository: &std::path::Path, files: &[(&str, &str)]) -> String {
         };
         index.add(&entry(path, mode, id)).unwrap();
     }
-    let tree = repository.find_tree(index.write_tree_to(&repository).unwrap()).unwrap();
+    commit_tree(&repository, index.write_tree_to(&repository).unwrap(), "Test")
+}
+
+fn commit_tree(repository: &Repository, tree: Oid, message: &str) -> String {
+    let tree = repository.find_tree(tree).unwrap();
     let who = Signature::new("A", "a@example.com", &Time::new(1_700_000_000, 0)).unwrap();
-    repository.commit(None, &who, &who, "Test", &tree, &[]).unwrap().to_string()
+    repository.commit(None, &who, &who, message, &tree, &[]).unwrap().to_string()
 }
 
 fn entry(path: &str, mode: u32, id: Oid) -> IndexEntry {

@@ -5,6 +5,7 @@
 
 mod clean;
 pub mod idle;
+mod limits;
 mod objects;
 mod refs;
 pub mod settings;
@@ -24,7 +25,7 @@ use crate::domain::EnvRef;
 
 pub use refs::{Moved, is_branch, pin_name, short_branch};
 pub use settings::{Git, GitVersion, MIN_VERSION};
-pub use tree::{Obstacle, commit_obstacle, is_cut_off};
+pub use tree::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off};
 
 /// Why a repository could not be made, read or changed.
 #[derive(Debug, thiserror::Error)]

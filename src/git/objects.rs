@@ -45,6 +45,23 @@ fn link_order(name: &str) -> u8 {
     }
 }
 
+/// Hard-links all that one object store has into another, durably; what is being received is left out.
+pub(super) fn link_objects(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let holds_objects = name == "pack" || name.len() == 2 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if holds_objects && entry.file_type()?.is_dir() {
+            let target = to.join(&name);
+            match fs::create_dir(&target) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => link_tree(&entry.path(), &target)?,
+            }
+        }
+    }
+    sync_directory(to)
+}
+
 fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
     let mut entries = fs::read_dir(from)?.collect::<io::Result<Vec<_>>>()?;
     entries.sort_by_key(|entry| link_order(&entry.file_name().to_string_lossy()));

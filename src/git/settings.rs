@@ -112,10 +112,16 @@ impl Git {
     /// Configuration in the scope of the command, which nothing in a repository can override.
     fn settings(&self) -> Vec<(&'static str, String)> {
         let fixed = [
+            // Blobs larger than this are not held in memory; see also `limits`.
+            ("core.bigFileThreshold", "64m"),
             ("core.fsync", "all"),
             ("core.logAllRefUpdates", "false"),
+            ("core.packedGitLimit", "512m"),
+            ("core.packedGitWindowSize", "32m"),
             ("gc.auto", "0"),
             ("maintenance.auto", "false"),
+            ("pack.threads", "2"),
+            ("pack.windowMemory", "128m"),
             ("protocol.allow", "never"),
             ("receive.advertisePushOptions", "true"),
             ("receive.autogc", "false"),

@@ -1,4 +1,4 @@
-use std::process::Command;
+use std::{io::Write, process::Command};
 
 use super::*;
 use crate::domain::BuildNumber;
@@ -114,6 +114,38 @@ fn what_cannot_be_built_is_found() {
     // Not when the server has the rest.
     fixture.bring(&fine);
     assert!(!is_cut_off(&path, Some(&objects), &[&fine]).unwrap());
+}
+
+#[test]
+fn objects_are_looked_at_before_they_are_read() {
+    let fixture = fixture();
+    let path = fixture.repositories.path(&env());
+    let fine = fixture.commit(&[("a", "1")]);
+    fixture.bring(&fine);
+    let repository = Repository::open_bare(&path).unwrap();
+    let commit = repository.find_commit(Oid::from_str(&fine).unwrap()).unwrap();
+    let message = "x".repeat(MAX_COMMIT);
+    let huge = repository.commit(None, &commit.author(), &commit.author(), &message, &commit.tree().unwrap(), &[]);
+    assert_eq!(commit_obstacle(&path, None, &huge.unwrap().to_string()).unwrap(), Some(Obstacle::HugeCommit));
+
+    // An object that says it has 2^60 bytes: whoever reads it fails.
+    let blob = "1".repeat(40);
+    let loose = path.join("objects/11").join(&blob[2..]);
+    fs::create_dir_all(loose.parent().unwrap()).unwrap();
+    let mut zlib = flate2::write::ZlibEncoder::new(fs::File::create(&loose).unwrap(), flate2::Compression::fast());
+    zlib.write_all(b"blob 1152921504606846976\0").unwrap();
+    zlib.finish().unwrap();
+    repository.reference("refs/tags/blob", Oid::from_str(&blob).unwrap(), true, "").unwrap();
+    let after = fixture.commit(&[("a", "2")]);
+    let objects = fixture.work.join(".git/objects");
+    assert!(!is_cut_off(&path, Some(&objects), &[&blob, &after]).unwrap());
+    let to = "acme/shop/prod".parse().unwrap();
+    fixture.repositories.share_commit(&env(), &to, &fine).unwrap();
+    fixture.repositories.share_commit(&env(), &to, &fine).unwrap();
+    fixture.repositories.remove(&env()).unwrap();
+    let shared = fixture.repositories.path(&to);
+    assert_eq!(git(&shared, &["show", &format!("{fine}:a")]), "1");
+    assert_eq!(git(&shared, &["for-each-ref", "--format=%(refname)"]), format!("refs/berth/promoted/{fine}"));
 }
 
 #[test]

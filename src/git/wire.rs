@@ -17,7 +17,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::idle::Idle;
+use super::{idle::Idle, limits};
 
 /// Size asked for git's input pipe, in bytes: fewer wake-ups per megabyte. The kernel may refuse; then it is 64 KiB.
 const INPUT_PIPE: i32 = 1024 * 1024;
@@ -96,6 +96,10 @@ pub async fn serve(
 ) -> io::Result<Served> {
     let mut child = command.spawn()?;
     let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
+    if let Some(process) = group.0 {
+        // Before it gets anything to read from the client.
+        limits::confine(process)?;
+    }
     let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
         return Err(io::Error::other("git was started without pipes"));
@@ -176,6 +180,8 @@ async fn drain(
 
 #[cfg(test)]
 mod tests {
+    use std::{process::Stdio, time::Duration};
+
     use super::*;
 
     #[test]
@@ -195,6 +201,26 @@ mod tests {
             assert_eq!(protocol(value), want, "{value:?}");
         }
         assert_eq!(protocol(&format!("{}version=2", "a:".repeat(200))), None);
+    }
+
+    #[tokio::test]
+    async fn git_and_what_it_starts_are_limited_before_they_read() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "read -r line; cat /proc/self/limits /proc/self/oom_score_adj"]).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (output, mut frames) = mpsc::channel(64);
+        let io = WireIo { stdin: Box::new(&b"go\n"[..]), output };
+        let served = serve(command, io, WhenGone::Kill, &Idle::new(Duration::from_secs(60)), |_| {}).await.unwrap();
+        assert!(served.status.success());
+        let mut said = Vec::new();
+        while let Some(Frame::Out(bytes)) = frames.recv().await {
+            said.extend_from_slice(&bytes);
+        }
+        let said = String::from_utf8(said).unwrap();
+        let line = |name: &str| said.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace();
+        assert_eq!(line("Max address space").nth(3), Some("2147483648"), "{said}");
+        assert_eq!(line("Max cpu time").nth(3), Some("900"), "{said}");
+        assert!(said.ends_with("\n500\n"), "{said}");
     }
 
     #[test]

@@ -192,7 +192,9 @@ fn render(problem: &Problem) -> String {
     for number in [problem.line, problem.column].into_iter().flatten() {
         place.push_str(&format!(":{number}"));
     }
-    let mut out = format!("{place}: {}\n", problem.message);
+    // What concerns everything has no place.
+    let place = if place.is_empty() { place } else { place + ": " };
+    let mut out = format!("{place}{}\n", problem.message);
     if let (Some(line), Some(excerpt)) = (problem.line, &problem.excerpt) {
         out.push_str(&format!("{line:>5} | {excerpt}\n"));
         if let Some(caret) = problem.caret {

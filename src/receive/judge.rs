@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     domain::{Build, BuildNumber, BuildState, EnvRef, Environment},
-    git::{Obstacle, commit_obstacle, is_cut_off, short_branch},
+    git::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off, short_branch},
 };
 
 /// What a push that was let in has become.
@@ -291,6 +291,11 @@ fn millis(since: Instant) -> u64 {
 fn refusal_of(obstacle: Obstacle) -> Refusal {
     match obstacle {
         Obstacle::NotACommit => Refusal::new("A branch must point at a commit, and what was pushed is none."),
+        Obstacle::HugeCommit => {
+            let limit = MAX_COMMIT >> 20;
+            Refusal::new(format!("The pushed commit is larger than {limit} MiB, apart from its files: its message is."))
+                .detail("Shorten it with `git commit --amend`, then push again.")
+        }
         Obstacle::EmptyTree => Refusal::new("The pushed commit has no files in it, so there is nothing to build.")
             .detail("Is the work committed? `git add -A && git commit`, then push again."),
         Obstacle::Shallow => {

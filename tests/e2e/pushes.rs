@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     ("a_shallow_push_is_told_so", a_shallow_push_is_told_so),
     ("an_unknown_remote_looks_like_one_of_others", an_unknown_remote_looks_like_one_of_others),
     ("a_push_that_is_too_large_is_refused", a_push_that_is_too_large_is_refused),
+    ("small_pushes_of_huge_trees_and_files_are_refused", small_pushes_of_huge_trees_and_files_are_refused),
     ("the_manifest_must_name_this_app_and_its_token", the_manifest_must_name_this_app_and_its_token),
     ("nothing_fits_is_explained", nothing_fits_is_explained),
     (
@@ -164,6 +165,32 @@ fn a_push_that_is_too_large_is_refused(platform: &Platform) {
     repository.commit("Too much");
     repository.push().refused(&["20"]);
     assert_eq!(repository.remote_commit("paas-dev", "main"), None);
+}
+
+fn small_pushes_of_huge_trees_and_files_are_refused(platform: &Platform) {
+    let (app, user) = platform.new_app();
+    let repository = site(platform, &user, &app);
+    let first = repository.git(&["rev-parse", "HEAD"]).ok().stdout.trim().to_owned();
+    // Ten to the tenth files, in ten trees.
+    let mut tree = repository.git(&["rev-parse", "HEAD^{tree}"]).ok().stdout.trim().to_owned();
+    let entries = platform.scratch("bomb").join("entries");
+    for _ in 0..10 {
+        let text: String = (0..10).map(|name| format!("040000 tree {tree}\t{name}\n")).collect();
+        fs::write(&entries, text).unwrap();
+        let mut made = repository.git_command(&["mktree"]);
+        let made = made.stdin(fs::File::open(&entries).unwrap()).output().unwrap();
+        tree = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    }
+    let bomb = repository.git(&["commit-tree", &tree, "-m", "Bomb"]).ok().stdout.trim().to_owned();
+    let pushed = repository.git(&["push", "paas-dev", &format!("{bomb}:refs/heads/main")]);
+    pushed.refused(&["more than 200000 files", ".gitignore", "Nothing was changed"]);
+
+    let zeros = fs::File::create(repository.path.join("zeros.bin")).unwrap();
+    zeros.set_len(600 << 20).unwrap();
+    repository.commit("Zeros");
+    repository.push().refused(&["the source has 629.1 MB", "zeros.bin", ".slugignore", "Nothing was changed"]);
+    repository.git(&["reset", "-q", "--hard", &first]).ok();
+    repository.push().ok();
 }
 
 fn the_manifest_must_name_this_app_and_its_token(platform: &Platform) {

@@ -52,6 +52,9 @@ async fn trees_that_cannot_be_built() {
         server.commit(&work, &[("berth.yaml", manifest)]).await;
         server.git(&work, &["push", "paas-dev", "main"]).await.refused(texts);
     }
+    std::fs::write(work.join(".git/message"), "x".repeat(2 << 20)).unwrap();
+    server.git(&work, &["commit", "-q", "--allow-empty", "-F", ".git/message"]).await.ok();
+    server.git(&work, &["push", "paas-dev", "main"]).await.refused(&["larger than 1 MiB", "git commit --amend"]);
     server.git(&work, &["checkout", "-q", "--orphan", "empty"]).await.ok();
     server.git(&work, &["rm", "-rqf", "."]).await.ok();
     server.commit(&work, &[]).await;

@@ -47,7 +47,8 @@ mod tests {
     use crate::build::source::{Kind, lossy};
 
     fn entry(path: &str) -> SourceEntry {
-        SourceEntry { path: path.as_bytes().to_vec(), kind: Kind::File, oid: git2::Oid::from_bytes(&[0; 20]).unwrap() }
+        let oid = git2::Oid::from_bytes(&[0; 20]).unwrap();
+        SourceEntry { path: path.as_bytes().to_vec(), kind: Kind::File, oid, size: 1 }
     }
 
     #[test]

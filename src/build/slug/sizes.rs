@@ -2,28 +2,33 @@
 
 use std::collections::BTreeMap;
 
-/// Folders that are told apart; the rest is counted to the folder above.
+/// Folders, and files beside them, that are told apart; the rest is counted to the folder above.
 const FOLDERS: usize = 20_000;
-/// Folders that a message names.
+/// How many of them a message names.
 const NAMED: usize = 5;
 
-/// Bytes by folder, two levels deep.
+/// Bytes by folder, two levels deep, and by file at the top.
 #[derive(Debug, Default)]
 pub struct Sizes {
     total: u64,
+    /// A folder's name ends with a slash.
     folders: BTreeMap<Vec<u8>, u64>,
 }
 
 impl Sizes {
     /// Counts a file.
     pub fn add(&mut self, path: &[u8], size: u64) {
-        self.total += size;
-        let slashes: Vec<usize> =
-            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).take(2).collect();
-        for end in slashes {
+        self.total = self.total.saturating_add(size);
+        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let mut ends: Vec<usize> = slashes.map(|(at, _)| at + 1).take(2).collect();
+        if ends.is_empty() {
+            ends.push(path.len());
+        }
+        for end in ends {
             let known = self.folders.len() < FOLDERS || self.folders.contains_key(&path[..end]);
             if known {
-                *self.folders.entry(path[..end].to_vec()).or_default() += size;
+                let folder = self.folders.entry(path[..end].to_vec()).or_default();
+                *folder = folder.saturating_add(size);
             }
         }
     }
@@ -33,12 +38,12 @@ impl Sizes {
         self.total
     }
 
-    /// The largest folders with their sizes, largest first, as text.
+    /// The largest folders and files with their sizes, largest first, as text.
     pub fn largest(&self) -> Vec<String> {
         let mut folders: Vec<_> = self.folders.iter().collect();
         folders.sort_by(|one, two| two.1.cmp(one.1).then(one.0.cmp(two.0)));
         let named = folders.into_iter().take(NAMED);
-        named.map(|(path, size)| format!("{:>9}  {}/", human_size(*size), String::from_utf8_lossy(path))).collect()
+        named.map(|(path, size)| format!("{:>9}  {}", human_size(*size), String::from_utf8_lossy(path))).collect()
     }
 }
 
@@ -73,7 +78,8 @@ mod tests {
         let largest = sizes.largest();
         assert_eq!(largest[0].trim_start(), "3.5 MB  node_modules/");
         assert_eq!(largest[1].trim_start(), "3.5 MB  node_modules/big/");
-        assert_eq!(largest.len(), 3);
+        assert_eq!(largest[2].trim_start(), "99 B  x");
+        assert_eq!(largest.len(), 4);
     }
 
     #[test]

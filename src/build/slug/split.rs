@@ -29,6 +29,9 @@ pub enum SplitError {
     /// Larger than allowed.
     #[error("the slug has {}; at most {} are allowed", human_size(*size), human_size(*limit))]
     TooLarge { size: u64, limit: u64, largest: Vec<String> },
+    /// Each path is kept in memory, whatever the file weighs.
+    #[error("the build left more than {ENTRIES} files, or more than {} MiB of paths; remove caches and the like at its end", PATHS >> 20)]
+    TooMany,
 }
 
 /// A directory that becomes a layer of its own.
@@ -41,6 +44,9 @@ pub struct LayerDirectory {
 
 /// Layers that a build may ask for; an image can have 127.
 const LAYERS: usize = 32;
+/// Files and folders that a build may leave, and bytes of their paths.
+const ENTRIES: usize = 500_000;
+const PATHS: usize = 128 << 20;
 /// Hard links across layers that are resolved; each costs a request to the engine.
 const COPIES: usize = 1000;
 
@@ -107,6 +113,9 @@ pub struct Splitter {
     shadow: Shadow,
     sizes: Sizes,
     copies: Vec<Copy>,
+    /// What is left of [`ENTRIES`] and [`PATHS`].
+    entries: usize,
+    paths: usize,
 }
 
 /// The compiled app as layers.
@@ -149,6 +158,8 @@ impl Splitter {
             shadow,
             sizes: Sizes::default(),
             copies: Vec::new(),
+            entries: ENTRIES,
+            paths: PATHS,
         })
     }
 
@@ -158,8 +169,14 @@ impl Splitter {
         for entry in archive.entries()? {
             let entry = entry?;
             let path = self.path_in_app(&entry.path_bytes())?;
+            let left = self.entries.checked_sub(1).zip(self.paths.checked_sub(path.len()));
+            (self.entries, self.paths) = left.ok_or(SplitError::TooMany)?;
             if !path.is_empty() {
                 self.entry(entry, path)?;
+            }
+            // What is large is known well enough; a sparse file alone could go on for hours.
+            if self.sizes.total() > self.limit.saturating_mul(2) {
+                break;
             }
         }
         self.check_size()
@@ -270,6 +287,12 @@ impl Splitter {
     /// A file of the source: as it was, it is left to the source layer; else it is a change.
     fn source_file(&mut self, mut entry: Entry<'_, &mut dyn Read>, path: &[u8]) -> Result<(), SplitError> {
         let mode = entry.header().mode()?;
+        self.seen.insert(path.to_vec());
+        if self.sizes.total().saturating_add(entry.size()) > self.limit {
+            // Too large, changed or not: in one layer or another it is part of the slug.
+            self.sizes.add(path, entry.size());
+            return Ok(());
+        }
         let mut content = Spool::new(&self.scratch);
         let mut context = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
         context.update(format!("blob {}\0", entry.size()).as_bytes());
@@ -282,7 +305,6 @@ impl Splitter {
             context.update(&buffer[..length]);
             content.write_all(&buffer[..length])?;
         }
-        self.seen.insert(path.to_vec());
         let kind = if mode & 0o100 != 0 { Kind::Executable } else { Kind::File };
         let same = |(was, oid): &(Kind, git2::Oid)| *was == kind && oid.as_bytes() == context.clone().finish().as_ref();
         if self.source.get(path).is_some_and(same) {

@@ -166,6 +166,7 @@ impl World {
             concurrency: 1,
             queue_limit: 2,
             queue_limit_per_tenant: 1,
+            slug_limit: 2_000_000,
             ..BuildSettings::new(directory.path())
         };
         let (builds, service) = Builds::start(parts, settings).await.unwrap();
@@ -374,7 +375,8 @@ async fn a_registry_that_lost_its_content_is_filled_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_are_named() {
     let world = World::new().await;
-    let rows: [(Files<'_>, &str, &str); 5] = [
+    let large = "x".repeat(2_000_001);
+    let rows: [(Files<'_>, &str, &str); 6] = [
         (&[("lock", "fail")], "the build failed (exit status 1)", " !     The build failed (exit status 1)"),
         (&[("lock", "none")], "no buildpack fits this app", " !     No buildpack fits this app"),
         (
@@ -383,6 +385,12 @@ async fn failures_are_named() {
             " !     Process types found: worker.",
         ),
         (&[("lock", "1"), ("Procfile", "web: crash\n")], "v1 was not deployed: it died", " !       boom"),
+        // As after a promotion, which no push has checked.
+        (
+            &[("lock", "1"), ("data/large", &large)],
+            "the source has 2.0 MB; at most 2.0 MB are allowed",
+            "2.0 MB  data/",
+        ),
         (&[("lock", "1"), ("berth.yaml", "procesess: {}")], "the manifest is not valid", "procesess"),
     ];
     for (files, reason, line) in rows {

@@ -192,6 +192,66 @@ fn a_slug_that_is_too_large_names_its_largest_folders() {
     assert!(largest[0].contains("deps/") && largest.iter().any(|line| line.contains("other/")), "{largest:?}");
 }
 
+/// A tar of one file that says it has `size` bytes, all zeros, and counts what is read of it.
+struct Sparse {
+    header: io::Cursor<Vec<u8>>,
+    read: u64,
+}
+
+impl Sparse {
+    fn new(path: &str, size: u64) -> Self {
+        let mut header = tar::Header::new_gnu();
+        header.set_path(path).unwrap();
+        header.set_mode(0o644);
+        header.set_size(size);
+        header.set_cksum();
+        Self { header: io::Cursor::new(header.as_bytes().to_vec()), read: 0 }
+    }
+}
+
+impl Read for Sparse {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut length = self.header.read(buffer)?;
+        if length == 0 {
+            buffer.fill(0);
+            length = buffer.len();
+        }
+        self.read += length as u64;
+        assert!(self.read < 100_000_000, "all of it is read");
+        Ok(length)
+    }
+}
+
+#[test]
+fn a_sparse_file_is_refused_unread_wherever_it_is() {
+    let fixture = Fixture::new();
+    let tree = fixture.tree(&fixture.commit(&[("big", "1")]));
+    let entries = tree.list(tree.directory("").unwrap()).unwrap();
+    for path in ["app/big", "app/new"] {
+        let mut splitter = Splitter::new(plan(&entries, "")).unwrap();
+        let mut stream = Sparse::new(path, 2 << 40);
+        let result = splitter.read(&mut stream);
+        assert!(matches!(result, Err(SplitError::TooLarge { size, .. }) if size == 2 << 40), "{path}: {result:?}");
+        assert!(stream.read < 1_000_000, "{path}: {} bytes were read", stream.read);
+    }
+}
+
+#[test]
+fn more_files_than_memory_is_for_are_refused() {
+    let fixture = Fixture::new();
+    let tree = fixture.tree(&fixture.commit(&[("a", "1")]));
+    let entries = tree.list(tree.directory("").unwrap()).unwrap();
+    // With `app` itself.
+    let stream = stream(&[("a", "1"), ("b/", ""), ("b/c", "")]);
+    for (left, paths, fits) in [(4, 5, true), (3, 5, false), (4, 4, false)] {
+        let mut splitter = Splitter::new(plan(&entries, "")).unwrap();
+        (splitter.entries, splitter.paths) = (left, paths);
+        let result = splitter.read(&mut stream.as_slice());
+        assert_eq!(result.is_ok(), fits, "{result:?}");
+        assert!(fits || matches!(result, Err(SplitError::TooMany)), "{result:?}");
+    }
+}
+
 #[test]
 fn the_list_of_layer_directories() {
     let text = "node\t.berth/node\nmods\t./node_modules/\nabs\t/app/vendor\nup\t../etc\nroot\t/etc\nempty\t\nnode\t.berth/node\nbad";
