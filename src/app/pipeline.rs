@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::{
     build::{Builds, EnqueueError, NewBuild, check_push},
     domain::{AppRef, Build, BuildNumber, EnvRef, QueuePlace},
-    logs::Logs,
+    logs::{Logs, until_ended},
     manifest::{self, render_problems},
     receive::{Description, NewPush, Pipeline, PushedTree, QueueError},
     store::StoreError,
@@ -83,8 +83,10 @@ impl Pipeline for BuildPipeline {
     }
 
     async fn follow(&self, env: &EnvRef, number: BuildNumber) -> BoxStream<'static, Bytes> {
-        let env = env.clone();
-        let output = self.logs.follow_build(&env, number).filter_map(move |chunk| {
+        let (env, builds) = (env.clone(), self.builds.clone());
+        let of = env.clone();
+        let ended = async move { drop(builds.wait(&of, number).await) };
+        let output = until_ended(self.logs.follow_build(&env, number), ended).filter_map(move |chunk| {
             let chunk = chunk.map_err(|error| tracing::warn!(%env, %number, %error, "a build's log cannot be read"));
             std::future::ready(chunk.ok())
         });

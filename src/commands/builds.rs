@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, error::logged, io::interrupted, now, parse};
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},
-    logs::{OutputLines, render_line},
+    logs::{OutputLines, render_line, until_ended},
     store::Stored,
 };
 
@@ -179,7 +179,9 @@ impl Commands {
         form: Form,
         io: &mut CommandIo,
     ) -> Result<(), CommandError> {
-        let mut output = std::pin::pin!(self.logs.follow_build(env, number));
+        let (builds, of) = (self.builds.clone(), env.clone());
+        let ended = async move { drop(builds.wait(&of, number).await) };
+        let mut output = std::pin::pin!(until_ended(self.logs.follow_build(env, number), ended));
         let mut lines = BuildLines::new(form);
         let mut access_lost = std::pin::pin!(self.access_lost(caller, Verb::Read, &env.tenant));
         loop {

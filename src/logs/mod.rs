@@ -19,11 +19,12 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
@@ -252,6 +253,31 @@ impl Logs {
         let (directory, filter) = (env_directory(&self.0.root, env), filter.clone());
         blocking(move || tail(&directory, position, count.min(MAX_TAIL), &filter)).await
     }
+}
+
+/// How long the last output of what has ended may take.
+const LAST_OUTPUT: Duration = Duration::from_secs(3);
+
+/// The output until it ends, or until `ended` says that nobody writes it any more: the log of a build may be gone, or may never have been
+/// finished by a server that was killed, and then following it would wait for ever.
+pub fn until_ended<C>(
+    output: impl Stream<Item = C> + Send + 'static,
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> impl Stream<Item = C> + Send
+where
+    C: Send + 'static,
+{
+    futures::stream::unfold((Box::pin(output), Some(Box::pin(ended))), |(mut output, mut ended)| async move {
+        if let Some(waiting) = &mut ended {
+            tokio::select! {
+                biased;
+                chunk = output.next() => return Some((chunk?, (output, ended))),
+                () = waiting => ended = None,
+            }
+        }
+        let chunk = tokio::time::timeout(LAST_OUTPUT, output.next()).await.ok()??;
+        Some((chunk, (output, ended)))
+    })
 }
 
 /// Runs blocking reads off the runtime's threads.

@@ -162,3 +162,19 @@ async fn many_environments_do_not_mix() {
     }
     assert_eq!(seen.len(), envs.len());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_writes_any_more_is_not_waited_for() {
+    let never = futures::stream::pending::<u8>();
+    let nothing: Vec<u8> = until_ended(never, std::future::ready(())).collect().await;
+    assert_eq!(nothing, []);
+    // What was written last is read, though the end is known before.
+    let late = futures::stream::iter([1, 2]).chain(futures::stream::once(async {
+        tokio::time::sleep(LAST_OUTPUT / 2).await;
+        3
+    }));
+    let all: Vec<u8> = until_ended(late.chain(futures::stream::pending()), std::future::ready(())).collect().await;
+    assert_eq!(all, [1, 2, 3]);
+    let whole: Vec<u8> = until_ended(futures::stream::iter([1, 2]), std::future::pending()).collect().await;
+    assert_eq!(whole, [1, 2]);
+}

@@ -14,7 +14,9 @@ use crate::{
 };
 
 /// How long a live `receive-pack` may take to move the branch itself once it may.
-const LIVE_GRACE: Duration = Duration::from_secs(30);
+///
+/// Its client may be slow to read the output of the build, which comes first.
+const LIVE_GRACE: Duration = Duration::from_secs(120);
 
 impl Receive {
     /// Takes up what a server that stopped left behind: builds that are still to end, and the branch of the newest one that

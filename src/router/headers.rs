@@ -145,7 +145,10 @@ fn to_origin_form(request: &mut RequestHeader) -> pingora::Result<()> {
 }
 
 /// Removes what concerns only the connection to the replica; the proxy library writes what concerns the client's.
-pub(super) fn prepare_response(response: &mut ResponseHeader) {
+///
+/// Apps answer below `base`, next to those of other tenants.
+pub(super) fn prepare_response(response: &mut ResponseHeader, request: &RequestHeader, base: &str) {
+    keep_cookies_home(response, request, base);
     if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
         return;
     }
@@ -164,6 +167,56 @@ pub(super) fn prepare_response(response: &mut ResponseHeader) {
     }
     response.remove_header("keep-alive");
     response.remove_header("proxy-connection");
+}
+
+/// Takes the domain off cookies that would be sent to other tenants' apps too: they then belong to the host that set them.
+fn keep_cookies_home(response: &mut ResponseHeader, request: &RequestHeader, base: &str) {
+    if !response.headers.contains_key(header::SET_COOKIE) {
+        return;
+    }
+    let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let authority = authority.or_else(|| request.headers.get(header::HOST).map(HeaderValue::as_bytes));
+    if !authority.and_then(host_key).is_some_and(|host| is_below(&host, base)) {
+        return;
+    }
+    let cookies: Vec<HeaderValue> = response.headers.get_all(header::SET_COOKIE).iter().cloned().collect();
+    response.remove_header(&header::SET_COOKIE);
+    for cookie in cookies {
+        let kept = without_wide_domain(cookie.as_bytes(), base).and_then(|kept| HeaderValue::from_bytes(&kept).ok());
+        // It was a header before, so it is one now.
+        let _ = response.append_header(header::SET_COOKIE, kept.unwrap_or(cookie));
+    }
+}
+
+fn is_below(host: &str, base: &str) -> bool {
+    let rest = host.len().checked_sub(base.len() + 1);
+    rest.is_some_and(|at| {
+        host.as_bytes()[at] == b'.' && host.as_bytes()[at + 1..].eq_ignore_ascii_case(base.as_bytes())
+    })
+}
+
+/// The cookie without `Domain=BASE`, `Domain=TENANT.BASE` or anything wider; `None` when it names none of these (RFC 6265, 5.2.3).
+fn without_wide_domain(cookie: &[u8], base: &str) -> Option<Vec<u8>> {
+    let is_wide = |attribute: &&[u8]| {
+        let (name, value) = match attribute.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&attribute[..at], &attribute[at + 1..]),
+            None => return false,
+        };
+        let domain = String::from_utf8_lossy(value.trim_ascii()).trim_start_matches('.').to_ascii_lowercase();
+        name.trim_ascii().eq_ignore_ascii_case(b"domain")
+            && (is_below(base, &domain)
+                || domain.eq_ignore_ascii_case(base)
+                || is_below(&domain, base) && domain.split('.').count() == base.split('.').count() + 1)
+    };
+    let attributes: Vec<&[u8]> = cookie.split(|byte| *byte == b';').collect();
+    // The first is the cookie itself, whatever it is called.
+    let kept: Vec<&[u8]> = attributes
+        .iter()
+        .enumerate()
+        .filter(|(at, attribute)| *at == 0 || !is_wide(attribute))
+        .map(|(_, one)| *one)
+        .collect();
+    (kept.len() < attributes.len()).then(|| kept.join(&b';'))
 }
 
 #[cfg(test)]
@@ -296,8 +349,38 @@ mod tests {
         ] {
             response.append_header(name, value).unwrap();
         }
-        prepare_response(&mut response);
+        prepare_response(&mut response, &request("/", &[("Host", "shop.acme.localhost")]), "localhost");
         assert!(!response.headers.contains_key("x-internal") && !response.headers.contains_key("keep-alive"));
         assert!(response.headers.contains_key("content-length"));
+    }
+
+    #[test]
+    fn cookies_do_not_reach_other_tenants() {
+        for (host, cookie, kept) in [
+            ("dev.shop.acme.apps.example.com", "a=b; Domain=apps.example.com; Path=/", "a=b; Path=/"),
+            ("dev.shop.acme.apps.example.com", "a=b;domain=.Example.COM", "a=b"),
+            ("dev.shop.acme.apps.example.com", "a=b; DOMAIN = .acme.apps.example.com ;Secure", "a=b;Secure"),
+            ("dev.shop.acme.apps.example.com", "a=b; Domain=com", "a=b"),
+            (
+                "dev.shop.acme.apps.example.com",
+                "a=b; Domain=shop.acme.apps.example.com",
+                "a=b; Domain=shop.acme.apps.example.com",
+            ),
+            (
+                "dev.shop.acme.apps.example.com",
+                "domain=apps.example.com; HttpOnly",
+                "domain=apps.example.com; HttpOnly",
+            ),
+            ("dev.shop.acme.apps.example.com", "a=b; Path=/domain; Domain=", "a=b; Path=/domain; Domain="),
+            ("www.shop.test", "a=b; Domain=shop.test", "a=b; Domain=shop.test"),
+        ] {
+            let mut response = ResponseHeader::build(200, None).unwrap();
+            response.append_header("Set-Cookie", "first=1").unwrap();
+            response.append_header("Set-Cookie", cookie).unwrap();
+            prepare_response(&mut response, &request("/", &[("Host", host)]), "apps.example.com");
+            let cookies: Vec<&str> =
+                response.headers.get_all("set-cookie").iter().map(|value| value.to_str().unwrap()).collect();
+            assert_eq!(cookies, ["first=1", kept], "{host}: {cookie}");
+        }
     }
 }

@@ -291,7 +291,7 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         request.rest();
-        headers::prepare_response(response);
+        headers::prepare_response(response, session.req_header(), &self.settings.base_domain);
         if session.is_process_shutting_down() {
             // The answer says so (Connection: close), and the client opens its next connection elsewhere.
             session.set_keepalive(None);
