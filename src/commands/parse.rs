@@ -1,6 +1,6 @@
 //! The words of a command → what is asked. Parsed by clap, so that usage, help and "did you mean" are the same everywhere.
 
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use super::help;
 use crate::domain::{AppRef, BuildNumber, EnvRef, ReleaseVersion, Role, TenantName, UserName};
@@ -128,6 +128,12 @@ pub(super) enum Keys {
     Remove { fingerprint: String },
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Switch {
+    On,
+    Off,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Tenants {
     /// Make a tenant (operators); its owner is you, unless named
@@ -156,6 +162,8 @@ pub(super) enum Tenants {
     },
     /// Join a tenant with an invitation code
     Join { code: String },
+    /// Refuse pushes without berth.yaml, or take them again (owners)
+    RequireManifest { tenant: TenantName, switch: Switch },
 }
 
 #[derive(Debug, Subcommand)]

@@ -32,6 +32,9 @@ impl Commands {
             parse::Tenants::Members { tenant, .. } => self.list_members(caller, &tenant).await,
             parse::Tenants::Invite { tenant, role } => self.invite(caller, &tenant, role).await,
             parse::Tenants::Join { code } => self.join(caller, &code).await,
+            parse::Tenants::RequireManifest { tenant, switch } => {
+                self.require_manifest(caller, &tenant, switch == parse::Switch::On).await
+            }
         }
     }
 
@@ -65,7 +68,7 @@ impl Commands {
             return Err(CommandError::Conflict(format!("there is a tenant {name} already")));
         }
         let members = [(owner.clone(), Role::Owner)].into();
-        let tenant = Tenant { name: name.clone(), members, created_at: now() };
+        let tenant = Tenant { name: name.clone(), members, created_at: now(), require_manifest: false };
         self.store.transaction().expect(&user).create(&tenant).commit().await?;
         Ok(tenant)
     }
@@ -152,6 +155,22 @@ impl Commands {
         }
         transaction.commit().await?;
         Ok(tenant)
+    }
+
+    async fn require_manifest(&self, caller: &Caller, name: &TenantName, on: bool) -> Result<Answer, CommandError> {
+        self.tenant_for(caller, Verb::ManageMembers, name).await?;
+        let change = |tenant: &mut Tenant| {
+            tenant.require_manifest = on;
+            Ok::<(), StoreError>(())
+        };
+        self.store.modify(name, change).await?;
+        let what = match on {
+            true => format!("pushes to {name} need a berth.yaml"),
+            false => format!("pushes to {name} are taken without a berth.yaml"),
+        };
+        let event = NewEvent::new(EventKind::TenantChanged, now(), &what);
+        self.store.record(event.tenant(name).by(&caller.user)).await?;
+        Ok(Answer::new(what, json!({"tenant": name, "require_manifest": on})))
     }
 
     async fn invite(&self, caller: &Caller, name: &TenantName, role: Role) -> Result<Answer, CommandError> {

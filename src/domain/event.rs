@@ -29,6 +29,8 @@ pub enum EventKind {
     KeyRemoved,
     #[serde(rename = "tenant.created")]
     TenantCreated,
+    #[serde(rename = "tenant.changed")]
+    TenantChanged,
     #[serde(rename = "member.changed")]
     MemberChanged,
     #[serde(rename = "app.created")]

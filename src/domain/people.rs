@@ -36,6 +36,9 @@ pub struct Tenant {
     pub name: TenantName,
     pub members: BTreeMap<UserName, Role>,
     pub created_at: Timestamp,
+    /// Whether a push without a manifest is refused.
+    #[serde(default)]
+    pub require_manifest: bool,
 }
 
 /// A one-time right to join a tenant.

@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::{LogRecord, LogSource, LogStream, Logs};
 use crate::router::table::AccessRecord;
 
+/// Pause after a failure, which would else repeat at once.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Largest datagram that the router sends, in bytes.
 const MAX_DATAGRAM: usize = 64 * 1024;
 
@@ -59,7 +61,13 @@ impl AccessReceiver {
             };
             match received {
                 Ok(length) => take(&logs, &buffer[..length]),
-                Err(error) => tracing::warn!(%error, "access records could not be received"),
+                Err(error) => {
+                    tracing::warn!(%error, "access records could not be received; trying again");
+                    tokio::select! {
+                        () = tokio::time::sleep(AGAIN) => {}
+                        () = stop.cancelled() => return,
+                    }
+                }
             }
         }
     }

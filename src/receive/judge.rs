@@ -18,7 +18,7 @@ use super::{
     waiting::{in_queue, patiently},
 };
 use crate::{
-    domain::{Build, BuildNumber, BuildState, EnvRef, Environment},
+    domain::{Build, BuildNumber, BuildState, EnvRef, Environment, Tenant},
     git::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off, short_branch},
 };
 
@@ -191,15 +191,27 @@ impl Receive {
             refusal.details.extend(problems.lines().map(str::to_owned));
             Rejected(refusal.detail("Nothing was changed."))
         })?;
-        self.check_description(env, &description).map_err(Rejected)?;
+        let of_tenant = self.0.store.get::<Tenant>(&env.tenant).await?.is_some_and(|tenant| tenant.require_manifest);
+        let required_by = match (self.0.settings.require_manifest, of_tenant) {
+            (true, _) => Some("This server".to_owned()),
+            (false, true) => Some(format!("The tenant {}", env.tenant)),
+            (false, false) => None,
+        };
+        self.check_description(env, &description, required_by).map_err(Rejected)?;
         Ok(description)
     }
 
-    fn check_description(&self, env: &EnvRef, description: &Description) -> Result<(), Refusal> {
+    /// `required_by`: who wants a manifest, if anybody does.
+    fn check_description(
+        &self,
+        env: &EnvRef,
+        description: &Description,
+        required_by: Option<String>,
+    ) -> Result<(), Refusal> {
         let app = env.app_ref();
-        if !description.has_manifest && self.0.settings.require_manifest {
+        if let Some(who) = required_by.filter(|_| !description.has_manifest) {
             let mut refusal =
-                Refusal::new("This server wants a berth.yaml at the root of the repository. Add this one:");
+                Refusal::new(format!("{who} wants a berth.yaml at the root of the repository. Add this one:"));
             refusal.details.extend(self.0.pipeline.manifest_template(&app).lines().map(str::to_owned));
             return Err(refusal);
         }

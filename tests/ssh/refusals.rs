@@ -1,7 +1,9 @@
 //! What is refused, with its reason and way out, and that nothing is half-done.
 
+use std::collections::BTreeMap;
+
 use berth::{
-    domain::{BuildState, Environment, Role},
+    domain::{BuildState, Environment, Role, Tenant, Timestamp},
     ssh::SshSettings,
 };
 
@@ -181,4 +183,21 @@ async fn a_branch_that_moved_during_the_push_is_not_built_over() {
     push.refused(&["Somebody else has pushed meanwhile: main is at", &other[..12], "Fetch it, merge or rebase"]);
     assert_eq!(server.branch("main"), Some(other));
     assert_eq!(server.pipeline.builds(&env()).await.len(), 2, "what is refused was built");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_may_want_a_manifest() {
+    let server = Server::start().await;
+    let work = server.work("work").await;
+    let require = async |require_manifest: bool| {
+        let name = env().tenant;
+        let tenant = Tenant { name, members: BTreeMap::new(), created_at: Timestamp::UNIX_EPOCH, require_manifest };
+        server.store.transaction().put(&tenant).commit().await.unwrap();
+    };
+    require(true).await;
+    let push = server.git(&work, &["push", "paas-dev", "main"]).await;
+    push.refused(&["The tenant acme wants a berth.yaml", "app: acme/shop"]);
+    assert!(server.pipeline.builds(&env()).await.is_empty());
+    require(false).await;
+    server.git(&work, &["push", "paas-dev", "main"]).await.ok();
 }

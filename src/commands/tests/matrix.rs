@@ -21,6 +21,7 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     ("tenants members acme", [0, 0, 0, 0, 4, 0]),
     ("tenants members acme --set vera=developer", [3, 3, 0, 0, 4, 0]),
     ("tenants members acme --remove dan", [3, 0, 0, 0, 4, 0]),
+    ("tenants require-manifest acme on", [3, 3, 0, 0, 4, 0]),
     ("tenants invite acme", [3, 3, 0, 0, 4, 0]),
     ("tenants join nonsense", [4; 6]),
     ("apps create acme/new", [3, 3, 0, 0, 4, 0]),

@@ -198,7 +198,12 @@ impl World {
         let acme = members(&[("olga", Role::Owner), ("dan", Role::Developer), ("vera", Role::Viewer)]);
         let other = members(&[("stan", Role::Owner)]);
         for (name, members) in [("acme", acme), ("other", other)] {
-            transaction = transaction.create(&Tenant { name: name.parse().unwrap(), members, created_at });
+            transaction = transaction.create(&Tenant {
+                name: name.parse().unwrap(),
+                members,
+                created_at,
+                require_manifest: false,
+            });
         }
         for name in ["acme/shop", "other/app"] {
             let name: AppRef = name.parse().unwrap();

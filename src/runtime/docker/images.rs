@@ -67,7 +67,7 @@ pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, Runtim
     // would then have to pull.
     let containers: Vec<ContainerSummary> = engine.list(vec![engine.recipe.names.instance_filter()]).await?;
     let used: HashSet<String> = containers.into_iter().filter_map(|container| container.image_id).collect();
-    let mut removed = 0;
+    let (mut removed, mut failure) = (0, None);
     for image in images.into_iter().filter(|image| !used.contains(&image.id)) {
         for name in image.repo_digests.iter().filter(|name| name.starts_with(&ours) && !keep.contains(*name)) {
             let _turn = engine.pulls.lock(name.clone()).await;
@@ -76,9 +76,17 @@ pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, Runtim
                 Ok(_) => removed += 1,
                 // Gone already, or a container was made from it this moment.
                 Err(error) if matches!(status(&error), Some(404 | 409)) => {}
-                Err(error) => return Err(failed(&format!("removing image {name}"), &error)),
+                Err(error) => {
+                    let error = failed(&format!("removing image {name}"), &error);
+                    tracing::warn!(%error, "an image stays on the engine until the next round");
+                    failure.get_or_insert(error);
+                }
             }
         }
     }
-    Ok(removed)
+    match failure {
+        // The others are gone all the same.
+        Some(error) if removed == 0 => Err(error),
+        _ => Ok(removed),
+    }
 }
