@@ -1,6 +1,6 @@
 //! `berth router`.
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{net::SocketAddr, num::NonZeroUsize, process::ExitCode};
 
 use super::{cli::Place, telemetry};
 use crate::router::{self, RouterSettings};
@@ -13,6 +13,7 @@ pub(super) fn run(place: &Place, listen: Vec<SocketAddr>) -> anyhow::Result<Exit
     let settings = RouterSettings {
         listen: if listen.is_empty() { config.router.listen } else { listen },
         public_scheme: config.router.public_scheme.as_str(),
+        max_connections_per_client: NonZeroUsize::new(config.router.max_connections_per_client),
         public_port: config.router.public_port,
         directory: config.data_dir.join("router"),
         head_limit: config.router.head_timeout,

@@ -305,6 +305,7 @@ fn build_settings(config: &Config, data: &DataDir) -> BuildSettings {
         },
         ca_bundle,
         operator_env: builds.env.clone(),
+        largest_process: (millis(config.deploy.max_cpu), config.deploy.max_memory.0),
         process_defaults: defaults,
         ..BuildSettings::new(&data.join(""))
     }

@@ -19,6 +19,8 @@ static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/buildpacks");
 
 /// How long fetching a custom buildpack may take.
 const FETCH_DEADLINE: Duration = Duration::from_secs(120);
+/// How the directory of one that is being fetched begins.
+const FETCHING: &str = "fetching-";
 /// Largest custom buildpack, bytes and files.
 const MAX_SIZE: u64 = 64 << 20;
 const MAX_FILES: usize = 20_000;
@@ -180,6 +182,20 @@ pub fn is_url(buildpack: &str) -> bool {
 }
 
 impl CustomBuildpacks {
+    /// Removes what a server that was killed had fetched in part. Before any build runs.
+    pub fn clean(&self) -> std::io::Result<()> {
+        if !self.directory.is_dir() {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(FETCHING) {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Adds the custom buildpacks among `asked` to `known`; returns the names to run, in order.
     pub async fn resolve(
         &self,
@@ -253,7 +269,7 @@ impl CustomBuildpacks {
             return Ok(wanted);
         }
         tokio::fs::create_dir_all(&self.directory).await?;
-        let fetching = tempfile::Builder::new().prefix("fetching-").tempdir_in(&self.directory)?;
+        let fetching = tempfile::Builder::new().prefix(FETCHING).tempdir_in(&self.directory)?;
         let target = fetching.path().join("pack");
         let target_text = target.to_string_lossy().into_owned();
         let mut arguments = vec!["clone", "--quiet", "--depth", "1", "--no-recurse-submodules"];
@@ -379,6 +395,8 @@ mod tests {
         let (packs, names) = custom.resolve(&known, &asked).await.unwrap();
         assert_eq!(names, ["nodejs".to_owned(), format!("custom-2-{}", &commit[..12])]);
         assert_ne!(packs.hash(), known.hash());
+        std::fs::create_dir(home.path().join("cache/fetching-left")).unwrap();
+        custom.clean().unwrap();
         let (again, _) = custom.resolve(&known, &asked).await.unwrap();
         assert_eq!(again.hash(), packs.hash());
         assert_eq!(std::fs::read_dir(home.path().join("cache")).unwrap().count(), 1);

@@ -104,6 +104,8 @@ pub struct BuildSettings {
     /// A directory to take buildpacks from instead of those compiled in.
     pub buildpacks: Option<PathBuf>,
     pub custom_buildpacks: CustomBuildpacks,
+    /// The most that one replica may have: thousandths of a core, and bytes.
+    pub largest_process: (u32, u64),
     /// Certificates that builds trust; `None`: the stack's own.
     pub ca_bundle: Option<PathBuf>,
     /// Variables that every build sees.
@@ -133,6 +135,7 @@ impl BuildSettings {
                 directory: data.join("buildpacks"),
                 ca_bundle: None,
             },
+            largest_process: (4000, 4 << 30),
             ca_bundle: None,
             operator_env: BTreeMap::new(),
             process_defaults: manifest::Defaults::default(),

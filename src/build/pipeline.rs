@@ -27,7 +27,7 @@ use super::{
 use crate::{
     deploy::Progress,
     domain::{Build, Digest, ImageRef, ProcessType},
-    manifest::{Problem, render_problems},
+    manifest::{Definition, Problem, render_problems},
 };
 
 /// Slugs remembered for each app.
@@ -124,6 +124,7 @@ impl Pipeline {
     /// Reads the buildpacks; the stacks are looked at when the first build needs them, or by [`Self::stacks`].
     pub fn new(parts: BuildParts, settings: BuildSettings) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&settings.scratch)?;
+        settings.custom_buildpacks.clean()?;
         let buildpacks = match &settings.buildpacks {
             Some(directory) => Buildpacks::from_directory(directory)?,
             None => Buildpacks::embedded(),
@@ -191,6 +192,7 @@ impl Run<'_> {
         for warning in &source.warnings {
             self.output.detail(warning);
         }
+        check_size(&source.description.definition, self.pipeline.settings.largest_process)?;
         self.stopwatch.lap("read");
         let asked = &source.description.definition.build.buildpacks;
         let (packs, names) = self.pipeline.settings.custom_buildpacks.resolve(&self.pipeline.buildpacks, asked).await?;
@@ -453,6 +455,31 @@ impl Run<'_> {
         let (description, subject) = (source.description.clone(), source.subject.clone());
         Slug { image, description, defaults, buildpacks, subject, records }
     }
+}
+
+/// No process may ask for more than one may have.
+fn check_size(definition: &Definition, (cpu, memory): (u32, u64)) -> Result<(), BuildError> {
+    let mut lines = Vec::new();
+    for (name, process) in &definition.processes {
+        if let Some(wanted) = process.cpu_millis.filter(|wanted| *wanted > cpu) {
+            lines.push(format!("{name} wants {} cores; one replica may have {}.", cores(wanted), cores(cpu)));
+        }
+        if let Some(wanted) = process.memory.filter(|wanted| *wanted > memory) {
+            let (wanted, memory) = (wanted >> 20, memory >> 20);
+            lines.push(format!("{name} wants {wanted} MiB of memory; one replica may have {memory} MiB."));
+        }
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    lines.push(
+        "Ask for less in berth.yaml, or ask the operator for more (deploy.max_cpu, deploy.max_memory).".to_owned(),
+    );
+    Err(BuildError::Rejected { reason: "a process wants more than this server gives".to_owned(), lines })
+}
+
+fn cores(millis: u32) -> f64 {
+    f64::from(millis) / 1000.0
 }
 
 fn is_lost(error: &PublishError) -> bool {

@@ -134,6 +134,8 @@ pub(super) struct RoutesTask {
     wanted: BTreeMap<EnvRef, EnvRoutes>,
     now: RoutesView,
     waiting: Vec<oneshot::Sender<()>>,
+    /// A failed publication is waiting to be tried again.
+    publishes_again: bool,
     heard: FuturesUnordered<BoxFuture<'static, Heard>>,
 }
 
@@ -173,6 +175,7 @@ impl RoutesTask {
             wanted,
             now,
             waiting: Vec::new(),
+            publishes_again: false,
             heard: FuturesUnordered::new(),
         };
         // What an earlier process published or took out shortly before it ended goes on being followed.
@@ -204,7 +207,10 @@ impl RoutesTask {
                             self.now.leaving.remove(&address);
                         }
                     }
-                    Heard::PublishAgain => self.publish().await,
+                    Heard::PublishAgain => {
+                        self.publishes_again = false;
+                        self.publish().await;
+                    }
                 },
             }
             self.view.send_replace(Arc::new(self.now.clone()));
@@ -249,7 +255,10 @@ impl RoutesTask {
         if let Err(error) = self.publisher.publish(&table).await {
             tracing::error!(error = format!("{error:#}"), "the routes cannot be published; trying again");
             self.now.error = Some(format!("{error:#}"));
-            self.heard.push(sleep(PUBLISH_AGAIN).map(|()| Heard::PublishAgain).boxed());
+            if !self.publishes_again {
+                self.publishes_again = true;
+                self.heard.push(sleep(PUBLISH_AGAIN).map(|()| Heard::PublishAgain).boxed());
+            }
             return;
         }
         self.now.error = None;

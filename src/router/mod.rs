@@ -22,6 +22,7 @@ mod watchdog;
 use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -59,6 +60,8 @@ pub struct RouterSettings {
     pub threads: usize,
     /// Client connections at a time; more wait in the kernel's queue.
     pub max_connections: usize,
+    /// Of these, how many of one client (an IPv6 client is a /64); more are closed at once. `None`: no limit.
+    pub max_connections_per_client: Option<NonZeroUsize>,
 }
 
 impl Default for RouterSettings {
@@ -76,6 +79,7 @@ impl Default for RouterSettings {
             push_base: "ssh://berth@localhost:2222".to_owned(),
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             max_connections: 16 * 1024,
+            max_connections_per_client: NonZeroUsize::new(4096),
         }
     }
 }

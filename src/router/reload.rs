@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -12,6 +13,9 @@ use super::{
     table::{self, ACK_FILE, Ack, ROUTES_FILE, RoutesTable},
     watch::FileWatch,
 };
+
+/// Pause before an acknowledgement that could not be written is tried again.
+const ACK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Follows `routes.json` of a directory.
 pub(super) struct Reloader {
@@ -37,7 +41,8 @@ impl Reloader {
         loop {
             let changed = self.watch.changed();
             self.load();
-            if let Err(error) = self.acknowledge() {
+            let acknowledged = self.acknowledge();
+            if let Err(error) = &acknowledged {
                 tracing::error!(
                     error = format!("{error:#}"),
                     "the acknowledgement cannot be written; deployments will wait for it"
@@ -46,6 +51,7 @@ impl Reloader {
             tokio::select! {
                 () = changed => {}
                 () = self.routes.drained() => {}
+                () = tokio::time::sleep(ACK_AGAIN), if acknowledged.is_err() => {}
             }
         }
     }

@@ -1,6 +1,12 @@
 //! Listeners, connections, and the end of them.
 
-use std::{io, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -26,6 +32,7 @@ use super::{
     proxy::{CLIENT_PAUSE, MAX_TRIES, Proxy},
     watchdog::{Limits, guard},
 };
+use crate::places::Places;
 
 /// Requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
@@ -68,6 +75,8 @@ struct Shared {
     /// The tasks that accept connections.
     accepting: TaskTracker,
     permits: Arc<Semaphore>,
+    /// So that one client cannot take all of them; `None`: all clients come through something in front.
+    clients: Option<Places<IpAddr>>,
     shutdown: watch::Sender<bool>,
     /// The threads may end.
     finished: CancellationToken,
@@ -97,6 +106,7 @@ impl Server {
             connections: TaskTracker::new(),
             accepting: TaskTracker::new(),
             permits: Arc::new(Semaphore::new(settings.max_connections)),
+            clients: settings.max_connections_per_client.map(|each| Places::new(settings.max_connections, each.get())),
             shutdown: watch::Sender::new(false),
             finished: CancellationToken::new(),
         });
@@ -201,10 +211,15 @@ impl Worker {
             };
             match accepted {
                 Ok((stream, client)) => {
+                    let places = self.shared.clients.as_ref();
+                    let Ok(place) = places.map(|places| places.try_take(&network_of(client))).transpose() else {
+                        tracing::debug!(%client, "it has as many connections as one client may have");
+                        continue;
+                    };
                     let server = self.clone();
                     self.shared.connections.spawn(async move {
                         server.serve(stream, client, local).await;
-                        drop(permit);
+                        drop((permit, place));
                     });
                 }
                 Err(error) if is_about_the_connection(&error) => {}
@@ -232,6 +247,14 @@ impl Worker {
             let app = if http2 { &self.http2 } else { &self.http1 };
             app.process_new(stream, &shutdown).await;
         }
+    }
+}
+
+/// Whom a connection counts for: the address, or the network of an IPv6 one, since a client has all addresses of that.
+fn network_of(client: SocketAddr) -> IpAddr {
+    match client.ip().to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address => address,
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 
 use crate::harness::{HOST, LIMIT, Replica, Router, read_answer, status};
 
@@ -128,4 +131,39 @@ async fn a_slow_head_is_not_waited_for() {
         );
     }
     assert_eq!(status(&router.get("/").await), 200);
+}
+
+#[tokio::test]
+async fn one_client_does_not_take_all_connections() {
+    let mut router = Router::start(&["BERTH__ROUTER__MAX_CONNECTIONS_PER_CLIENT=2"]).await;
+    let replica = Replica::start("web.1").await;
+    router.serve(&[&replica]).await;
+    let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    let ask = async || {
+        let mut stream = router.connect().await;
+        // It may be closed before it has said anything.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut first = [0; 4];
+        let answered =
+            timeout(LIMIT, stream.read_exact(&mut first)).await.expect("neither answered nor closed").is_ok();
+        answered.then_some(stream)
+    };
+    let until = async |wanted: bool| {
+        timeout(LIMIT, async {
+            loop {
+                let stream = ask().await;
+                if stream.is_some() == wanted {
+                    return stream;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("the connections of the client are not counted")
+    };
+    let first = until(true).await;
+    let _second = until(true).await;
+    until(false).await;
+    drop(first);
+    until(true).await;
 }

@@ -92,6 +92,8 @@ pub struct Router {
     pub public_port: Option<u16>,
     /// How users reach the router: `https` when something in front ends TLS.
     pub public_scheme: Scheme,
+    /// Connections of one client at a time; 0: no limit.
+    pub max_connections_per_client: usize,
     /// How long a client may take for a request's head; also how long an idle connection is kept.
     #[serde(with = "duration")]
     pub head_timeout: Duration,
@@ -107,6 +109,7 @@ impl Default for Router {
             listen: every_address(8080),
             public_port: None,
             public_scheme: Scheme::Http,
+            max_connections_per_client: 4096,
             head_timeout: seconds(60),
             first_byte_timeout: seconds(30),
             shutdown_grace: seconds(30),
@@ -206,6 +209,9 @@ pub struct Deploy {
     /// Cores.
     pub cpu: f64,
     pub memory: Bytes,
+    /// The most that a manifest may ask for one replica.
+    pub max_cpu: f64,
+    pub max_memory: Bytes,
     /// Longest wait for the requests of a replica that is to stop.
     #[serde(with = "duration")]
     pub drain_timeout: Duration,
@@ -216,7 +222,14 @@ pub struct Deploy {
 
 impl Default for Deploy {
     fn default() -> Self {
-        Self { cpu: 1.0, memory: Bytes(512 << 20), drain_timeout: seconds(30), stop_grace: seconds(10) }
+        Self {
+            cpu: 1.0,
+            memory: Bytes(512 << 20),
+            max_cpu: 4.0,
+            max_memory: Bytes(4 << 30),
+            drain_timeout: seconds(30),
+            stop_grace: seconds(10),
+        }
     }
 }
 

@@ -534,3 +534,17 @@ async fn who_waits_for_replicas_keeps_nobody_from_building() {
     assert_eq!(world.compiled(), 3);
     world.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_wants_too_much_is_refused_before_anything_is_built() {
+    let world = World::new().await;
+    let manifest = "processes: {web: {command: x, memory: 1Ti}, job: {command: y, cpu: 4.5}}";
+    let build = world.push("dev", &app(&[("berth.yaml", manifest)])).await;
+    let reason = "a process wants more than this server gives".to_owned();
+    assert_eq!(build.state, BuildState::Failed { reason });
+    let log = world.log(&build);
+    assert!(log.contains("web wants 1048576 MiB of memory; one replica may have 4096 MiB."), "{log}");
+    assert!(log.contains("job wants 4.5 cores; one replica may have 4."), "{log}");
+    assert_eq!(world.compiled(), 0);
+    world.stop().await;
+}
