@@ -233,7 +233,7 @@ async fn deploy(
                 lines.push(format!("The last lines of the log of {release}:"));
                 lines.extend(last_log_lines.iter().map(|line| format!("  {line}")));
             }
-            Err(BuildError::Rejected { reason: format!("{release} was not deployed: {reason}"), lines }.into())
+            Err(BuildError::Rejected { reason: format!("release {release} was not deployed: {reason}"), lines }.into())
         }
         Err(DeployFailure::Store(error)) => Err(error.into()),
     }

@@ -136,7 +136,9 @@ impl Receive {
             self.choose_branch(env, &update.name).await?;
         }
         self.settle_later(build.clone(), push.ended.clone());
-        let manifest = (!described.has_manifest).then(|| self.0.pipeline.manifest_template(&env.app_ref()));
+        // Once is enough: with the first push of the branch.
+        let first = update.old.bytes().all(|digit| digit == b'0');
+        let manifest = (first && !described.has_manifest).then(|| self.0.pipeline.manifest_template(&env.app_ref()));
         Ok(Some(Queued { build, detached: options.detach, manifest }))
     }
 

@@ -168,3 +168,25 @@ async fn a_custom_buildpack_runs_after_another() {
     assert_eq!(platform.answer(&build), "good day with node v22", "{}", platform.log(&build).await);
     platform.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unchanged_dependencies_are_the_same_layer_though_the_step_runs_again() {
+    for (app, input) in [("flask", "runtime.txt"), ("express", ".npmrc")] {
+        let platform = Platform::start("true").await;
+        let mut files = fixture(app);
+        let first = platform.push("dev", &files).await;
+        succeeded(&platform, &first).await;
+        let text: &[u8] = if app == "flask" { b"python-3.11\n" } else { b"fund=false\n" };
+        files.insert(input.to_owned(), text.to_vec());
+        let second = platform.push("dev", &files).await;
+        succeeded(&platform, &second).await;
+        let log = platform.log(&second).await;
+        assert!(stage(&second, "compile").is_some(), "{app}: the step did not run: {log}");
+        // The run stack, the runtime, the dependencies, what else was built.
+        let reused = log.lines().find(|line| line.contains("layers reused")).unwrap_or_default();
+        let (of, all) = reused.rsplit_once("pushed, ").and_then(|(_, counts)| counts.split_once(" of ")).unwrap();
+        let all = all.trim_end_matches(" layers reused");
+        assert_eq!(of.parse::<u32>().unwrap() + 1, all.parse::<u32>().unwrap(), "{app}: {log}");
+        platform.stop().await;
+    }
+}

@@ -25,7 +25,7 @@ reusable() { [ "${NODE_MODULES_CACHE:-}" != false ] && [ -n "$PLAN_LOCK" ] && [ 
 restore_dependencies() {
   local kept=$CACHE/dependencies/$1.tar
   [ -f "$kept" ] || return 1
-  if with_progress "still unpacking dependencies" tar -xf "$kept"; then
+  if with_progress "still unpacking dependencies" tar -xpf "$kept"; then
     touch "$kept"
     return
   fi

@@ -132,7 +132,7 @@ restore_venv() {
   local kept=$CACHE/venv-$1.tar
   [ -f "$kept" ] || return 1
   rm -rf "$VENV"
-  if tar -C "$BUILD_DIR" -xf "$kept" 2>/dev/null && [ "$(cat "$VENV/.berth-key" 2>/dev/null)" = "$1" ] && "$VENV/bin/python" -I -c '' 2>/dev/null; then
+  if tar -C "$BUILD_DIR" -xpf "$kept" 2>/dev/null && [ "$(cat "$VENV/.berth-key" 2>/dev/null)" = "$1" ] && "$VENV/bin/python" -I -c '' 2>/dev/null; then
     return 0
   fi
   detail "The cached virtual environment is damaged, making a new one"

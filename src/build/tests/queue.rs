@@ -384,7 +384,7 @@ async fn failures_are_named() {
             "there is no web process",
             " !     Process types found: worker.",
         ),
-        (&[("lock", "1"), ("Procfile", "web: crash\n")], "v1 was not deployed: it died", " !       boom"),
+        (&[("lock", "1"), ("Procfile", "web: crash\n")], "release v1 was not deployed: it died", " !       boom"),
         // As after a promotion, which no push has checked.
         (
             &[("lock", "1"), ("data/large", &large)],
