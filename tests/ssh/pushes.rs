@@ -47,16 +47,22 @@ async fn a_push_whose_build_waits_says_so_at_once() {
 async fn a_push_without_a_manifest_is_shown_one_to_add() {
     let server = Server::start().await;
     let work = server.work("work").await;
-    for options in [&["push", "paas-dev", "main"][..], &["push", "-o", "detach", "paas-dev", "main"]] {
-        server.commit(&work, &[("a", options[1])]).await;
-        let push = server.git(&work, options).await;
-        push.ok();
-        let said = push.err();
-        assert!(said.contains("There is no berth.yaml") && said.contains("remote:        app: acme/shop"), "{said}");
-        if let Some(end) = said.find("remote: =====>") {
-            assert!(said.find("There is no berth.yaml").is_some_and(|offer| offer < end), "{said}");
-        }
-    }
+    let push = server.git(&work, &["push", "paas-dev", "main"]).await;
+    push.ok();
+    let said = push.err();
+    assert!(said.contains("remote:        app: acme/shop"), "{said}");
+    let (offer, end) = (said.find("There is no berth.yaml"), said.find("remote: =====>"));
+    assert!(offer.is_some() && offer < end, "{said}");
+    server.commit(&work, &[("a", "b")]).await;
+    let push = server.git(&work, &["push", "paas-dev", "main"]).await;
+    push.ok();
+    assert!(!push.err().contains("There is no berth.yaml"), "it is offered with each push");
+
+    let server = Server::start().await;
+    let work = server.work("work").await;
+    let push = server.git(&work, &["push", "-o", "detach", "paas-dev", "main"]).await;
+    push.ok();
+    assert!(push.err().contains("There is no berth.yaml"), "{}", push.err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
