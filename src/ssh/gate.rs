@@ -5,8 +5,8 @@
 //! for their readers. The loop stays free to send output and keepalives, TCP slows the client, and memory stays bounded.
 //!
 //! One case needs care: a command that echoes its input (`run … cat < big`) stops reading until its output is taken, and the client's
-//! window adjustments are behind its own input in the socket. While output waits for such an adjustment, up to [`HARD_LIMIT`] bytes
-//! are let in; what lies before the adjustment is bounded by the client's send buffers.
+//! window adjustments are behind its own input in the socket. While a channel's window is used up, more is read, until the adjustment is
+//! found. [`HARD_LIMIT`] bounds what a client that never sends one can leave here; such a one is given up after the idle time.
 
 use std::{
     future::Future,
@@ -26,8 +26,8 @@ use tokio::{
 
 /// Bytes that may wait for readers before the socket is left alone.
 const HIGH_WATER: usize = 1024 * 1024;
-/// The same while output waits for the client.
-const HARD_LIMIT: usize = 16 * 1024 * 1024;
+/// The same while the client's window for output is used up.
+const HARD_LIMIT: usize = 32 * 1024 * 1024;
 /// How much is read from the socket at once, in bytes.
 const READ_BUFFER: usize = 128 * 1024;
 
@@ -50,12 +50,13 @@ impl Gate {
     /// `bytes` of the queued ones have been used or dropped.
     pub fn used(&self, bytes: usize) {
         let before = self.waiting.fetch_sub(bytes, Ordering::AcqRel);
-        if before >= HIGH_WATER && before - bytes < HIGH_WATER {
+        let falls_below = |limit: usize| before >= limit && before - bytes < limit;
+        if falls_below(HIGH_WATER) || falls_below(HARD_LIMIT) {
             self.reader.wake();
         }
     }
 
-    /// Marks that output waits for the client, until the mark is dropped.
+    /// Marks that a channel's window for output is used up, until the mark is dropped.
     pub fn output_stalled(&self) -> Stalled<'_> {
         self.outputs_stalled.fetch_add(1, Ordering::AcqRel);
         self.reader.wake();
@@ -77,6 +78,11 @@ impl Gate {
     fn is_open(&self) -> bool {
         let limit = if self.outputs_stalled.load(Ordering::Acquire) > 0 { HARD_LIMIT } else { HIGH_WATER };
         self.waiting() < limit
+    }
+
+    /// As much waits as may, and output waits for the client as well.
+    fn is_stuck(&self) -> bool {
+        self.waiting() >= HARD_LIMIT && self.outputs_stalled.load(Ordering::Acquire) > 0
     }
 
     fn check(&self) -> io::Result<()> {
@@ -169,9 +175,13 @@ impl AsyncRead for GatedStream {
         if !this.gate.is_open() {
             this.gate.reader.register(context.waker());
             if !this.gate.is_open() {
-                this.read_idle.reset();
                 this.gate.check()?;
-                return Poll::Pending;
+                if !this.gate.is_stuck() {
+                    this.read_idle.reset();
+                    return Poll::Pending;
+                }
+                // Both sides wait for the other. What ends that is a reader, or this.
+                return Poll::Ready(Err(ready!(this.read_idle.poll_expired(context))));
             }
         }
         if let Poll::Ready(done) = Pin::new(&mut this.socket).poll_read(context, buffer) {
@@ -195,5 +205,58 @@ impl AsyncWrite for GatedStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        time::timeout,
+    };
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(300);
+
+    async fn pair(gate: &Arc<Gate>, idle: Duration) -> (GatedStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.write_all(b"more").await.unwrap();
+        (GatedStream::new(listener.accept().await.unwrap().0, gate.clone(), idle), client)
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_left_alone_until_readers_catch_up_or_output_waits() {
+        let gate = Arc::<Gate>::default();
+        let (mut stream, _client) = pair(&gate, Duration::from_secs(60)).await;
+        gate.queued(2 * HIGH_WATER);
+        let mut one = [0];
+        assert!(timeout(SOON, stream.read(&mut one)).await.is_err());
+        let stalled = gate.output_stalled();
+        assert_eq!(timeout(20 * SOON, stream.read(&mut one)).await.unwrap().unwrap(), 1);
+        drop(stalled);
+        assert!(timeout(SOON, stream.read(&mut one)).await.is_err());
+        gate.used(2 * HIGH_WATER);
+        assert_eq!(timeout(20 * SOON, stream.read(&mut one)).await.unwrap().unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_sends_and_takes_nothing_is_given_up() {
+        let gate = Arc::<Gate>::default();
+        let (mut stream, _client) = pair(&gate, SOON).await;
+        gate.queued(HARD_LIMIT);
+        let mut one = [0];
+        // Without output that waits, its readers are only slow.
+        assert!(timeout(3 * SOON, stream.read(&mut one)).await.is_err());
+        let _stalled = gate.output_stalled();
+        let error = timeout(20 * SOON, stream.read(&mut one)).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // A reader that has caught up opens it again.
+        gate.used(HARD_LIMIT);
+        assert_eq!(timeout(20 * SOON, stream.read(&mut one)).await.unwrap().unwrap(), 1);
     }
 }

@@ -19,6 +19,8 @@ use crate::git::wire::Frame;
 pub const WAITING_FRAMES: usize = 8;
 /// The largest frame that [`FrameWriter`] makes, in bytes.
 const MAX_FRAME: usize = 64 * 1024;
+/// What waits for a window that is used up, in bytes; any adjustment is larger.
+const SMALL_PIECE: usize = 1024;
 /// RFC 4254, section 5.2: SSH_EXTENDED_DATA_STDERR.
 const STDERR: u32 = 1;
 
@@ -31,12 +33,7 @@ pub async fn relay(
 ) {
     let send_all = async {
         while let Some(frame) = frames.recv().await {
-            let _stalled = gate.output_stalled();
-            let sent = match frame {
-                Frame::Out(bytes) => channel.data_bytes(bytes).await,
-                Frame::Err(bytes) => channel.extended_data_bytes(STDERR, bytes).await,
-            };
-            if sent.is_err() {
+            if send(channel, frame, &gate).await.is_err() {
                 break;
             }
         }
@@ -45,6 +42,25 @@ pub async fn relay(
         () = send_all => {}
         () = gone.cancelled() => {}
     }
+}
+
+/// Sends a frame by pieces that fit the client's window, so that output counts as stalled only while that is used up: only then is
+/// there nothing to do but to read on for the client's adjustment.
+async fn send(channel: &ChannelWriteHalf<Msg>, frame: Frame, gate: &Gate) -> Result<(), russh::Error> {
+    let (mut bytes, is_error) = match frame {
+        Frame::Out(bytes) => (bytes, false),
+        Frame::Err(bytes) => (bytes, true),
+    };
+    while !bytes.is_empty() {
+        let window = channel.writable_packet_size().await;
+        let _stalled = (window == 0).then(|| gate.output_stalled());
+        let piece = bytes.split_to(bytes.len().min(if window == 0 { SMALL_PIECE } else { window }));
+        match is_error {
+            false => channel.data_bytes(piece).await?,
+            true => channel.extended_data_bytes(STDERR, piece).await?,
+        }
+    }
+    Ok(())
 }
 
 /// Ends a channel: exit status, end of file, close. The client may be gone; then nothing is to be told.
