@@ -232,6 +232,7 @@ impl Platform {
         }
         self.runtime.end_orphaned_jobs().await.unwrap();
         self.runtime.forget(&app.tenant, None).await.unwrap();
+        self.runtime.teardown().await;
         remove_images(&self.address);
     }
 }
