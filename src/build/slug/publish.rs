@@ -77,7 +77,8 @@ impl Publisher {
     }
 
     /// Makes a layer that is somewhere in the registry available in this repository, without a request when it is known to be. `from`: a
-    /// repository that is known to all to have it. One that only others have counts as pushed: what they build is not told. `trust`: whether the records are believed; else the registry is asked. `false` when it is nowhere.
+    /// repository that is known to all to have it. One that only others have counts as pushed: what they build is not told. `trust`:
+    /// whether the records are believed; else the registry is asked. `false` when it is nowhere.
     pub async fn reuse(&mut self, layer: &LayerRef, from: Option<&str>, trust: bool) -> Result<bool, PublishError> {
         let record = self.store.get::<LayerRecord>(&layer.diff_id).await?;
         let mut record = record.map_or_else(|| LayerRecord::new(layer.clone()), |stored| stored.record);
