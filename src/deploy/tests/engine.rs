@@ -50,6 +50,8 @@ struct State {
     phases: Vec<String>,
     phase_exit: i64,
     down: bool,
+    /// Its events get lost.
+    mute: bool,
     stopped: Vec<(SetId, u32)>,
 }
 
@@ -83,6 +85,10 @@ impl Engine {
     pub(super) fn set_down(&self, down: bool) {
         self.state().down = down;
         let _ = self.events.send(RuntimeEvent::Resync);
+    }
+
+    pub(super) fn set_mute(&self) {
+        self.state().mute = true;
     }
 
     /// Running replicas as `web.1 v3 r0`.
@@ -146,6 +152,9 @@ impl Engine {
     }
 
     fn changed(&self, set: SetId, replica: ReplicaId, what: Change) {
+        if self.state().mute {
+            return;
+        }
         let _ = self.events.send(RuntimeEvent::Changed { set, replica, what });
     }
 
