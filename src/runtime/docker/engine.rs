@@ -173,6 +173,13 @@ pub fn no_such_network(error: &RuntimeError) -> bool {
     matches!(error, RuntimeError::Gone(text) | RuntimeError::Refused(text) if text.contains("network") && text.contains("not found"))
 }
 
+/// Whether a container cannot be started any more since an engine was killed while it started it, and left half of what belongs to that: the
+/// next one of the same name can.
+pub fn left_in_the_middle(error: &RuntimeError) -> bool {
+    let shim = |text: &str| text.contains("failed to start shim") || text.contains("failed to create shim");
+    matches!(error, RuntimeError::Refused(text) if shim(text) && (text.contains("file exists") || text.contains("already exists")))
+}
+
 /// Sorts an error of the client. `doing` says what was being done.
 pub fn failed(doing: &str, error: &Error) -> RuntimeError {
     match error {
@@ -204,4 +211,21 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = next.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_engine_leaves() {
+        let refused = |text: &str| RuntimeError::Refused(text.to_owned());
+        for (text, left) in [
+            ("the engine refused: failed to start shim: mkdir /run/x/moby/8a41: file exists: unknown", true),
+            ("the engine refused: failed to create shim task: OCI runtime create failed: exec: \"x\": not found", false),
+            ("the engine refused: mkdir /data: file exists", false),
+        ] {
+            assert_eq!(left_in_the_middle(&refused(text)), left, "{text}");
+        }
+    }
 }
