@@ -12,7 +12,7 @@ use std::{
 use futures::{StreamExt, stream::BoxStream};
 use tokio::{
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -26,8 +26,12 @@ const DEADLINE: Duration = Duration::from_secs(150);
 const SILENT: Duration = Duration::from_secs(10);
 /// First and longest pause before an engine that does not answer is asked again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Hints can get lost in ways nobody thought of; what runs is looked at this often in any case.
-const ANYWAY: Duration = Duration::from_secs(60);
+/// A hint can get lost in ways nobody thought of; that costs at most this long, for what runs is looked at in any case.
+pub(super) const INTERVAL: Duration = Duration::from_secs(5);
+/// An engine that takes long to answer is looked at less often: a hundredth of the time goes into it at the most.
+const SHARE: u32 = 100;
+/// And no less often than this.
+const RARELY: Duration = Duration::from_secs(60);
 
 /// The newest picture.
 #[derive(Debug, Clone, Default)]
@@ -85,6 +89,7 @@ impl Observer {
                 // Before the look, so that nothing falls between.
                 events = timeout(DEADLINE, self.runtime.events()).await.ok().and_then(Result::ok);
             }
+            let began = Instant::now();
             if self.observe().await && events.is_some() {
                 pause = RETRY.0;
             } else {
@@ -92,10 +97,11 @@ impl Observer {
                 pause = (pause * 2).min(RETRY.1);
                 continue;
             }
+            let interval = interval(began.elapsed());
             tokio::select! {
                 () = self.world.wake.notified() => {}
                 event = next(&mut events) => if event.is_none() { events = None },
-                () = sleep(ANYWAY) => {}
+                () = sleep(interval) => {}
             }
         }
     }
@@ -135,6 +141,11 @@ impl Observer {
         let error = Some(error.to_string());
         self.picture.send_replace(Arc::new(Picture { error, ..Picture::clone(&before) }));
     }
+}
+
+/// The pause until the next look that nothing asked for, when the last one took `took`.
+fn interval(took: Duration) -> Duration {
+    (took * SHARE).clamp(INTERVAL, RARELY)
 }
 
 async fn next(events: &mut Option<BoxStream<'static, RuntimeEvent>>) -> Option<RuntimeEvent> {

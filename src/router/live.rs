@@ -102,6 +102,11 @@ impl LiveRoute {
         !self.backends.is_empty()
     }
 
+    /// Whether there is a replica that is neither in `tried` nor `chosen`.
+    pub(super) fn has_others(&self, tried: &[u64], chosen: u64) -> bool {
+        self.backends.iter().any(|backend| backend.key != chosen && !tried.contains(&backend.key))
+    }
+
     /// The next replica in turn that is not in `tried`, one that lately refused connections only if there is no other.
     fn choose(&self, tried: &[u64]) -> Option<&Arc<Backend>> {
         let count = self.backends.len();

@@ -18,7 +18,7 @@ use berth::{
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -206,6 +206,22 @@ impl Replica {
             }
         });
         Self { name: name.to_owned(), release: 1, address, connections, requests, server }
+    }
+
+    /// A replica whose address takes no connection and refuses none, like that of a machine which is gone.
+    pub async fn silent(name: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        // One fills the queue of connections that nobody takes; more are not answered.
+        let filling = TcpStream::connect(address).await.unwrap();
+        let server = tokio::spawn(async move {
+            std::future::pending::<()>().await;
+            drop((listener, filling));
+        });
+        let name = name.to_owned();
+        Self { name, release: 1, address, connections: Arc::default(), requests: Arc::default(), server }
     }
 
     /// A replica that nothing listens for.

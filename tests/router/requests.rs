@@ -122,6 +122,20 @@ async fn a_refused_connection_goes_to_another_replica() {
 }
 
 #[tokio::test]
+async fn a_connection_that_does_not_come_about_goes_to_another_replica_soon() {
+    let mut router = Router::start(&[]).await;
+    let (silent, alive) = (Replica::silent("web.1").await, Replica::start("web.2").await);
+    router.serve(&[&silent, &alive]).await;
+    let began = std::time::Instant::now();
+    for _ in 0..2 {
+        let answer = router.get("/").await;
+        assert!(status(&answer) == 200 && answer.contains("web.2"), "{answer}");
+    }
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_millis(1500), "{took:?}");
+}
+
+#[tokio::test]
 async fn only_what_may_be_repeated_is_repeated() {
     let mut router = Router::start(&[]).await;
     let replicas = [Replica::start("web.1").await, Replica::start("web.2").await];

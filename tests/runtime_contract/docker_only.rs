@@ -1,10 +1,14 @@
 //! What only the real engine can show: what a crash leaves, who owns what, terminals, caches, images.
 
-use std::{process::Command, sync::Arc, time::Duration};
+use std::{
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 
 use berth::{
     domain::ReplicaState,
-    runtime::{Runtime, RuntimeError, docker::DockerRuntime},
+    runtime::{Change, Runtime, RuntimeError, RuntimeEvent, docker::DockerRuntime},
 };
 use futures::{StreamExt, future::join_all};
 use tokio::io::AsyncWriteExt;
@@ -30,7 +34,30 @@ pub async fn run(runner: &mut Runner<Both>) {
     runner.case("mounts are read-only", mounts).await;
     runner.case("there is room for many tenants", many_tenants).await;
     runner.case("logs outlive rotation", rotation).await;
+    runner.case("who hears of a death sees it", death_is_seen).await;
     runner.case("timings", timings).await;
+}
+
+async fn death_is_seen((_, world): Both) {
+    let runtime = &*world.runtime;
+    let set = set(&world, "deaths", "exec sleep 3600", 10);
+    runtime.apply(&set).await.unwrap();
+    let mut events = runtime.events().await.unwrap();
+    for victim in replicas(runtime, &set.id).await {
+        // Not waited for: it returns when the engine is done with the container.
+        let mut kill = Command::new("docker").args(["kill", &victim.id.0]).stdout(Stdio::null()).spawn().unwrap();
+        let heard = async {
+            while !matches!(events.next().await, Some(RuntimeEvent::Changed { replica, what: Change::Died, .. }) if replica == victim.id)
+            {
+            }
+        };
+        tokio::time::timeout(DEADLINE, heard).await.expect("the event comes");
+        let now = replicas(runtime, &set.id).await;
+        let found = now.iter().find(|replica| replica.id == victim.id).expect("its remains are there");
+        assert!(matches!(found.state, ReplicaState::Exited { .. }), "{found:?}");
+        assert!(kill.wait().unwrap().success());
+    }
+    runtime.remove(&set.id, Duration::ZERO).await.unwrap();
 }
 
 async fn half_made((engine, world): Both) {

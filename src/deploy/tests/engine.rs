@@ -54,6 +54,8 @@ struct State {
     down: bool,
     /// How long it takes to say what runs.
     late: Duration,
+    /// Its events get lost.
+    mute: bool,
     stopped: Vec<(SetId, u32)>,
 }
 
@@ -92,6 +94,10 @@ impl Engine {
     pub(super) fn set_late(&self, late: Duration) {
         self.state().late = late;
         let _ = self.events.send(RuntimeEvent::Resync);
+    }
+
+    pub(super) fn set_mute(&self) {
+        self.state().mute = true;
     }
 
     /// Running replicas as `web.1 v3 r0`.
@@ -155,6 +161,9 @@ impl Engine {
     }
 
     fn changed(&self, set: SetId, replica: ReplicaId, what: Change) {
+        if self.state().mute {
+            return;
+        }
         let _ = self.events.send(RuntimeEvent::Changed { set, replica, what });
     }
 

@@ -4,8 +4,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{engine::Behaviour, support::*};
-use crate::{deploy::*, domain::*};
+use super::{
+    engine::{Behaviour, START_TIME},
+    support::*,
+};
+use crate::{
+    deploy::{world::INTERVAL, *},
+    domain::*,
+};
 
 async fn serving(count: u32) -> Platform {
     let platform = Platform::new().await;
@@ -165,6 +171,18 @@ async fn restart_of_the_control_plane_changes_nothing() {
     assert_eq!(platform.engine.stopped(), []);
     assert_eq!(platform.router.table().generation, generation);
     platform.assert_no_faults();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_event_costs_one_interval() {
+    let platform = serving(2).await;
+    sleep(Duration::from_secs(20)).await;
+    platform.expect(0);
+    platform.engine.set_mute();
+    platform.engine.kill("web", 1);
+    let began = Instant::now();
+    platform.until("two replicas again", |platform| platform.engine.running().len() == 2).await;
+    assert!(began.elapsed() <= INTERVAL + START_TIME + Duration::from_millis(100), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,6 +12,9 @@ use crate::runtime::{Change, RuntimeEvent};
 /// Pause before connecting anew: grows from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// How long the engine may take to finish with a container whose death it told of.
+const LISTING_DEADLINE: Duration = Duration::from_secs(2);
+
 type Messages = BoxStream<'static, Result<EventMessage, bollard::errors::Error>>;
 
 /// The events from now on, for ever.
@@ -39,6 +42,7 @@ impl Follower {
                     self.pause = PAUSE.0;
                     self.since = self.since.max(message.time_nano.unwrap_or(0));
                     if let Some(event) = event(&message) {
+                        await_listing(&self.engine, &event).await;
                         return event;
                     }
                 }
@@ -68,6 +72,16 @@ fn connect(engine: &Engine, since: i64) -> Messages {
     let options = EventsOptionsBuilder::default().since(&since).filters(&filters).build();
     let docker = engine.docker.clone();
     docker.events(Some(options)).boxed()
+}
+
+/// The engine tells of a death before its list of containers shows it, so that an observation upon the event could still see the replica
+/// run, and nothing would hint at it again. An inspection waits for the lock under which the engine brings its list up to date.
+async fn await_listing(engine: &Engine, event: &RuntimeEvent) {
+    let RuntimeEvent::Changed { replica, what: Change::Died, .. } = event else { return };
+    // Whatever the answer is: the event is a hint, and observing it is another's.
+    if tokio::time::timeout(LISTING_DEADLINE, engine.inspect(&replica.0)).await.is_err() {
+        tracing::debug!(replica = replica.0, "the engine does not say in time what became of a replica");
+    }
 }
 
 fn nanoseconds() -> i64 {
