@@ -36,7 +36,7 @@ use crate::{
     logs::{Logs, access::AccessReceiver, collector::Collector},
     manifest::Defaults,
     receive::{Receive, ReceiveSettings, install_hooks},
-    registry::{Credentials, ManagedRegistry, ManagedSettings, OciRegistry},
+    registry::{Credentials, ManagedRegistry, ManagedSettings, OciRegistry, RegistryError},
     router::table::ACCESS_SOCKET,
     runtime::{Runtime, docker::DockerRuntime},
     ssh::{ConnectionLimits, SshServer, SshSettings},
@@ -45,6 +45,8 @@ use crate::{
 
 /// How long each part may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// How long the start waits for the stacks to be in the registry.
+const STACKS_DEADLINE: Duration = Duration::from_secs(20);
 /// git processes that serve clients at once, in all and of one user.
 const GIT_SESSIONS: usize = 64;
 const GIT_SESSIONS_PER_USER: usize = 8;
@@ -184,8 +186,7 @@ impl Server {
             logs: Arc::new(logs.clone()),
         };
         let (builds, service) = Builds::start(parts, build_settings(config, data)).await?;
-        // Pushes would only find out later that the stacks are missing.
-        builds.stack_images().await?;
+        look_for_stacks(&builds).await?;
         work.spawn(service.run(work.stop.clone()));
         let housekeeping =
             Housekeeping { runtime: runtime.clone(), deployer: deployer.clone(), builds: builds.clone() };
@@ -227,6 +228,21 @@ async fn start_registry(config: &Config, data: &DataDir, ground: &mut Layer) -> 
     let login = settings.username.clone().zip(settings.password.clone());
     let credentials = login.map(|(user, password)| Credentials { user, password });
     Ok(OciRegistry::new(&settings.address, credentials)?)
+}
+
+/// Pushes would only find out later that the stacks are missing. A registry that does not answer is another matter: what runs is to be
+/// looked after, and the first build asks again.
+async fn look_for_stacks(builds: &Builds) -> anyhow::Result<()> {
+    let away = match timeout(STACKS_DEADLINE, builds.stack_images()).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => match error.downcast_ref() {
+            Some(RegistryError::Unavailable { .. }) => format!("{error:#}"),
+            _ => return Err(error),
+        },
+        Err(_) => format!("it has taken more than {} s", STACKS_DEADLINE.as_secs()),
+    };
+    tracing::warn!(reason = away, "the stacks are not in the registry yet; builds wait for that");
+    Ok(())
 }
 
 fn start_logs(config: &Config, data: &DataDir, runtime: &Arc<dyn Runtime>, ground: &mut Layer) -> anyhow::Result<Logs> {

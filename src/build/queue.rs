@@ -14,6 +14,7 @@ use futures::FutureExt;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +42,8 @@ const ENQUEUE_TRIES: usize = 32;
 /// A build that is not final.
 struct Active {
     build: Build,
+    /// When it was queued, or taken over from the last server; waits are measured from then, since the time of day may jump.
+    since: Instant,
     cancel: CancellationToken,
     /// Why it was cancelled.
     reason: Option<String>,
@@ -281,7 +284,7 @@ impl Builds {
 impl Active {
     fn new(build: Build, resumed: bool) -> Self {
         let (cancel, done, place) = (CancellationToken::new(), watch::Sender::new(None), watch::Sender::new(None));
-        Self { build, resumed, cancel, reason: None, done, place }
+        Self { build, since: Instant::now(), resumed, cancel, reason: None, done, place }
     }
 
     fn set_place(&self, place: Option<QueuePlace>) {
@@ -469,8 +472,8 @@ impl Shared {
 
     /// Notes that a build that waited has begun.
     async fn begin(&self, build: &mut Build) {
-        let waited = jiff::Timestamp::now().duration_since(build.queued_at).as_millis();
-        build.timings.push(("queued".to_owned(), u64::try_from(waited).unwrap_or(0)));
+        let waited = self.queue().active.get(&build.env).map_or(Duration::ZERO, |active| active.since.elapsed());
+        build.timings.push(("queued".to_owned(), u64::try_from(waited.as_millis()).unwrap_or(0)));
         self.changed(build);
         if build.state == BuildState::Queued {
             build.state = BuildState::Running { stage: Stage::Build };

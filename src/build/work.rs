@@ -284,10 +284,10 @@ fn farewell(pipeline: &Pipeline, build: &Build, deployed: &Deployed, output: &Bu
         let stages: Vec<_> = build.timings.iter().map(|(stage, millis)| format!("{stage} {millis}")).collect();
         output.detail(&format!("timings (ms): {}", stages.join(", ")));
     }
-    let received: u64 = build.timings.iter().take_while(|(stage, _)| stage != "queued").map(|(_, millis)| millis).sum();
-    let since_queued = jiff::Timestamp::now().duration_since(build.queued_at);
-    let since_queued = Duration::try_from(since_queued).unwrap_or_default();
-    let total = since_queued + Duration::from_millis(received);
+    // Receiving and waiting; by their durations, since the time of day may have jumped.
+    let begun = build.timings.iter().rposition(|(stage, _)| stage == "queued").map_or(0, |place| place + 1);
+    let before: u64 = build.timings[..begun].iter().map(|(_, millis)| millis).sum();
+    let total = Duration::from_millis(before) + output.age();
     output.heading(&format!("{} is live: release {}", build.env, deployed.release));
     output.detail(&deployed.url);
     output.detail(&format!("{} from push to live", human_duration(total)));

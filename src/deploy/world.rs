@@ -20,8 +20,10 @@ use crate::{
     runtime::{Runtime, RuntimeError, RuntimeEvent},
 };
 
-/// How long an observation may take.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long an observation may take. Generous, since an engine that is slow is not to be taken for one that is gone.
+const DEADLINE: Duration = Duration::from_secs(150);
+/// After this long, those who wait are told that the engine does not answer, and nothing is done on the strength of the last picture.
+const SILENT: Duration = Duration::from_secs(10);
 /// First and longest pause before an engine that does not answer is asked again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A hint can get lost in ways nobody thought of; that costs at most this long, for what runs is looked at in any case.
@@ -106,8 +108,7 @@ impl Observer {
 
     async fn observe(&self) -> bool {
         let ticket = self.world.wanted.load(Ordering::SeqCst);
-        let late = || Err(RuntimeError::Unavailable(format!("no answer within {DEADLINE:?}")));
-        match timeout(DEADLINE, self.runtime.observe()).await.unwrap_or_else(|_| late()) {
+        match self.patiently().await {
             Ok(replicas) => {
                 let mut by_env: BTreeMap<EnvRef, Vec<Replica>> = BTreeMap::new();
                 for replica in replicas {
@@ -118,12 +119,27 @@ impl Observer {
             }
             Err(error) => {
                 tracing::warn!(%error, "what runs cannot be observed; trying again");
-                let before = self.picture.borrow().clone();
-                let error = Some(error.to_string());
-                self.picture.send_replace(Arc::new(Picture { error, ..Picture::clone(&before) }));
+                self.doubt(&error);
                 false
             }
         }
+    }
+
+    async fn patiently(&self) -> Result<Vec<Replica>, RuntimeError> {
+        let late = |time: Duration| RuntimeError::Unavailable(format!("no answer within {} s", time.as_secs()));
+        let mut look = self.runtime.observe();
+        if let Ok(result) = timeout(SILENT, &mut look).await {
+            return result;
+        }
+        self.doubt(&late(SILENT));
+        timeout(DEADLINE - SILENT, look).await.unwrap_or_else(|_| Err(late(DEADLINE)))
+    }
+
+    /// Says why there is no newer picture.
+    fn doubt(&self, error: &RuntimeError) {
+        let before = self.picture.borrow().clone();
+        let error = Some(error.to_string());
+        self.picture.send_replace(Arc::new(Picture { error, ..Picture::clone(&before) }));
     }
 }
 

@@ -38,12 +38,22 @@ pub enum RuntimeError {
     /// The image is not in the registry or cannot be pulled.
     #[error("the image {image} cannot be pulled: {reason}")]
     Image { image: String, reason: String },
+    /// The registry does not answer the engine; worth trying again.
+    #[error("the image {image} cannot be pulled, since the registry does not answer: {reason}")]
+    Registry { image: String, reason: String },
     /// The replica or job is gone.
     #[error("{0} does not exist any more")]
     Gone(String),
     /// The engine refused.
     #[error("{0}")]
     Refused(String),
+}
+
+impl RuntimeError {
+    /// Whether it says nothing about what was asked for, and may go better in a moment.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Registry { .. })
+    }
 }
 
 /// What an engine event is about; a hint to observe again, never the truth itself.

@@ -171,8 +171,8 @@ impl Actor {
         let now = self.parts.steady.now();
         let state = self.sets.entry(set).or_default();
         state.backoff.failed(now, None);
-        // An engine that does not answer says nothing about the release.
-        state.refusals += u32::from(!matches!(error, RuntimeError::Unavailable(_)));
+        // An engine or a registry that does not answer says nothing about the release.
+        state.refusals += u32::from(!error.is_passing());
         state.trouble = Some(error.to_string());
     }
 }

@@ -251,7 +251,9 @@ impl Actor {
         self.absorb(&picture);
         if !picture.known || picture.error.is_some() {
             self.check_deadline().await;
-            return self.report(&self.goal(), None);
+            self.report(&self.goal(), None);
+            // Who asks for the status is to hear of this, not to wait for the engine.
+            return self.answer_refreshes();
         }
         self.care_for_rollout().await;
         if let Some(version) = self.goal_version().filter(|version| !self.releases.contains_key(version)) {
@@ -268,11 +270,15 @@ impl Actor {
         }
         self.execute(&plan).await;
         self.report(&goal, Some(&plan));
+        self.answer_refreshes();
+        self.forget_sets(&goal);
+    }
+
+    fn answer_refreshes(&mut self) {
         for done in self.refreshes.drain(..) {
             // Nobody waits any more: nothing to tell.
             let _ = done.send(());
         }
-        self.forget_sets(&goal);
     }
 
     /// Reads the environment, if it may have changed, and the releases that matter.

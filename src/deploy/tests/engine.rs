@@ -35,6 +35,8 @@ pub(super) enum Behaviour {
     Elsewhere(u16),
     /// Its image cannot be pulled.
     NoImage,
+    /// Its image cannot be pulled as long as the registry is away.
+    NoRegistry,
 }
 
 pub(super) const START_TIME: Duration = Duration::from_millis(400);
@@ -50,6 +52,8 @@ struct State {
     phases: Vec<String>,
     phase_exit: i64,
     down: bool,
+    /// How long it takes to say what runs.
+    late: Duration,
     /// Its events get lost.
     mute: bool,
     stopped: Vec<(SetId, u32)>,
@@ -84,6 +88,11 @@ impl Engine {
 
     pub(super) fn set_down(&self, down: bool) {
         self.state().down = down;
+        let _ = self.events.send(RuntimeEvent::Resync);
+    }
+
+    pub(super) fn set_late(&self, late: Duration) {
+        self.state().late = late;
         let _ = self.events.send(RuntimeEvent::Resync);
     }
 
@@ -232,6 +241,9 @@ impl Runtime for Engine {
         if self.state().behaviours.get(&set.id.release.0) == Some(&Behaviour::NoImage) {
             return Err(RuntimeError::Image { image: "x".into(), reason: "not found".into() });
         }
+        if self.state().behaviours.get(&set.id.release.0) == Some(&Behaviour::NoRegistry) {
+            return Err(RuntimeError::Registry { image: "x".into(), reason: "connection refused".into() });
+        }
         let there: Vec<(ReplicaId, u32, bool)> = {
             let state = self.state();
             let of = state.replicas.iter().filter(|(replica, _)| replica.set == set.id);
@@ -251,6 +263,8 @@ impl Runtime for Engine {
 
     async fn observe(&self) -> Result<Vec<Replica>, RuntimeError> {
         self.check()?;
+        let late = self.state().late;
+        sleep(late).await;
         Ok(self.state().replicas.iter().map(|(replica, _)| replica.clone()).collect())
     }
 

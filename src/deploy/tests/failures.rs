@@ -218,6 +218,56 @@ async fn engine_that_is_away_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_status_does_not_wait_for_an_engine_that_is_away() {
+    let platform = serving(1).await;
+    platform.engine.set_down(true);
+    sleep(Duration::from_secs(60)).await;
+    platform.change(|record| drop(record.scale.insert("web".parse().unwrap(), 2))).await;
+    let began = Instant::now();
+    let status = platform.deployer.status(&env()).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());
+    assert!(status.waits.iter().any(|wait| wait.contains("engine does not answer")), "{status:?}");
+    assert!(!status.settled, "nobody knows");
+    // What was changed meanwhile is seen all the same.
+    assert_eq!(status.processes[0].wanted, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_answers_late_is_heard_all_the_same() {
+    let platform = serving(2).await;
+    platform.engine.set_late(Duration::from_secs(30));
+    let second = platform.create(&[("web", 2)]).await;
+    let waiting = tokio::spawn({
+        let deployer = platform.deployer.clone();
+        async move { deployer.deploy(&env(), second, &SilentProgress).await }
+    });
+    sleep(Duration::from_secs(11)).await;
+    let status = platform.deployer.status(&env()).await.unwrap();
+    assert!(status.waits.iter().any(|wait| wait.contains("no answer within 10 s")), "{status:?}");
+    waiting.await.unwrap().unwrap();
+    platform.assert_no_faults();
+    assert_eq!(platform.record().await.current, Some(second));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_is_away_for_a_while_fails_no_deployment() {
+    let platform = serving(1).await;
+    platform.engine.behave(2, Behaviour::NoRegistry);
+    let second = platform.create(&[("web", 1)]).await;
+    let waiting = tokio::spawn({
+        let deployer = platform.deployer.clone();
+        async move { deployer.deploy(&env(), second, &SilentProgress).await }
+    });
+    sleep(Duration::from_secs(60)).await;
+    let status = platform.deployer.status(&env()).await.unwrap();
+    assert!(status.waits.iter().any(|wait| wait.contains("the registry does not answer")), "{status:?}");
+    assert!(!waiting.is_finished());
+    platform.engine.behave(2, Behaviour::Good);
+    waiting.await.unwrap().unwrap();
+    platform.assert_no_faults();
+}
+
+#[tokio::test(start_paused = true)]
 async fn slow_release_fails_at_its_progress_deadline() {
     let platform = serving(1).await;
     platform.engine.behave(2, Behaviour::Elsewhere(9));

@@ -13,7 +13,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
     Inner,
-    engine::{Created, no_such_network},
+    engine::{Created, left_in_the_middle, no_such_network},
     names,
     stops::Stop,
 };
@@ -177,7 +177,7 @@ impl Inner {
                     if no_such_network(&error) {
                         self.networks.doubt(&set.id.env.tenant);
                         self.prepare_tenant(&set.id.env.tenant).await?;
-                    } else if !matches!(error, RuntimeError::Gone(_)) {
+                    } else if !matches!(error, RuntimeError::Gone(_)) && !left_in_the_middle(&error) {
                         return Err(error);
                     }
                     failure = Some(error);
