@@ -11,6 +11,8 @@ mod data_plane;
 mod doctor;
 mod doors;
 mod engine;
+#[cfg(feature = "fail-points")]
+mod fail_points;
 mod housekeeping;
 mod pipeline;
 mod routes;

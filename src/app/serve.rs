@@ -56,6 +56,8 @@ const GIT_IDLE: Duration = Duration::from_secs(600);
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
     telemetry::init();
+    #[cfg(feature = "fail-points")]
+    super::fail_points::arm()?;
     let config = place.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("serve").build()?;
     let done = runtime.block_on(serve(config));

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     deploy::Progress,
-    domain::{Build, Digest, ImageRef, ProcessType},
+    domain::{Build, Digest, FailPoint, ImageRef, ProcessType, fail_point::reached},
     manifest::{Definition, Problem, render_problems},
 };
 
@@ -189,6 +189,7 @@ impl Pipeline {
 impl Run<'_> {
     async fn slug(mut self) -> Result<Slug, BuildError> {
         let source = self.read().await?;
+        reached(FailPoint::Checkout);
         for warning in &source.warnings {
             self.output.detail(warning);
         }
@@ -379,6 +380,7 @@ impl Run<'_> {
         }
         let mut layers = vec![base];
         layers.extend(below.layers);
+        reached(FailPoint::Slug);
         layers.push(publisher.add_fresh(raw).await?);
         self.stopwatch.lap("source layer");
         let image = self.image_description(source, stacks).files(&layers);

@@ -12,7 +12,9 @@ use super::{
     now, parse,
 };
 use crate::{
-    domain::{AppRef, Build, Deployment, EnvRef, Environment, EventKind, Release, Verb},
+    domain::{
+        AppRef, Build, Deployment, EnvRef, Environment, EventKind, FailPoint, Release, Verb, fail_point::reached,
+    },
     store::{NewEvent, Record, Store, StoreError, Transaction},
 };
 
@@ -103,6 +105,7 @@ impl Commands {
         // The records go first, so that nothing brings back what is taken away next. What a failure leaves behind then belongs to no
         // environment: the deployer goes on stopping it, and a new environment of the name takes repository and logs away before it begins.
         keep_trying(|| self.delete_records(name)).await?;
+        reached(FailPoint::Retire);
         self.deployer.retire(name).await.map_err(failed("what runs"))?;
         // A build that was queued in between finds no environment to deploy to.
         self.end_build(name).await?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Deployer, Derive, NewRelease, domains};
-use crate::domain::{EnvRef, Environment, Release, ReleaseVersion, UserName};
+use crate::domain::{EnvRef, Environment, FailPoint, Release, ReleaseVersion, UserName, fail_point::reached};
 use crate::store::StoreError;
 
 /// How often a release is tried to be made while others change the environment.
@@ -93,8 +93,12 @@ impl Deployer {
             environment.last_release += 1;
             let release = release(&mut environment);
             let transaction = store.transaction().update(&stored, &environment).create(&release);
+            reached(FailPoint::RecordRelease);
             match domains::claim(store, base, &release, transaction).await?.commit().await {
-                Ok(_) => return Ok(release),
+                Ok(_) => {
+                    reached(FailPoint::RecordRelease);
+                    return Ok(release);
+                }
                 Err(StoreError::Conflict(_)) => continue,
                 Err(error) => return Err(error),
             }

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod build;
 pub mod event;
+pub mod fail_point;
 pub mod image;
 pub mod names;
 pub mod people;
@@ -17,6 +18,7 @@ pub mod replica;
 pub use access::{Role, Verb};
 pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
 pub use event::{Event, EventKind};
+pub use fail_point::FailPoint;
 pub use image::{Digest, ImageRef};
 pub use names::{AppName, AppRef, EnvName, EnvRef, NameError, ProcessType, TenantName, UserName};
 pub use people::{App, DomainClaim, Environment, Invite, PublicKey, Tenant, User};

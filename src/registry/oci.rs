@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::io::ReaderStream;
 
 use super::{MANIFEST_TYPE, Registry, RegistryError};
-use crate::domain::Digest;
+use crate::domain::{Digest, FailPoint, fail_point::reached};
 
 /// How long connecting, and waiting for the next bytes of an answer, may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -151,6 +151,7 @@ impl OciRegistry {
         let file = tokio::fs::File::open(file).await?;
         let size = file.metadata().await?.len();
         let chunks = ReaderStream::with_capacity(file, UPLOAD_CHUNK).map_err(OciDistributionError::from);
+        let chunks = chunks.inspect(|_| reached(FailPoint::Push));
         self.writer().await.push_blob_stream(image, chunks, digest.as_str(), Some(size)).await
     }
 
@@ -261,7 +262,9 @@ impl Registry for OciRegistry {
         let bytes = &Bytes::from(bytes);
         let what = format!("the blob {digest}");
         let request = || async move {
-            let whole = futures::stream::once(std::future::ready(Ok(bytes.clone()))).boxed();
+            let whole = futures::stream::once(std::future::ready(Ok(bytes.clone())));
+            // Asked for once the registry has begun an upload.
+            let whole = whole.inspect(|_| reached(FailPoint::Push)).boxed();
             let size = Some(bytes.len() as u64);
             self.writer().await.push_blob_stream(image, whole, digest.as_str(), size).await.map(drop)
         };
