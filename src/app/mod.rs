@@ -14,6 +14,7 @@ mod engine;
 #[cfg(feature = "fail-points")]
 mod fail_points;
 mod housekeeping;
+mod leftovers;
 mod pipeline;
 mod routes;
 mod secrets;

@@ -21,6 +21,7 @@ use super::{
     doors::Doors,
     engine,
     housekeeping::Housekeeping,
+    leftovers,
     pipeline::BuildPipeline,
     routes::RouteFiles,
     secrets, telemetry,
@@ -170,7 +171,7 @@ impl Server {
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
         tracing::info!(engine = runtime.capabilities().engine, "connected to the engine");
         // Before any build or release phase goes on that a killed server was in the middle of.
-        runtime.end_orphaned_jobs().await.context("jobs that an earlier server left behind cannot be ended")?;
+        leftovers::clear(&*runtime, store).await?;
         let logs = start_logs(config, data, &runtime, &mut ground)?;
 
         let mut work = Layer::new("work");

@@ -241,7 +241,7 @@ impl Receive {
         Ok(tokio::task::spawn_blocking(move || repositories.keep_objects(&env, &quarantine)).await??)
     }
 
-    async fn pin(&self, env: &EnvRef, number: BuildNumber, commit: &str) -> anyhow::Result<()> {
+    pub(super) async fn pin(&self, env: &EnvRef, number: BuildNumber, commit: &str) -> anyhow::Result<()> {
         let (repositories, env, commit) = (self.0.repositories.clone(), env.clone(), commit.to_owned());
         Ok(tokio::task::spawn_blocking(move || repositories.pin(&env, number, &commit)).await??)
     }
