@@ -210,6 +210,7 @@ impl Server {
             tokens,
             settings: command_settings(config),
         });
+        commands.finish_destroying().await?;
         let doors = open_doors(config, data, Doors { commands, receive: receive.clone() }).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })
     }

@@ -21,7 +21,7 @@ pub use event::{Event, EventKind};
 pub use fail_point::FailPoint;
 pub use image::{Digest, ImageRef};
 pub use names::{AppName, AppRef, EnvName, EnvRef, NameError, ProcessType, TenantName, UserName};
-pub use people::{App, DomainClaim, Environment, Invite, PublicKey, Tenant, User};
+pub use people::{App, DomainClaim, Environment, Invite, PublicKey, Tenant, Tombstone, User};
 pub use process::{Health, HealthProbe, ProcessSpec, UpgradePolicy};
 pub use release::{Deployment, DeploymentState, Release, ReleaseVersion};
 pub use replica::{Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};

@@ -500,17 +500,15 @@ async fn a_restart_while_deploying_deploys_the_same_release() {
     let store = Store::new(Arc::new(world.kv.clone()));
     let id = (build.env.clone(), build.number);
     let deploying = async {
-        let mut changes = store.watch::<Build>("", crate::store::Revision(0)).await.unwrap();
-        loop {
-            let now = store.need::<Build>(&id).await.unwrap();
-            if now.state == (BuildState::Running { stage: Stage::Deploy }) {
-                return now.record;
-            }
-            futures::StreamExt::next(&mut changes).await;
+        while world.builds.active(&build.env).await.unwrap().is_none_or(|build| build.release.is_none()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        // The record says so too: it is written with the release.
+        store.need::<Build>(&id).await.unwrap().record
     };
     let seen = tokio::time::timeout(Duration::from_secs(20), deploying).await.unwrap();
-    assert_eq!(seen.release, Some(ReleaseVersion(1)));
+    let deploy = BuildState::Running { stage: Stage::Deploy };
+    assert_eq!((seen.state, seen.release), (deploy, Some(ReleaseVersion(1))));
     assert!(!world.builds.cancel(&build.env, build.number, "too late").await.unwrap());
     let (directory, kv, registry) = world.stop().await;
     let world = World::with(directory, kv, registry, false).await;
