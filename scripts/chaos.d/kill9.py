@@ -86,7 +86,13 @@ class Scene:
     # -- what must hold
 
     def amiss(self):
-        """What is not (yet) as it should be."""
+        """What is not (yet) as it should be; also when nobody answers."""
+        try:
+            return self.look()
+        except (AssertionError, FileNotFoundError) as error:
+            return [str(error)[-300:]]
+
+    def look(self):
         found = self.platform.ssh("ps", "--json")
         if found.status != 0:
             return [f"ps: {found.all()[-200:]}"]
@@ -245,7 +251,13 @@ def scenario(chaos):
         for point in points:
             done, missed, began = [], 0, time.monotonic()
             while len(done) < wanted and missed <= wanted:
-                outcome = one_run(scene, point)
+                try:
+                    outcome = one_run(scene, point)
+                except (AssertionError, OSError, ValueError, KeyError) as error:
+                    chaos.fail(f"{point}: {type(error).__name__}: {error}")
+                    outcome = recover(scene, again=False) if not scene.platform.alive("serve") else (0.0, False, True)
+                    scene.disarm()
+                    outcome = (outcome[0], False, True)
                 if outcome is None:
                     missed += 1
                 else:
