@@ -85,14 +85,14 @@ class Scene:
 
     # -- what must hold
 
-    def amiss(self):
-        """What is not (yet) as it should be; also when nobody answers."""
+    def amiss(self, apps):
+        """What is not (yet) as it should be, with the builds of these apps; also when nobody answers."""
         try:
-            return self.look()
+            return self.look(apps)
         except (AssertionError, FileNotFoundError) as error:
             return [str(error)[-300:]]
 
-    def look(self):
+    def look(self, apps):
         found = self.platform.ssh("ps", "--json")
         if found.status != 0:
             return [f"ps: {found.all()[-200:]}"]
@@ -101,7 +101,7 @@ class Scene:
             wanted += sum(process["wanted"] for process in status["processes"])
             if not status["settled"]:
                 wrong.append(f"{status['env']} waits: {status['waiting']}")
-        for app in self.apps:
+        for app in apps:
             for build in self.platform.builds(app.env):
                 if build["state"] not in ("succeeded", "failed", "cancelled"):
                     wrong.append(f"build {build['number']} of {app.env} is {build['state']}")
@@ -149,7 +149,11 @@ class Scene:
             if status == 0:
                 yield f"{app.name}/extra was destroyed, and is there"
             self.platform.ssh("envs", "destroy", f"{app.name}/extra", "--confirm", f"{app.name}/extra").ok()
-        for one in self.apps:
+        yield from self.check_serving(app)
+
+    def check_serving(self, *apps):
+        """Each answers with what its current release was made of, and its repository is whole."""
+        for one in apps:
             releases = self.platform.ssh("releases", "list", one.env, "--json").ok().json()
             current = self.platform.ps(one.env)["release"]
             serving = [release for release in releases if release["version"] == current]
@@ -180,7 +184,7 @@ def kill_or_end(scene, process, point):
     return True
 
 
-def recover(scene, again):
+def recover(scene, apps, again):
     """Starts the server until it stays; seconds until everything is as it should be, and whether it was killed once more."""
     platform, twice = scene.platform, False
     if not again:
@@ -196,7 +200,7 @@ def recover(scene, again):
                 twice = True
                 scene.disarm()
                 break
-            wrong = scene.amiss()
+            wrong = scene.amiss(apps)
             if not wrong:
                 scene.disarm()
                 return time.monotonic() - began, twice, []
@@ -222,9 +226,9 @@ def one_run(scene, point):
             process.kill()
             scene.chaos.fail(f"{what}: it does not end")
         process.communicate()
-        eventually(f"{what}, unhurt", lambda: not scene.amiss(), CONVERGED + 60)
+        eventually(f"{what}, unhurt", lambda: not scene.amiss([app]), CONVERGED + 60)
         return None
-    took, twice, wrong = recover(scene, again=scene.random.randrange(AGAIN) == 0)
+    took, twice, wrong = recover(scene, [app], again=scene.random.randrange(AGAIN) == 0)
     try:
         said, _ = process.communicate(timeout=UNHURT)
     except subprocess.TimeoutExpired:
@@ -255,13 +259,15 @@ def scenario(chaos):
                     outcome = one_run(scene, point)
                 except (AssertionError, OSError, ValueError, KeyError) as error:
                     chaos.fail(f"{point}: {type(error).__name__}: {error}")
-                    outcome = recover(scene, again=False) if not scene.platform.alive("serve") else (0.0, False, True)
+                    outcome = recover(scene, scene.apps, again=False) if not scene.platform.alive("serve") else (0.0, False, True)
                     scene.disarm()
                     outcome = (outcome[0], False, True)
                 if outcome is None:
                     missed += 1
                 else:
                     done.append(outcome)
+            for text in [*scene.amiss(scene.apps), *scene.check_serving(*scene.apps)]:
+                chaos.fail(f"after {point}: {text}")
             took = [seconds for seconds, _, _ in done]
             times += took
             twice = sum(1 for _, again, _ in done if again)
