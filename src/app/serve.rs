@@ -21,6 +21,7 @@ use super::{
     doors::Doors,
     engine,
     housekeeping::Housekeeping,
+    leftovers,
     pipeline::BuildPipeline,
     routes::RouteFiles,
     secrets, telemetry,
@@ -58,6 +59,8 @@ const GIT_IDLE: Duration = Duration::from_secs(600);
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
     telemetry::init();
+    #[cfg(feature = "fail-points")]
+    super::fail_points::arm()?;
     let config = place.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("serve").build()?;
     let done = runtime.block_on(serve(config));
@@ -170,7 +173,7 @@ impl Server {
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
         tracing::info!(engine = runtime.capabilities().engine, "connected to the engine");
         // Before any build or release phase goes on that a killed server was in the middle of.
-        runtime.end_orphaned_jobs().await.context("jobs that an earlier server left behind cannot be ended")?;
+        leftovers::clear(&*runtime, store).await?;
         let logs = start_logs(config, data, &runtime, &mut ground)?;
 
         let mut work = Layer::new("work");
@@ -208,6 +211,7 @@ impl Server {
             tokens,
             settings: command_settings(config),
         });
+        commands.finish_destroying().await?;
         let doors = open_doors(config, data, Doors { commands, receive: receive.clone() }).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })
     }

@@ -16,7 +16,7 @@ use super::{
     probe::{ProbeError, ProbeTarget, Prober},
 };
 use crate::{
-    domain::{Health, HealthProbe, ReplicaId, Timestamp},
+    domain::{FailPoint, Health, HealthProbe, ReplicaId, Timestamp, fail_point::reached},
     plan::{Phase, ProbeSchedule, Tracker},
     runtime::{Listener, Runtime},
 };
@@ -102,6 +102,9 @@ impl Watcher {
         let mut hint = None;
         while !self.verdicts.is_closed() {
             if let Some(result) = self.ask(&target).await {
+                if tracker.phase() == Phase::Starting {
+                    reached(FailPoint::Probe);
+                }
                 let phase = tracker.observe(result.is_ok(), self.steady.now());
                 if matches!(result, Err(ProbeError::Refused(_))) && self.age() >= look_at {
                     hint = self.look(address).await;

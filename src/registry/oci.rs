@@ -19,7 +19,7 @@ use super::{
     MANIFEST_TYPE, Registry, RegistryError,
     patience::{Patience, STALLED, unless_stalled},
 };
-use crate::domain::Digest;
+use crate::domain::{Digest, FailPoint, fail_point::reached};
 
 /// How long connecting, and waiting for the next bytes of an answer, may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -181,7 +181,10 @@ impl OciRegistry {
     ) -> Result<(), OciDistributionError> {
         let (moved, moves) = watch::channel(());
         // Whoever watches is gone only together with the upload.
-        let chunks = chunks.inspect(move |_| moved.send(()).unwrap_or_default());
+        let chunks = chunks.inspect(move |_| {
+            moved.send(()).unwrap_or_default();
+            reached(FailPoint::Push);
+        });
         let client = self.with_credentials(&self.uploader).await;
         let upload = client.push_blob_stream(image, chunks, digest.as_str(), Some(size));
         let stalled = || io::Error::new(io::ErrorKind::TimedOut, format!("nothing moved for {} s", STALLED.as_secs()));

@@ -7,7 +7,10 @@
 pub mod docker;
 pub mod fake;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -186,6 +189,13 @@ pub trait Runtime: Send + Sync {
 
     /// Removes what exists for a tenant, app or environment beyond its replicas: networks, caches. `app: None` is the whole tenant.
     async fn forget(&self, tenant: &TenantName, app: Option<&AppRef>) -> Result<(), RuntimeError>;
+
+    /// Removes networks of tenants and caches of apps that are none of these; returns how many. Only while nothing makes new ones.
+    async fn forget_others(
+        &self,
+        tenants: &BTreeSet<TenantName>,
+        apps: &BTreeSet<AppRef>,
+    ) -> Result<usize, RuntimeError>;
 
     /// Brings an image to where its replicas will run, so that `apply` does not wait for it.
     async fn prepare_image(&self, image: &ImageRef) -> Result<(), RuntimeError>;

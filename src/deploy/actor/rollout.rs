@@ -14,7 +14,10 @@ use crate::{
         api::{DeployFailure, Deployed},
         progress::{Audience, Note},
     },
-    domain::{Deployment, DeploymentState, Environment, EventKind, Release, ReleaseVersion, Timestamp},
+    domain::{
+        Deployment, DeploymentState, Environment, EventKind, FailPoint, Release, ReleaseVersion, Timestamp,
+        fail_point::reached,
+    },
     plan::{Goal, Phase, Plan, RouteState},
     store::StoreError,
 };
@@ -164,6 +167,7 @@ impl Actor {
         let superseded = DeploymentState::Superseded { by: version };
         deployments.extend(self.rollout.as_ref().map(|old| old.record(&self.env, superseded, Some(now))));
         self.change(&deployments, |environment| environment.target = Some(version)).await?;
+        reached(FailPoint::Start);
         if let Some(old) = self.rollout.replace(rollout) {
             old.end(&Outcome::Superseded { by: version });
         }
@@ -356,6 +360,7 @@ impl Actor {
             rollout.mark(name);
         }
         let deployment = rollout.record(&self.env, DeploymentState::Succeeded, Some(self.parts.clock.now()));
+        reached(FailPoint::Switch);
         if let Err(error) = self.change(&[deployment], |environment| environment.current = Some(version)).await {
             tracing::error!(env = %self.env, %error, "a success cannot be written down; trying again");
             self.rollout = Some(rollout);

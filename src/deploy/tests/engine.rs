@@ -232,6 +232,9 @@ impl Runtime for Engine {
     async fn forget(&self, _: &TenantName, _: Option<&AppRef>) -> Result<(), RuntimeError> {
         Ok(())
     }
+    async fn forget_others(&self, _: &BTreeSet<TenantName>, _: &BTreeSet<AppRef>) -> Result<usize, RuntimeError> {
+        Ok(0)
+    }
     async fn prepare_image(&self, _: &ImageRef) -> Result<(), RuntimeError> {
         Ok(())
     }

@@ -82,6 +82,13 @@ impl Runtime for Engine {
     async fn forget(&self, _tenant: &TenantName, _app: Option<&AppRef>) -> Result<(), RuntimeError> {
         refused()
     }
+    async fn forget_others(
+        &self,
+        _: &std::collections::BTreeSet<TenantName>,
+        _: &std::collections::BTreeSet<AppRef>,
+    ) -> Result<usize, RuntimeError> {
+        refused()
+    }
     async fn prepare_image(&self, _image: &ImageRef) -> Result<(), RuntimeError> {
         refused()
     }

@@ -10,6 +10,7 @@ mod events;
 mod firewall;
 mod images;
 mod job;
+mod leftovers;
 mod limits;
 mod listeners;
 mod locks;
@@ -21,7 +22,7 @@ mod settings;
 mod stops;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -206,6 +207,14 @@ impl Runtime for DockerRuntime {
             self.inner.networks.forget(&self.inner.engine, tenant).await?;
         }
         Ok(())
+    }
+
+    async fn forget_others(
+        &self,
+        tenants: &BTreeSet<TenantName>,
+        apps: &BTreeSet<AppRef>,
+    ) -> Result<usize, RuntimeError> {
+        self.inner.forget_others(tenants, apps).await
     }
 
     async fn prepare_image(&self, image: &ImageRef) -> Result<(), RuntimeError> {
