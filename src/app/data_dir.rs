@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 
+use super::backup;
+
 /// Subdirectories that the parts of the server expect.
 const SUBDIRECTORIES: [&str; 9] =
     ["repositories", "logs", "builds", "router", "registry", "stacks", "tmp", "keys", "hooks"];
@@ -26,6 +28,19 @@ impl DataDir {
     /// Makes what is missing, and takes the lock; fails when another server has it.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(path).with_context(|| format!("cannot make the data directory {}", path.display()))?;
+        if backup::is_interrupted(path) {
+            bail!(
+                "a restore into {} was interrupted; nothing in it is to be trusted: run `berth restore FILE` again",
+                path.display()
+            );
+        }
+        if !path.join("store").exists() && has_entries(&path.join("repositories"))? {
+            bail!(
+                "the store {} is missing, though there are repositories; keep {} aside and put a backup in its place with `berth restore FILE`",
+                path.join("store").display(),
+                path.display()
+            );
+        }
         // Config values, keys and private code are below.
         fs::set_permissions(path, Permissions::from_mode(0o700))?;
         for name in SUBDIRECTORIES {
@@ -48,7 +63,7 @@ impl DataDir {
     }
 }
 
-fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
+pub(super) fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     let mut options = OpenOptions::new();
     let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -57,6 +72,15 @@ fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
             bail!("another `berth serve` uses this data directory ({} is locked); stop it first", path.display())
         }
         Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Whether there is a directory with something in it.
+fn has_entries(directory: &Path) -> anyhow::Result<bool> {
+    match fs::read_dir(directory) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.display())),
     }
 }
 

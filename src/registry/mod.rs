@@ -5,6 +5,7 @@
 
 pub mod contract;
 mod fake;
+mod layout;
 mod managed;
 mod oci;
 
@@ -15,6 +16,7 @@ use async_trait::async_trait;
 use crate::domain::Digest;
 
 pub use fake::FakeRegistry;
+pub use layout::{RegistryFiles, StoredImage};
 pub use managed::{ManagedRegistry, ManagedSettings};
 pub use oci::{Credentials, OciRegistry};
 

@@ -12,6 +12,7 @@ pub mod migrations;
 pub mod records;
 pub mod seal;
 pub mod sled_kv;
+mod snapshot;
 mod typed;
 mod watch;
 
@@ -22,6 +23,7 @@ pub use events::NewEvent;
 pub use memory::MemoryKv;
 pub use records::Record;
 pub use sled_kv::{SledKv, open_store};
+pub use snapshot::Snapshot;
 pub use typed::{Store, StoreError, Stored, Transaction};
 
 /// Grows with every commit, over all keys; the first is 1.
