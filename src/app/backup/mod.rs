@@ -11,6 +11,8 @@
 mod archive;
 mod collect;
 mod restore;
+#[cfg(test)]
+mod tests;
 
 pub(super) use collect::run as backup;
 pub(super) use restore::{is_interrupted, run as restore};
