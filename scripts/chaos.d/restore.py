@@ -116,6 +116,34 @@ def refused_restores(chaos, platform, backup):
     return turns
 
 
+def mend(chaos, platform, apps):
+    """What a destroyed environment left, a lost repository, a lost branch, a pin of nothing: found, and mended."""
+    at = platform.data / "repositories"
+    repository = [at / f"{app.env}.git" for app in apps]
+    stray = at / "gone/app/dev.git"
+    shutil.copytree(repository[0], stray)
+    (platform.data / "logs/gone/app/dev").mkdir(parents=True)
+    run(["git", f"--git-dir={repository[0]}", "update-ref", "refs/berth/builds/99999", "refs/heads/main"]).ok()
+    run(["git", f"--git-dir={repository[1]}", "update-ref", "-d", "refs/heads/main"]).ok()
+    shutil.rmtree(repository[2])
+    signs = ["repository and logs of gone/app/dev", "refs/berth/builds/99999", f"main of {apps[1].env}", f"repository of {apps[2].env} is missing"]
+    found = platform.host("doctor")
+    for sign in signs:
+        chaos.check(sign in found.out, f"doctor does not say {sign!r}: {found.out}")
+    chaos.check(found.status != 0, "doctor is content")
+    chaos.check(stray.exists() and not repository[2].exists(), "doctor without --repair changed something")
+    mended = platform.host("doctor", "--repair")
+    again = platform.host("doctor")
+    # The branch of the lost repository cannot be made out of nothing: the next push brings it.
+    left = [line for line in again.out.splitlines() if line.startswith("FAIL  records") and apps[2].env not in line]
+    chaos.check(not left, f"doctor --repair left {left}: {mended.out}")
+    chaos.check(not stray.exists() and not (platform.data / "logs/gone/app/dev").exists(), "leftovers are still there")
+    chaos.check(apps[1].remote_commit() is not None, "the branch was not made again")
+    for app in apps:
+        chaos.check(app.get()[0] == 200, f"{app.env} does not answer after a repair")
+    return len(signs)
+
+
 def link_stacks(platform):
     """What scripts/stacks does on a new machine."""
     (platform.data / "stacks").mkdir(exist_ok=True)
@@ -175,9 +203,10 @@ def one(chaos, number):
     doctor = platform.host("doctor")
     left = [line for line in doctor.out.splitlines() if line.startswith("FAIL  records")]
     chaos.check(not left, f"doctor finds: {left}")
+    mended = mend(chaos, platform, apps)
     # The keys are the same: no user's ssh complains, and a push works at once. So does one that the backup had not seen the end of.
     apps[0].change()
-    for app in (apps[0], other):
+    for app in (apps[0], apps[2], other):
         pushed = app.push()
         chaos.check(pushed.status == 0, f"a push to {app.env} after the restore: {pushed.all()[-500:]}")
     for app in (*apps, other):
@@ -186,13 +215,13 @@ def one(chaos, number):
         chaos.check(checked.status == 0, f"git fsck of {app.env}: {checked.all()}")
     size = backup.stat().st_size
     platform.stop()
-    return backup_seconds, restore_seconds, serving_seconds, size, load.asked(), objects, images, refusals
+    return backup_seconds, restore_seconds, serving_seconds, size, load.asked(), objects, images, refusals, mended
 
 
 def scenario(chaos):
     rows = [one(chaos, number) for number in range(chaos.runs(1))]
     say("")
-    table(["run", "backup s", "restore s", "until all answer s", "MiB", "requests", "objects wiped", "images wiped", "refused or killed"],
+    table(["run", "backup s", "restore s", "until all answer s", "MiB", "requests", "objects wiped", "images wiped", "refused or killed", "mended"],
           [[number + 1, f"{b:.2f}", f"{r:.2f}", f"{s:.2f}", f"{size / 2**20:.1f}", *rest]
            for number, (b, r, s, size, *rest) in enumerate(rows)])
     best = sorted(rows)[len(rows) // 2]

@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::backup;
+use crate::domain::TenantName;
 
 /// Subdirectories that the parts of the server expect.
 const SUBDIRECTORIES: [&str; 9] =
@@ -34,7 +35,7 @@ impl DataDir {
                 path.display()
             );
         }
-        if !path.join("store").exists() && has_entries(&path.join("repositories"))? {
+        if !path.join("store").exists() && has_tenants(&path.join("repositories"))? {
             bail!(
                 "the store {} is missing, though there are repositories; keep {} aside and put a backup in its place with `berth restore FILE`",
                 path.join("store").display(),
@@ -75,10 +76,11 @@ pub(super) fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     }
 }
 
-/// Whether there is a directory with something in it.
-fn has_entries(directory: &Path) -> anyhow::Result<bool> {
+/// Whether anything in the directory has the name of a tenant; a file system's own `lost+found` has not.
+fn has_tenants(directory: &Path) -> anyhow::Result<bool> {
+    let is_tenant = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.parse::<TenantName>().is_ok());
     match fs::read_dir(directory) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
+        Ok(mut entries) => Ok(entries.any(|entry| entry.is_ok_and(|entry| is_tenant(&entry.file_name())))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.display())),
     }
@@ -129,5 +131,14 @@ mod tests {
         let second = DataDir::open(&path).unwrap();
         assert_eq!(second.instance(), id);
         assert!(!second.join("tmp").join("left").exists());
+        drop(second);
+        // A store that is gone, or half a restore, is not begun anew beside what is left.
+        fs::create_dir_all(path.join("repositories/lost+found")).unwrap();
+        drop(DataDir::open(&path).unwrap());
+        for (left, says) in [("repositories/acme", "is missing"), ("restoring", "interrupted")] {
+            fs::create_dir_all(path.join(left)).unwrap();
+            let refused = DataDir::open(&path).map(|_| ()).unwrap_err().to_string();
+            assert!(refused.contains(says) && refused.contains("berth restore FILE"), "{refused}");
+        }
     }
 }

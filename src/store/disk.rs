@@ -76,7 +76,27 @@ impl Disk {
     /// When it is damaged or of a later version (the chain holds a [`Damage`]), when another process has it open, or when the disk
     /// fails.
     pub fn open(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
-        Self::open_checked(directory, steps, durable).map_err(|error| refusal(directory, error))
+        let open = || {
+            if is_empty(directory)? {
+                Self::make(directory, steps, durable)?;
+            }
+            Self::open_checked(directory, steps, durable)
+        };
+        open().map_err(|error| refusal(directory, error))
+    }
+
+    /// Makes an empty store beside its place and moves it there when it is on disk: no power loss leaves half of one.
+    fn make(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<()> {
+        let mut name = directory.file_name().context("a store needs a directory of its own")?.to_owned();
+        name.push(".new");
+        let (aside, parent) = (directory.with_file_name(name), directory.parent().context("a store has a place")?);
+        if aside.exists() {
+            fs::remove_dir_all(&aside)?;
+        }
+        Self::open_checked(&aside, steps, durable)?.0.close();
+        fs::rename(&aside, directory)?;
+        File::open(parent)?.sync_all()?;
+        Ok(())
     }
 
     fn open_checked(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
@@ -202,6 +222,15 @@ fn refusal(directory: &Path, error: anyhow::Error) -> anyhow::Error {
              {data}.damaged) and put a backup in its place with `berth restore FILE`; what was changed after that backup is lost"
         )),
         None => error.context(format!("the store in {place} cannot be opened")),
+    }
+}
+
+/// Whether there is nothing in the directory, or no directory.
+fn is_empty(directory: &Path) -> io::Result<bool> {
+    match fs::read_dir(directory) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

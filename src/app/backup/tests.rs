@@ -52,7 +52,12 @@ fn names_lead_nowhere_else() {
         header.set_cksum();
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(header.as_bytes()).unwrap();
-        gzip.write_all(&{ let mut block = [0; 512]; block[..4].copy_from_slice(b"evil"); block }).unwrap();
+        gzip.write_all(&{
+            let mut block = [0; 512];
+            block[..4].copy_from_slice(b"evil");
+            block
+        })
+        .unwrap();
         gzip.write_all(&[0; 1024]).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let error = unpack(Cursor::new(gzip.finish().unwrap()), &directory.path().join("in")).unwrap_err();
