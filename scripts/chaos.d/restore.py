@@ -42,7 +42,6 @@ def deploy(platform, random):
         assert apps[0].push().status == 0
     platform.ssh("rollback", apps[1].env, "v1").ok()
     platform.ssh("scale", apps[2].env, "web=2").ok()
-    platform.ssh("envs", "create", "acme/shop/prod").ok()
     platform.ssh("promote", apps[0].env, "acme/shop/prod").ok()
     return apps
 
