@@ -15,6 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    check::Check,
     cli::Place,
     config::{self, Config},
     data_dir::DataDir,
@@ -183,7 +184,7 @@ impl Server {
         let parts = BuildParts {
             store: store.clone(),
             runtime: runtime.clone(),
-            registry: Arc::new(registry),
+            registry: Arc::new(registry.clone()),
             repositories: repositories.clone(),
             delivery: Arc::new(deployer.clone()),
             logs: Arc::new(logs.clone()),
@@ -212,7 +213,15 @@ impl Server {
             settings: command_settings(config),
         });
         commands.finish_destroying().await?;
-        let doors = open_doors(config, data, Doors { commands, receive: receive.clone() }).await?;
+        let check = Arc::new(Check {
+            store: store.clone(),
+            repositories: commands.repositories.clone(),
+            logs: logs.clone(),
+            runtime: commands.runtime.clone(),
+            registry,
+            commands: commands.clone(),
+        });
+        let doors = open_doors(config, data, Doors { commands, receive: receive.clone(), check }).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })
     }
 }

@@ -143,6 +143,17 @@ impl Commands {
         Ok(())
     }
 
+    /// Removes repository and logs that belong to no environment; refuses when there is one of the name.
+    ///
+    /// # Errors
+    /// [`CommandError::Conflict`] for an environment that exists; else the disk's.
+    pub async fn remove_leftovers(&self, name: &EnvRef) -> Result<(), CommandError> {
+        if self.store.get::<Environment>(name).await?.is_some() {
+            return Err(CommandError::Conflict(format!("{name} exists")));
+        }
+        self.remove_files(name).await
+    }
+
     /// Removes the repository and the logs, and notes that nothing is left.
     async fn remove_files(&self, name: &EnvRef) -> Result<(), CommandError> {
         let failed = |what: &'static str| move |error| logged(error, format!("{what} of {name} could not be removed"));

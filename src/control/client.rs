@@ -43,6 +43,33 @@ pub fn run(socket: &Path, argv: Vec<String>, stdin: impl Read + Send + 'static) 
     relay(stream)
 }
 
+/// All records of the server that listens on `socket`; `None` when none does.
+pub fn snapshot(socket: &Path) -> Result<Option<Vec<u8>>> {
+    ask(socket, &ToServer::Snapshot)
+}
+
+/// What the server that listens on `socket` says of its records, as JSON; `None` when none does.
+pub fn check(socket: &Path, repair: bool) -> Result<Option<Vec<u8>>> {
+    ask(socket, &ToServer::Check { repair })
+}
+
+fn ask(socket: &Path, question: &ToServer) -> Result<Option<Vec<u8>>> {
+    match UnixStream::connect(socket) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        // Says it better.
+        _ => {}
+    }
+    let mut stream = connect(socket)?;
+    stream.write_all(&line(question)?)?;
+    let (mut answer, mut complaint) = (Vec::new(), Vec::new());
+    match relay_to(stream, &mut answer, &mut complaint)? {
+        0 => Ok(Some(answer)),
+        _ => bail!("the server could not answer: {}", String::from_utf8_lossy(&complaint).trim()),
+    }
+}
+
 fn connect(socket: &Path) -> Result<UnixStream> {
     UnixStream::connect(socket).map_err(|error| {
         let why = match error.kind() {
@@ -97,6 +124,10 @@ fn forward(mut from: impl Read, mut to: UnixStream) {
 
 /// Prints what the server says until it says how it ended.
 fn relay(stream: UnixStream) -> Result<u8> {
+    relay_to(stream, &mut io::stdout(), &mut io::stderr())
+}
+
+fn relay_to(stream: UnixStream, output: &mut impl Write, errors: &mut impl Write) -> Result<u8> {
     let mut lines = BufReader::new(stream);
     let mut text = Vec::new();
     loop {
@@ -106,8 +137,8 @@ fn relay(stream: UnixStream) -> Result<u8> {
             bail!("the server went away before it answered; see its log");
         }
         match serde_json::from_slice(&text).context("the server is of another version; restart it")? {
-            ToClient::Stdout(bytes) => print(&mut io::stdout().lock(), &decode(&bytes)?)?,
-            ToClient::Stderr(bytes) => print(&mut io::stderr().lock(), &decode(&bytes)?)?,
+            ToClient::Stdout(bytes) => print(output, &decode(&bytes)?)?,
+            ToClient::Stderr(bytes) => print(errors, &decode(&bytes)?)?,
             ToClient::Exit(status) => return Ok(status),
         }
     }

@@ -188,6 +188,31 @@ impl Logs {
         Ok(self.resume_point(env, replica).await?.map(|point| point.at))
     }
 
+    /// The environments that have logs.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub async fn environments(&self) -> anyhow::Result<Vec<EnvRef>> {
+        let root = self.0.root.clone();
+        blocking(move || {
+            let names = |directory: &Path| -> io::Result<Vec<String>> {
+                let entries = std::fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
+                let directories = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+                Ok(directories.filter_map(|entry| entry.file_name().into_string().ok()).collect())
+            };
+            let mut found = Vec::new();
+            for tenant in names(&root)? {
+                for app in names(&root.join(&tenant))? {
+                    // What has another name is none of ours.
+                    let envs = names(&root.join(&tenant).join(&app))?;
+                    found.extend(envs.iter().filter_map(|env| format!("{tenant}/{app}/{env}").parse().ok()));
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
     /// Removes every log of an environment, build logs included; followers end.
     ///
     /// # Errors
