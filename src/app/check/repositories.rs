@@ -97,11 +97,12 @@ fn compare(
             found.push((problem, Some(Mend::Unpin(pin.clone()))));
         }
     }
-    if let Some(branch) = env.deploy_branch.as_ref().filter(|branch| !refs.targets.contains_key(*branch)) {
-        let of_branch = |build: &&Build| build.state == BuildState::Succeeded && build.branch.as_ref() == Some(branch);
+    let branch = env.deploy_branch.as_ref().map(|branch| format!("refs/heads/{}", short_branch(branch)));
+    if let Some(branch) = branch.filter(|branch| !refs.targets.contains_key(branch)) {
+        let of_branch = |build: &&Build| build.state == BuildState::Succeeded && build.branch.as_ref() == Some(&branch);
         let newest =
             builds.iter().filter(of_branch).max_by_key(|build| build.number).filter(|build| has(&build.commit));
-        let what = format!("the branch {} of {name}, which is deployed, does not exist", short_branch(branch));
+        let what = format!("the branch {} of {name}, which is deployed, does not exist", short_branch(&branch));
         found.extend(newest.map(|build| {
             let mend = Mend::Branch { name: branch.clone(), commit: build.commit.clone() };
             (Problem::mendable(what, "make it at the commit last deployed from it"), Some(mend))
