@@ -222,7 +222,10 @@ mod tests {
         let refused = |text: &str| RuntimeError::Refused(text.to_owned());
         for (text, left) in [
             ("the engine refused: failed to start shim: mkdir /run/x/moby/8a41: file exists: unknown", true),
-            ("the engine refused: failed to create shim task: OCI runtime create failed: exec: \"x\": not found", false),
+            (
+                "the engine refused: failed to create shim task: OCI runtime create failed: exec: \"x\": not found",
+                false,
+            ),
             ("the engine refused: mkdir /data: file exists", false),
         ] {
             assert_eq!(left_in_the_middle(&refused(text)), left, "{text}");
