@@ -48,7 +48,7 @@ use crate::{
 /// How long each part may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// How long the start waits for the stacks to be in the registry.
-const STACKS_DEADLINE: Duration = Duration::from_secs(20);
+const STACKS_DEADLINE: Duration = Duration::from_secs(5);
 /// git processes that serve clients at once, in all and of one user.
 const GIT_SESSIONS: usize = 64;
 const GIT_SESSIONS_PER_USER: usize = 8;
