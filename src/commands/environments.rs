@@ -12,7 +12,7 @@ use super::{
     now, parse,
 };
 use crate::{
-    domain::{AppRef, Build, Deployment, EnvRef, Environment, EventKind, Release, Verb},
+    domain::{AppRef, Build, CronMark, CronRun, Deployment, EnvRef, Environment, EventKind, Release, Verb},
     store::{NewEvent, Record, Store, StoreError, Transaction},
 };
 
@@ -20,6 +20,8 @@ use crate::{
 const MAX_ENVIRONMENTS: usize = 20;
 /// How long a build may take to notice that its deployment was ended.
 const BUILD_END: Duration = Duration::from_secs(30);
+/// How long cron jobs may take to end: their grace time and a little.
+const JOBS_END: Duration = Duration::from_secs(120);
 
 /// Adds the deletion of all records of kind `R` of an environment to a transaction.
 async fn delete_all<R: Record>(
@@ -104,6 +106,8 @@ impl Commands {
         // environment: the deployer goes on stopping it, and a new environment of the name takes repository and logs away before it begins.
         keep_trying(|| self.delete_records(name)).await?;
         self.deployer.retire(name).await.map_err(failed("what runs"))?;
+        let jobs = timeout(JOBS_END, self.cron.retire(name)).await.map_err(anyhow::Error::from);
+        jobs.map_err(failed("a cron job"))?;
         // A build that was queued in between finds no environment to deploy to.
         self.end_build(name).await?;
         self.build_ended(name).await?;
@@ -154,6 +158,8 @@ impl Commands {
         transaction = delete_all::<Build>(&self.store, transaction, name).await?;
         transaction = delete_all::<Release>(&self.store, transaction, name).await?;
         transaction = delete_all::<Deployment>(&self.store, transaction, name).await?;
+        transaction = delete_all::<CronRun>(&self.store, transaction, name).await?;
+        transaction = delete_all::<CronMark>(&self.store, transaction, name).await?;
         for claim in self.claims(name).await? {
             transaction = transaction.delete(&claim);
         }

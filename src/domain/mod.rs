@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod build;
+pub mod cron;
 pub mod event;
 pub mod image;
 pub mod names;
@@ -16,9 +17,10 @@ pub mod replica;
 
 pub use access::{Role, Verb};
 pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
+pub use cron::{CronJob, CronMark, CronRun, CronState, Overlap};
 pub use event::{Event, EventKind};
 pub use image::{Digest, ImageRef};
-pub use names::{AppName, AppRef, EnvName, EnvRef, NameError, ProcessType, TenantName, UserName};
+pub use names::{AppName, AppRef, EnvName, EnvRef, JobName, NameError, ProcessType, TenantName, UserName};
 pub use people::{App, DomainClaim, Environment, Invite, PublicKey, Tenant, User};
 pub use process::{Health, HealthProbe, ProcessSpec, UpgradePolicy};
 pub use release::{Deployment, DeploymentState, Release, ReleaseVersion};
