@@ -19,7 +19,7 @@ mod routes;
 mod service;
 mod spec;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod watcher;
 mod world;
 

@@ -8,7 +8,7 @@ use super::{
     engine::{READY_TIME, START_TIME},
     support::*,
 };
-use crate::{deploy::*, domain::*};
+use crate::{deploy::*, domain::*, logs::LogFilter};
 
 #[tokio::test(start_paused = true)]
 async fn first_deployment_serves_as_soon_as_it_can() {
@@ -119,6 +119,10 @@ async fn release_phase_runs_once_before_any_replica_and_speaks() {
     assert_eq!(deployed.timings[0].0, "release phase");
     platform.change(|record| record.restarts += 1).await;
     platform.settle().await;
+    platform.logs.flush().await;
+    let lines = platform.logs.tail(&env(), 10, &LogFilter::process("release")).await.unwrap();
+    let lines: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+    assert_eq!((lines[0], lines[1]), ("release phase of v1 started: node migrate.js", "migrating"), "{lines:?}");
     let by = "alice".parse().unwrap();
     let derived = platform.deployer.derive_release(&env(), release.version, Derive::Everything, &by, "rollback").await;
     platform.deploy(derived.unwrap().version).await.unwrap();
