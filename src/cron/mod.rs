@@ -5,6 +5,7 @@
 //! schedule is dealt with is written in the same commit as the run that it led to, before that begins: a server that is killed runs
 //! nothing twice, and finds at its next start which runs it had under way; they have failed. [`Cron`] is the handle that others hold.
 
+mod act;
 mod book;
 mod run;
 mod service;

@@ -329,3 +329,12 @@ async fn runs_by_hand_obey_the_overlap_policy() {
     assert_eq!(late.state.reason(), Some("it took longer than 7 s"));
     assert!(world.events().await.contains(&"run 2 of late failed: it took longer than 7 s".to_owned()));
 }
+
+#[test]
+fn releases_from_before_there_were_jobs_are_read() {
+    let mut old = serde_json::json!(crate::deploy::tests::support::release(1, &[("web", 1)]));
+    let fields = old.as_object_mut().unwrap();
+    assert!(fields.remove("cron").is_some() && fields.remove("release_phase_attempts").is_some());
+    let read: Release = serde_json::from_value(old).unwrap();
+    assert!(read.cron.is_empty() && read.release_phase_attempts == 0);
+}

@@ -130,6 +130,24 @@ async fn release_phase_runs_once_before_any_replica_and_speaks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_release_phase_that_a_dying_server_left_half_done_says_that_it_runs_again() {
+    let platform = Platform::new().await;
+    let mut new = platform.new_release(&[("web", 1)]);
+    new.release_command = Some("node migrate.js".into());
+    let version = platform.deployer.create_release(new).await.unwrap().version;
+    let begun = |release: &mut Release| {
+        release.release_phase_attempts = 1;
+        Ok(())
+    };
+    platform.store.modify::<Release, StoreError>(&(env(), version), begun).await.unwrap();
+    let heard = Heard::default();
+    platform.deployer.deploy(&env(), version, &heard).await.unwrap();
+    assert!(heard.text().contains("it runs again (attempt 2)"), "{}", heard.text());
+    let release = platform.store.need::<Release>(&(env(), version)).await.unwrap();
+    assert_eq!(release.release_phase_attempts, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn destroyed_environment_leaves_nothing() {
     let platform = Platform::new().await;
     let version = platform.create(&[("web", 2), ("worker", 1)]).await;
