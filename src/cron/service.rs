@@ -201,7 +201,9 @@ impl CronService {
         if self.known.get(env).is_some_and(|known| known.release == release) {
             return Ok(true);
         }
-        let jobs = parts.store.need::<Release>(&(env.clone(), release)).await?.record.cron;
+        // Without its record nothing of the release can run; the deployer says so.
+        let record = parts.store.get::<Release>(&(env.clone(), release)).await?;
+        let jobs = record.map(|stored| stored.record.cron).unwrap_or_default();
         let jobs: Vec<(JobName, CronJob)> = jobs.into_iter().collect();
         let busy = |job: &JobName| self.active.keys().any(|(of, name, _)| of == env && name == job);
         let marks = Self::book(&parts).marks(&stored, &jobs, parts.clock.now(), busy).await?;
@@ -283,6 +285,10 @@ impl CronService {
         for key in due {
             if let Err(error) = self.look_at(&key, now).await {
                 tracing::error!(env = %key.0, job = %key.1, %error, "a cron job is looked at again later");
+                if let Some(job) = self.known.get_mut(&key.0).and_then(|known| known.jobs.get_mut(&key.1)) {
+                    // It is still due.
+                    job.next = None;
+                }
                 if !self.unread.contains(&key.0) {
                     self.unread.push(key.0);
                 }

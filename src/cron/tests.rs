@@ -2,9 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
     time::Duration,
 };
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
 
 use tokio::{
     task::JoinHandle,
@@ -20,7 +26,7 @@ use crate::{
         Source,
         fake::{Behaviour, FakeRuntime, JobContext},
     },
-    store::MemoryKv,
+    store::{Change, Entry, Guard, Kv, KvError, MemoryKv, Revision, Write},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -36,7 +42,35 @@ impl Clock for TestClock {
     }
 }
 
+/// A store whose next commits fail, as many as it is told.
+#[derive(Default)]
+struct FlakyKv(MemoryKv, Arc<AtomicU32>);
+
+#[async_trait]
+impl Kv for FlakyKv {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, KvError> {
+        self.0.get(key).await
+    }
+    async fn scan(&self, prefix: &str) -> Result<Vec<Entry>, KvError> {
+        self.0.scan(prefix).await
+    }
+    async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Revision, KvError> {
+        match self.1.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Err(KvError::Failed("the disk is full".into())),
+            Err(_) => self.0.commit(guards, writes).await,
+        }
+    }
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Change>, KvError> {
+        self.0.watch(prefix, from).await
+    }
+    async fn revision(&self) -> Result<Revision, KvError> {
+        self.0.revision().await
+    }
+}
+
 struct World {
+    /// How many of the next commits fail.
+    fail: Arc<AtomicU32>,
     store: Store,
     runtime: Arc<FakeRuntime>,
     logs: Logs,
@@ -90,12 +124,13 @@ impl World {
                 i64::from(seconds == 13)
             })
         });
-        let store = Store::new(Arc::new(MemoryKv::new()));
+        let fail: Arc<AtomicU32> = Arc::default();
+        let store = Store::new(Arc::new(FlakyKv(MemoryKv::new(), fail.clone())));
         let runtime = Arc::new(FakeRuntime::new(behaviour));
         let logs = Logs::open(directory.path(), LogLimits::default()).unwrap();
         let clock = Arc::new(TestClock(Instant::now(), Mutex::default()));
         let (cron, service) = boot(&store, &runtime, &logs, &clock, &settings);
-        let world = Self { store, runtime, logs, clock, started, settings, cron, service, _directory: directory };
+        let world = Self { fail, store, runtime, logs, clock, started, settings, cron, service, _directory: directory };
         world.release(1, jobs).await;
         world.cron.retire(&"no/such/env".parse().unwrap()).await;
         world
@@ -239,7 +274,8 @@ async fn overlapping_runs_are_left_out_replaced_or_allowed() {
         ("replace", job(210, Overlap::Replace)),
         ("allow", job(210, Overlap::Allow)),
     ];
-    let world = World::new(&jobs).await;
+    // One, one and four.
+    let world = World::with(&jobs, CronSettings { per_tenant: 6, ..CronSettings::default() }).await;
     sleep(Duration::from_secs(195)).await;
     let of = |runs: &[CronRun], job: &str| -> Vec<(&'static str, u64)> {
         runs.iter().filter(|run| run.job == name(job)).map(|run| (run.state.word(), run.repeats)).collect()
@@ -249,22 +285,33 @@ async fn overlapping_runs_are_left_out_replaced_or_allowed() {
     assert_eq!(of(&runs, "replace"), [("failed", 0), ("failed", 0), ("failed", 0), ("running", 0)]);
     let replaced = runs.iter().find(|run| run.job == name("replace")).unwrap();
     assert!(replaced.state.reason().unwrap().starts_with("replaced by the run of 2026"), "{replaced:?}");
-    // As many as one tenant may have at the same time, over all jobs, and no more.
-    assert_eq!(runs.iter().filter(|run| run.state.is_running()).count(), world.settings.per_tenant);
-    assert!(of(&runs, "allow").iter().filter(|run| run.0 == "running").count() >= 2);
+    assert_eq!(of(&runs, "allow"), [("running", 0); 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_has_so_many_runs_and_no_more() {
+    let settings = CronSettings { per_tenant: 2, ..CronSettings::default() };
+    let world = World::with(&[("long", job(400, Overlap::Allow))], settings).await;
+    sleep(MINUTE * 5).await;
+    assert_eq!(world.words().await, ["running"; 2]);
+    let refused = world.cron.run_now(&env(), &name("long"), &"dan".parse().unwrap()).await;
+    assert!(matches!(refused, Err(CronRefusal::NoPlace(NoPlace::Share(2)))), "{refused:?}");
+    // The first place that is free is taken by what is due, once.
+    sleep(MINUTE * 2).await;
+    assert_eq!(world.words().await, ["succeeded", "running", "running"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn history_is_bounded_and_goes_with_its_job() {
     let settings = CronSettings { history: 5, ..CronSettings::default() };
-    let world = World::with(&[("tick", job(1, Overlap::Skip)), ("slow", job(1500, Overlap::Allow))], settings).await;
+    let world = World::with(&[("tick", job(1, Overlap::Skip)), ("slow", job(1500, Overlap::Skip))], settings).await;
     sleep(MINUTE * 40).await;
     let numbers = async |job: &str| -> Vec<u64> {
         world.runs().await.iter().filter(|run| run.job == name(job)).map(|run| run.number).collect()
     };
     let tick = numbers("tick").await;
     assert!(tick.len() == 5 && tick[0] > 20, "{tick:?}");
-    assert!(numbers("slow").await.len() <= 5 + world.settings.per_tenant);
+    assert_eq!(numbers("slow").await, [1, 2, 3, 4]);
     world.release(2, &[("slow", job(1, Overlap::Skip))]).await;
     sleep(MINUTE).await;
     assert_eq!(numbers("tick").await, Vec::<u64>::new());
@@ -328,6 +375,17 @@ async fn runs_by_hand_obey_the_overlap_policy() {
     let late = world.cron.run_now(&env(), &name("late"), &dan).await.unwrap().ended.await.unwrap();
     assert_eq!(late.state.reason(), Some("it took longer than 7 s"));
     assert!(world.events().await.contains(&"run 2 of late failed: it took longer than 7 s".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_delays_a_run_and_its_end_but_loses_neither() {
+    let world = World::new(&[("tick", job(1, Overlap::Skip))]).await;
+    world.fail.store(3, SeqCst);
+    sleep(Duration::from_millis(13_500)).await;
+    assert_eq!(world.started(), ["cron-tick-1 cron.tick"]);
+    world.fail.store(2, SeqCst);
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(world.words().await, ["succeeded"]);
 }
 
 #[test]
