@@ -31,6 +31,7 @@ use crate::{
     build::{BuildParts, BuildSettings, Builds, CustomBuildpacks},
     commands::{CommandSettings, Commands, Services},
     control::ControlServer,
+    cron::{Cron, CronParts, CronSettings},
     deploy::{DeploySettings, Deployer, NetProber, SystemClock},
     domain::Limits,
     git::{Git, Repositories},
@@ -180,7 +181,7 @@ impl Server {
         let mut work = Layer::new("work");
         let repositories = Repositories::new(data.join("repositories"));
         repositories.clean()?;
-        let deployer = start_deployer(config, data, store, &runtime, &mut work)?;
+        let deployer = start_deployer(config, data, store, &runtime, &logs, &mut work)?;
         let parts = BuildParts {
             store: store.clone(),
             runtime: runtime.clone(),
@@ -202,10 +203,12 @@ impl Server {
         let stop = CancellationToken::new();
         let receive = receive(config, data, store, &repositories, pipeline, stop.clone()).await?;
         receive.recover().await?;
+        let cron = start_cron(config, store, &runtime, &logs, &mut work);
         let commands = Commands::new(Services {
             store: store.clone(),
             builds: Arc::new(builds),
             deployer: Arc::new(deployer),
+            cron: Arc::new(cron),
             logs: logs.clone(),
             runtime,
             repositories,
@@ -282,6 +285,7 @@ fn start_deployer(
     data: &DataDir,
     store: &Store,
     runtime: &Arc<dyn Runtime>,
+    logs: &Logs,
     work: &mut Layer,
 ) -> anyhow::Result<Deployer> {
     let listened = config.router.listen.first().map_or(8080, std::net::SocketAddr::port);
@@ -300,12 +304,28 @@ fn start_deployer(
         settings,
         store.clone(),
         runtime.clone(),
+        logs.clone(),
         Arc::new(routes),
         Arc::new(NetProber),
         Arc::new(SystemClock),
     );
     work.spawn(service.run(work.stop.clone()));
     Ok(deployer)
+}
+
+fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: &Logs, work: &mut Layer) -> Cron {
+    let settings = CronSettings {
+        starting_deadline: config.cron.starting_deadline,
+        concurrency: config.cron.concurrency,
+        per_tenant: config.cron.per_tenant,
+        history: config.cron.history,
+        pids: config.runtime.pids,
+        stop_grace: config.deploy.stop_grace,
+    };
+    let (store, runtime, logs) = (store.clone(), runtime.clone(), logs.clone());
+    let (cron, service) = Cron::start(CronParts { store, runtime, logs, clock: Arc::new(SystemClock), settings });
+    work.spawn(service.run(work.stop.clone()));
+    cron
 }
 
 /// Cores as thousandths of one.

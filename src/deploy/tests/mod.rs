@@ -4,4 +4,4 @@ mod domains;
 mod engine;
 mod failures;
 mod rollouts;
-pub(super) mod support;
+pub(crate) mod support;

@@ -19,6 +19,7 @@ use super::engine::Engine;
 use crate::{
     deploy::{clock::Steady, *},
     domain::*,
+    logs::{LogLimits, Logs},
     router::table::{Ack, RoutesTable},
     store::MemoryKv,
 };
@@ -61,10 +62,12 @@ pub(crate) fn release(version: u64, counts: &[(&str, u32)]) -> Release {
         release_command: None,
         upgrade: UpgradePolicy::default(),
         domains: vec![],
+        cron: BTreeMap::new(),
         created_at: Timestamp::UNIX_EPOCH,
         created_by: "alice".parse().unwrap(),
         reason: "test".into(),
         release_phase_done: true,
+        release_phase_attempts: 0,
     }
 }
 
@@ -186,6 +189,8 @@ pub(super) struct Platform {
     pub(super) engine: Engine,
     pub(super) router: Arc<Router>,
     pub(super) store: Store,
+    pub(super) logs: Logs,
+    _directory: tempfile::TempDir,
     pub(super) deployer: Deployer,
     service: JoinHandle<()>,
     /// What the watchman saw go wrong.
@@ -219,19 +224,22 @@ impl Platform {
             restarts: 0,
         };
         store.transaction().create(&record).commit().await.unwrap();
-        let (deployer, service) = Self::boot(&engine, &router, &store);
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::open(directory.path(), LogLimits::default()).unwrap();
+        let (deployer, service) = Self::boot(&engine, &router, &store, &logs);
         let (faults, least) = (Arc::default(), Arc::default());
-        let platform = Self { engine, router, store, deployer, service, faults, least };
+        let platform = Self { engine, router, store, logs, _directory: directory, deployer, service, faults, least };
         platform.watch_traffic();
         platform
     }
 
-    fn boot(engine: &Engine, router: &Arc<Router>, store: &Store) -> (Deployer, JoinHandle<()>) {
+    fn boot(engine: &Engine, router: &Arc<Router>, store: &Store, logs: &Logs) -> (Deployer, JoinHandle<()>) {
         let clock = Arc::new(TestClock(Steady::starting_at(Timestamp::UNIX_EPOCH)));
         let (deployer, service) = Deployer::start(
             DeploySettings::default(),
             store.clone(),
             Arc::new(engine.clone()),
+            logs.clone(),
             router.clone(),
             Arc::new(engine.clone()),
             clock,
@@ -246,7 +254,7 @@ impl Platform {
     }
 
     pub(super) fn restart(&mut self) {
-        (self.deployer, self.service) = Self::boot(&self.engine, &self.router, &self.store);
+        (self.deployer, self.service) = Self::boot(&self.engine, &self.router, &self.store, &self.logs);
     }
 
     /// Sends a request, so to speak, to every upstream all the time.
@@ -289,6 +297,7 @@ impl Platform {
             release_command: None,
             upgrade: release.upgrade,
             domains: vec!["shop.example.com".into()],
+            cron: BTreeMap::new(),
             created_by: release.created_by,
             reason: "push".into(),
             run_release_phase: true,
