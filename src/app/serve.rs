@@ -351,6 +351,7 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
             per_user: config.ssh.max_connections_per_user,
             unauthenticated: config.ssh.max_unauthenticated,
             unauthenticated_per_address: config.ssh.max_unauthenticated_per_address,
+            ..ConnectionLimits::default()
         },
         login_grace: config.ssh.login_grace,
         keepalive: config.ssh.keepalive,
