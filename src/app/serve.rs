@@ -244,6 +244,7 @@ fn log_limits(config: &config::Logs) -> crate::logs::LogLimits {
         segment_bytes: config.per_environment.0 / segments,
         build_bytes: config.per_build.0,
         builds_kept: config.builds,
+        replica_rate: config.replica_rate.0,
         ..limits
     }
 }
