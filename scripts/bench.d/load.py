@@ -393,7 +393,7 @@ def latencies(times):
 
 def tell_reasons(pushes):
     """What those were told that were not taken, and how often."""
-    reasons = count(re.sub(r"\d+", "N", push.reason or push.text.strip().splitlines()[-1]) for push in pushes if not push.accepted)
+    reasons = count(re.sub(r"\b[0-9a-f]{12}\b|\d+", "N", push.reason or push.text.strip().splitlines()[-1]) for push in pushes if not push.accepted)
     for reason, number in sorted(reasons.items(), key=lambda item: -item[1]):
         say(f"  {number} were told: {reason[:120]}")
 
