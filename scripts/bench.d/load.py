@@ -96,6 +96,9 @@ class Memory:
 
     def _watch(self):
         while not self.stopping.wait(0.1):
+            # Everything is being taken down when it is gone.
+            if not self.platform.alive("serve"):
+                return
             self.peak = max(self.peak, self.platform.memory())
             sizes = self._git()
             self.git_peak, self.git_most = max(self.git_peak, sum(sizes)), max(self.git_most, len(sizes))

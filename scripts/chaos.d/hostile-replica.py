@@ -83,6 +83,9 @@ class Watch:
 
     def _look(self):
         while not self.stopping.wait(0.2):
+            # Everything is being taken down when it is gone.
+            if not (self.platform.alive("serve") and self.platform.alive("router")):
+                return
             self.peak = max(self.peak, self.platform.memory())
             self.router_peak = max(self.router_peak, self.platform.memory("router"))
             for container in self.scene.containers:

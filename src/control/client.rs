@@ -65,8 +65,7 @@ fn read_updates(input: impl BufRead) -> Result<Vec<Update>> {
             bail!("the push changes more refs than can be looked at; push fewer at once");
         }
         let line = text.trim_end_matches('\n');
-        let update =
-            Update::parse(line).with_context(|| format!("git gave a line that is no ref update: {line:?}"))?;
+        let update = Update::parse(line).with_context(|| format!("git gave a line that is no ref update: {line:?}"))?;
         updates.push(update);
         text.clear();
     }

@@ -187,7 +187,11 @@ impl Reader {
         let mut pace = Pace::new(self.logs.replica_rate(), 0);
         let mut left_out = None;
         while let Some(too_fast) = self.read_from(point, &clock, &mut pace, &mut left_out).await? {
-            self.say(format!("{} writes too fast: what it writes in the next {} s is left out", self.process, REST.as_secs()));
+            self.say(format!(
+                "{} writes too fast: what it writes in the next {} s is left out",
+                self.process,
+                REST.as_secs()
+            ));
             tokio::time::sleep(REST).await;
             point = Some(ResumePoint { at: too_fast, lines: 0 });
             left_out = Some(LeftOut::new(Timestamp::now()));
