@@ -276,6 +276,7 @@ fn log_limits(config: &config::Logs) -> crate::logs::LogLimits {
         segment_bytes: config.per_environment.0 / segments,
         build_bytes: config.per_build.0,
         builds_kept: config.builds,
+        replica_rate: config.replica_rate.0,
         ..limits
     }
 }
@@ -400,6 +401,7 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
             per_user: config.ssh.max_connections_per_user,
             unauthenticated: config.ssh.max_unauthenticated,
             unauthenticated_per_address: config.ssh.max_unauthenticated_per_address,
+            ..ConnectionLimits::default()
         },
         login_grace: config.ssh.login_grace,
         keepalive: config.ssh.keepalive,

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::protocol::{CHUNK, MAX_LINE, ToClient, ToServer, decode, encode, line};
-use crate::receive::{HookRequest, Update};
+use crate::receive::{HookRequest, MAX_UPDATES, Update};
 
 /// Push options that are looked at (`GIT_PUSH_OPTION_COUNT`, githooks(5)).
 const MAX_OPTIONS: usize = 100;
@@ -84,12 +84,17 @@ fn connect(socket: &Path) -> Result<UnixStream> {
 }
 
 fn read_updates(input: impl BufRead) -> Result<Vec<Update>> {
-    let mut updates = Vec::new();
-    for text in input.take(MAX_LINE as u64 / 2).lines() {
-        let text = text.context("git gave no list of refs")?;
-        let update =
-            Update::parse(&text).with_context(|| format!("git gave a line that is no ref update: {text:?}"))?;
+    let mut input = input.take(MAX_LINE as u64 / 2);
+    let (mut updates, mut text) = (Vec::new(), String::new());
+    // One more than is allowed is enough for the refusal; what is not read here is not accepted either.
+    while updates.len() <= MAX_UPDATES && input.read_line(&mut text).context("git gave no list of refs")? > 0 {
+        if input.limit() == 0 {
+            bail!("the push changes more refs than can be looked at; push fewer at once");
+        }
+        let line = text.trim_end_matches('\n');
+        let update = Update::parse(line).with_context(|| format!("git gave a line that is no ref update: {line:?}"))?;
         updates.push(update);
+        text.clear();
     }
     if updates.is_empty() {
         bail!("git gave an empty list of refs");

@@ -263,10 +263,12 @@ pub struct Logs {
     pub per_build: Bytes,
     /// Build logs kept per environment.
     pub builds: usize,
+    /// What one replica may write a second.
+    pub replica_rate: Bytes,
 }
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { per_environment: Bytes(16 << 20), per_build: Bytes(8 << 20), builds: 50 }
+        Self { per_environment: Bytes(16 << 20), per_build: Bytes(8 << 20), builds: 50, replica_rate: Bytes(1 << 20) }
     }
 }
