@@ -69,6 +69,15 @@ enum Command {
     UploadKey { name: UserName },
     /// Say whether the server runs and is ready
     Status,
+    /// Take away what is not needed any more: old releases, images, caches, logs
+    Gc {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove everything this server made on the container engine; the data directory is kept
     Teardown {
         /// Really
@@ -96,6 +105,10 @@ pub fn main() -> ExitCode {
         }
         Command::UploadKey { name } => host_command(&line.place, &["upload-key", name.as_str()]),
         Command::Status => host_command(&line.place, &["whoami"]),
+        Command::Gc { dry_run, json } => {
+            let words = [Some("gc"), dry_run.then_some("--dry-run"), json.then_some("--json")];
+            host_command(&line.place, &words.into_iter().flatten().collect::<Vec<_>>())
+        }
         Command::Teardown { yes } => super::teardown::run(&line.place, yes),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut CommandLine::command(), "berth", &mut std::io::stdout());

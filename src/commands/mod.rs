@@ -12,6 +12,7 @@ mod domains;
 mod environments;
 mod error;
 mod events;
+mod gc;
 mod help;
 mod io;
 mod keys;
@@ -29,6 +30,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use error::CommandError;
+pub use gc::Collections;
 pub use io::{CommandIo, Control, Pty};
 pub use ports::{BuildQueue, Deployments};
 
@@ -82,6 +84,7 @@ pub struct Services {
     pub logs: Logs,
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
+    pub collections: Arc<dyn Collections>,
     /// Signs the project tokens of new manifests.
     pub tokens: Arc<TokenKey>,
     pub settings: CommandSettings,
@@ -193,6 +196,7 @@ impl Commands {
             Command::Promote { from, to } => self.promote(caller, &from, &to, json, io).await?,
             Command::Config(command) => self.config(caller, command, io).await?,
             Command::Domains(command) => self.domains(caller, command).await?,
+            Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),
             // It takes the streams for itself, so `run` has sent it elsewhere.
             Command::Run { .. } => return Ok(None),

@@ -86,6 +86,12 @@ pub(super) enum Command {
     },
     /// What happened
     Events(Events),
+    /// Take away what is not needed any more (operators)
+    Gc {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 impl Command {
@@ -111,6 +117,7 @@ impl Command {
             Self::Domains(_) => "domains",
             Self::Run { .. } => "run",
             Self::Events(_) => "events",
+            Self::Gc { .. } => "gc",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Deployer, Derive, NewRelease, domains};
 use crate::domain::{EnvRef, Environment, Release, ReleaseVersion, UserName};
-use crate::store::StoreError;
+use crate::store::{StoreError, Stored};
 
 /// How often a release is tried to be made while others change the environment.
 const TRIES: usize = 32;
@@ -18,7 +18,7 @@ impl Deployer {
         self.prepare(&new.env, &new.image);
         let now = self.parts.clock.now();
         let release = self
-            .make(&new.env.clone(), |environment| {
+            .make(&new.env.clone(), None, |environment| {
                 let no_phase = new.release_command.is_none() || !new.run_release_phase;
                 Release {
                     env: new.env.clone(),
@@ -54,11 +54,12 @@ impl Deployer {
         by: &UserName,
         reason: &str,
     ) -> Result<Release, StoreError> {
-        let old = self.parts.store.need::<Release>(&(env.clone(), from)).await?.record;
+        let stored = self.parts.store.need::<Release>(&(env.clone(), from)).await?;
+        let old = stored.record.clone();
         self.prepare(env, &old.image);
         let now = self.parts.clock.now();
         let release = self
-            .make(env, |environment| {
+            .make(env, Some(&stored), |environment| {
                 match &change {
                     Derive::Config(changes) => apply(changes, &mut environment.config),
                     Derive::Everything => environment.config = old.config.clone(),
@@ -80,10 +81,12 @@ impl Deployer {
         Ok(release)
     }
 
-    /// The release, and what it asks for that nobody has, in one transaction.
+    /// The release, and what it asks for that nobody has, in one transaction. The release that it is made `from` must still be there:
+    /// with its record goes its image.
     async fn make(
         &self,
         env: &EnvRef,
+        from: Option<&Stored<Release>>,
         mut release: impl FnMut(&mut Environment) -> Release,
     ) -> Result<Release, StoreError> {
         let (store, base) = (&self.parts.store, &self.parts.settings.base_domain);
@@ -92,7 +95,11 @@ impl Deployer {
             let mut environment = stored.record.clone();
             environment.last_release += 1;
             let release = release(&mut environment);
-            let transaction = store.transaction().update(&stored, &environment).create(&release);
+            let mut transaction = store.transaction().update(&stored, &environment).create(&release);
+            if let Some(from) = from {
+                let id = (env.clone(), from.version);
+                transaction = transaction.expect(&store.need::<Release>(&id).await?);
+            }
             match domains::claim(store, base, &release, transaction).await?.commit().await {
                 Ok(_) => return Ok(release),
                 Err(StoreError::Conflict(_)) => continue,

@@ -205,6 +205,33 @@ impl Logs {
         self.0.builds.writer(env, build)
     }
 
+    /// The environments that have logs.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub async fn environments(&self) -> anyhow::Result<Vec<EnvRef>> {
+        let root = self.0.root.clone();
+        blocking(move || service::environments(&root)).await
+    }
+
+    /// The builds whose finished logs are kept, with their bytes.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub async fn build_logs(&self, env: &EnvRef) -> anyhow::Result<Vec<(BuildNumber, u64)>> {
+        let directory = env_directory(&self.0.root, env);
+        blocking(move || builds::finished(&directory)).await
+    }
+
+    /// Removes a finished build's log.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub async fn remove_build(&self, env: &EnvRef, build: BuildNumber) -> anyhow::Result<()> {
+        let directory = env_directory(&self.0.root, env);
+        blocking(move || builds::remove_finished(&directory, build)).await
+    }
+
     /// What there is of a build's log; `None` when there is none (any more).
     ///
     /// # Errors

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::domain::{Build, BuildNumber, Deployment, DeploymentState, Digest, ImageRef, Release, ReleaseVersion};
+use crate::domain::{
+    AppRef, Build, BuildNumber, Deployment, DeploymentState, Digest, ImageRef, Release, ReleaseVersion, Timestamp,
+};
 
 /// How much is kept beside what is in use, of each environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +88,36 @@ fn kept_releases(history: History<'_>, count: usize) -> BTreeSet<ReleaseVersion>
     kept
 }
 
+/// The build cache of an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    pub app: AppRef,
+    pub bytes: u64,
+    /// A build is at it: it stays.
+    pub in_use: bool,
+    /// When a build last was; `None` for an app that is not there any more.
+    pub last_used: Option<Timestamp>,
+}
+
+/// The caches that go: of apps that are gone, larger than `per_app`, and then the least recently used until the rest is within `total`
+/// bytes.
+pub fn evicted(caches: &[Cache], per_app: u64, total: u64) -> Vec<&Cache> {
+    let idle = |cache: &&Cache| !cache.in_use;
+    let over = |cache: &Cache| cache.last_used.is_none() || cache.bytes > per_app;
+    let mut gone: Vec<&Cache> = caches.iter().filter(idle).filter(|cache| over(cache)).collect();
+    let mut left: u64 = caches.iter().map(|cache| cache.bytes).sum::<u64>() - gone.iter().map(|c| c.bytes).sum::<u64>();
+    let mut oldest_first: Vec<&Cache> = caches.iter().filter(idle).filter(|cache| !over(cache)).collect();
+    oldest_first.sort_by_key(|cache| (cache.last_used, cache.app.clone()));
+    for cache in oldest_first {
+        if left <= total {
+            break;
+        }
+        left -= cache.bytes;
+        gone.push(cache);
+    }
+    gone
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -93,7 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::{BuildState, Stage, Timestamp, UpgradePolicy};
+    use crate::domain::{BuildState, Stage, UpgradePolicy};
 
     fn image(byte: u8) -> ImageRef {
         ImageRef { repository: "berth/acme/shop".into(), digest: Digest::from_sha256([byte; 32]) }
@@ -183,7 +215,8 @@ mod tests {
     }
 
     fn some_records() -> impl Strategy<Value = Records> {
-        let builds = proptest::collection::vec((0u8..12, proptest::option::of(1u64..30), proptest::option::of(0u8..6)), 0..30);
+        let builds =
+            proptest::collection::vec((0u8..12, proptest::option::of(1u64..30), proptest::option::of(0u8..6)), 0..30);
         let releases = proptest::collection::vec((0u8..6, proptest::option::of(1u64..31), any::<bool>()), 1..30);
         let deployments = proptest::collection::vec((proptest::option::of(1u64..30), 0u8..8), 0..30);
         let used = proptest::collection::btree_set(1u64..30, 0..4);
@@ -276,5 +309,26 @@ mod tests {
         let numbers: Vec<u64> = kept.builds.iter().map(|number| number.0).collect();
         assert_eq!(numbers, [2, 3, 7, 8]);
         assert_eq!(kept.images.len(), 4);
+    }
+
+    #[test]
+    fn the_least_recently_used_caches_go() {
+        let cache = |app: &str, bytes, used: Option<i64>, in_use| Cache {
+            app: app.parse().unwrap(),
+            bytes,
+            in_use,
+            last_used: used.map(|second| Timestamp::from_second(second).unwrap()),
+        };
+        let caches = [
+            cache("a/new", 40, Some(9), false),
+            cache("a/old", 40, Some(1), false),
+            cache("a/busy", 90, Some(0), true),
+            cache("a/huge", 101, Some(9), false),
+            cache("a/gone", 1, None, false),
+        ];
+        let names = |total| evicted(&caches, 100, total).iter().map(|c| c.app.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(1000), ["a/huge", "a/gone"]);
+        assert_eq!(names(130), ["a/huge", "a/gone", "a/old"]);
+        assert_eq!(names(0), ["a/huge", "a/gone", "a/old", "a/new"]);
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
-pub use sections::{Builds, Deploy, Git, Logs, Registry, Router, Runtime, Ssh};
+pub use sections::{Builds, Deploy, Disk, Gc, Git, Logs, Registry, Router, Runtime, Ssh};
 pub use units::Bytes;
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
@@ -28,6 +28,8 @@ pub struct Config {
     pub builds: Builds,
     pub deploy: Deploy,
     pub logs: Logs,
+    pub gc: Gc,
+    pub disk: Disk,
 }
 
 impl Default for Config {
@@ -43,6 +45,8 @@ impl Default for Config {
             builds: Builds::default(),
             deploy: Deploy::default(),
             logs: Logs::default(),
+            gc: Gc::default(),
+            disk: Disk::default(),
         }
     }
 }

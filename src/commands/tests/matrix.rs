@@ -63,6 +63,8 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     // Nothing was added yet.
     ("domains remove acme/shop/dev a.example.com", [3, 4, 4, 4, 4, 4]),
     ("run acme/shop/dev -- true", [3, 42, 42, 3, 4, 3]),
+    ("gc", [3, 3, 3, 0, 3, 0]),
+    ("gc --dry-run", [3, 3, 3, 0, 3, 0]),
     ("events", [0; 6]),
     ("events --tenant acme", [0, 0, 0, 0, 4, 0]),
 ];

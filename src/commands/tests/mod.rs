@@ -171,6 +171,7 @@ impl World {
             deployer: deployer.clone(),
             logs: logs.clone(),
             runtime: Arc::new(FakeRuntime::new(Behaviour::default().jobs(job))),
+            collections: Arc::new(fakes::FakeCollections),
             repositories: Repositories::new(directory.path().join("repositories")),
             tokens: Arc::new(TokenKey::from_pkcs8(&TokenKey::generate().unwrap()).unwrap()),
             settings: CommandSettings {
