@@ -1,6 +1,6 @@
 //! Room, as the configuration says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{config::Config, data_dir::DataDir};
 use crate::{disk::DiskFloor, gc::GcSettings, plan::retention::Retention, runtime::docker::DockerRuntime};
@@ -8,9 +8,14 @@ use crate::{disk::DiskFloor, gc::GcSettings, plan::retention::Retention, runtime
 /// Parts of the data directory that may be file systems of their own.
 const PLACES: [&str; 7] = ["", "store", "repositories", "registry", "logs", "tmp", "router"];
 
+/// What is to be looked at of the data directory.
+pub(super) fn places(data: &Path) -> Vec<PathBuf> {
+    PLACES.iter().map(|name| data.join(name)).collect()
+}
+
 /// The free space wanted: of the data directory, with whatever is mounted in it, and where the engine keeps its images.
 pub(super) async fn disk_floor(config: &Config, data: &DataDir, engine: &DockerRuntime) -> DiskFloor {
-    let mut places: Vec<PathBuf> = PLACES.iter().map(|name| data.join(name)).collect();
+    let mut places = places(&data.join(""));
     match engine.root_directory().await {
         Ok(root) => places.extend(root),
         Err(error) => {
