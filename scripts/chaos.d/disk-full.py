@@ -191,6 +191,8 @@ def on_this_engine(chaos, run_number):
     platform.start("serve")
     chaos.check(platform.ssh("apps", "info", app.name).status == 0, "the store does not open, or lacks the app")
     chaos.figures["restarts"] = chaos.figures.get("restarts", 0) + platform.restarts
+    # Before its engine and disks are gone, and not again at the end.
+    chaos.cleanups.remove(platform.stop)
     platform.stop()
     return rows
 
@@ -204,6 +206,8 @@ def on_its_own_engine(chaos, run_number):
     app = platform.app("chaos/web", manifest=MANIFEST)
     app.push().ok()
     row = full(chaos, platform, app, "engine", engine.disk)
+    # Before its engine and disks are gone, and not again at the end.
+    chaos.cleanups.remove(platform.stop)
     platform.stop()
     engine.stop()
     return [row]
