@@ -200,8 +200,7 @@ fn disk(config: &Config) -> Finding {
     let mut places = super::room::places(data);
     places.extend(root.map(PathBuf::from));
     let floor = DiskFloor::new(places, config.disk.min_free.0);
-    let free = floor.look();
-    let free = free.iter().map(|place| format!("{} free at {}", human(place.free), place.path.display()));
+    let free = floor.look().into_iter().map(|place| format!("{} free at {}", human(place.free), place.path.display()));
     let text = free.collect::<Vec<_>>().join(", ");
     match floor.check() {
         Err(no_room) => Bad(

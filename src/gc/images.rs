@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
@@ -102,7 +103,10 @@ impl GcService {
         let bytes = alone.iter().filter(|(digest, _)| !shared.contains(*digest)).map(|(_, size)| size).sum();
         report.add_bytes(Kind::RegistryImage, bytes);
         match &self.parts.room {
-            Some(room) if !report.dry_run && !doomed.is_empty() => room.collect().await.map(drop)?,
+            Some(room) if !report.dry_run && !(doomed.is_empty() && self.collected.load(Ordering::Relaxed)) => {
+                room.collect().await?;
+                self.collected.store(true, Ordering::Relaxed);
+            }
             _ => {}
         }
         Ok(())

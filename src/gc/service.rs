@@ -1,6 +1,6 @@
 //! When a collection runs, and its steps in order.
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -21,13 +21,15 @@ const FIRST: Duration = Duration::from_secs(60);
 pub struct GcService {
     pub(super) parts: GcParts,
     pub(super) settings: GcSettings,
+    /// Whether the registry's collector has run since the start: a server that was killed may have left it work.
+    pub(super) collected: AtomicBool,
     asks: mpsc::Receiver<Ask>,
     turns: Turns,
 }
 
 impl GcService {
     pub(super) fn new(parts: GcParts, settings: GcSettings, asks: mpsc::Receiver<Ask>, turns: Turns) -> Self {
-        Self { parts, settings, asks, turns }
+        Self { parts, settings, collected: false.into(), asks, turns }
     }
 
     /// Works until `stop`, which ends a collection where it is: that is safe at any moment.

@@ -10,7 +10,7 @@ const MANY_PACKS: usize = 20;
 /// Objects that nothing refers to stay so long: whoever brought them may be about to refer to them.
 const EXPIRY: &str = "1.day.ago";
 /// How long packing may take.
-const DEADLINE: Duration = Duration::from_secs(900);
+const DEADLINE: Duration = Duration::from_secs(300);
 
 impl Repositories {
     /// Every environment that has a repository.
@@ -121,4 +121,47 @@ fn size_of(path: &std::path::Path) -> io::Result<u64> {
         size += if entry.file_type()?.is_dir() { size_of(&entry.path())? } else { entry.metadata()?.len() };
     }
     Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn packing_keeps_what_is_pinned_and_what_has_just_come() {
+        let directory = tempfile::tempdir().unwrap();
+        let repositories = Repositories::new(directory.path());
+        let env: EnvRef = "acme/shop/dev".parse().unwrap();
+        let path = repositories.ensure(&env).unwrap();
+        let repository = git2::Repository::open_bare(&path).unwrap();
+        let mut commits = Vec::new();
+        for n in 0..MANY_PACKS as u64 {
+            let blob = repository.blob(format!("file {n}").as_bytes()).unwrap();
+            let mut tree = repository.treebuilder(None).unwrap();
+            tree.insert("file", blob, 0o100_644).unwrap();
+            let tree = repository.find_tree(tree.write().unwrap()).unwrap();
+            let who = git2::Signature::now("a", "a@example.com").unwrap();
+            let commit = repository.commit(None, &who, &who, "x", &tree, &[]).unwrap();
+            let mut pack = repository.packbuilder().unwrap();
+            pack.insert_commit(commit).unwrap();
+            pack.write(&path.join("objects/pack"), 0).unwrap();
+            commits.push(commit);
+        }
+        assert!(repositories.wants_packing(&env));
+        let pinned = commits[3].to_string();
+        repositories.pin(&env, BuildNumber(7), &pinned).unwrap();
+        repositories.pin(&env, BuildNumber(8), &pinned).unwrap();
+        repositories.unpin(&env, &BTreeSet::from([BuildNumber(8), BuildNumber(9)])).unwrap();
+        assert_eq!(repositories.pins(&env).unwrap(), BTreeSet::from([BuildNumber(7)]));
+        assert_eq!(repositories.all().unwrap(), [env.clone()]);
+        let git = Git { binary: Git::find().unwrap(), hooks: "/nonexistent".into(), max_input: 1 << 20 };
+        let owned = repositories.try_own(&env).unwrap();
+        repositories.repack(&git, &env, &owned).await.unwrap();
+        assert!(!repositories.wants_packing(&env));
+        let fresh = git2::Repository::open_bare(&path).unwrap();
+        for commit in &commits {
+            // Nothing refers to the others, but they have only just come.
+            assert!(fresh.find_commit(*commit).is_ok(), "{commit} is lost");
+        }
+    }
 }

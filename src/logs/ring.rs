@@ -398,18 +398,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut ring = Ring::open(dir.path(), 20_000, 4).unwrap();
         let mut middle = None;
-        for n in 0..900 {
+        for n in 0..4000 {
             ring.append(&record(&format!("line {n}"))).unwrap();
-            if n == 700 {
+            if n == 3500 {
                 ring.flush().unwrap();
                 middle = Some(ring.position());
             }
         }
         ring.flush().unwrap();
         let (all, early) = (back(dir.path(), ring.position()), back(dir.path(), middle.unwrap()));
-        assert_eq!(all[..3], ["line 899", "line 898", "line 897"]);
+        assert_eq!(all[..3], ["line 3999", "line 3998", "line 3997"]);
         // A place in a file that was closed and compressed since.
-        assert_eq!(early[..2], ["line 700", "line 699"]);
+        assert_eq!(early[..2], ["line 3500", "line 3499"]);
         let names = |suffix: &str| {
             let names =
                 fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

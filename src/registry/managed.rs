@@ -94,8 +94,8 @@ pub struct ManagedRegistry {
 impl ManagedRegistry {
     /// Starts the registry and returns when it answers. Fails when something else has the port.
     pub async fn start(settings: ManagedSettings) -> anyhow::Result<Self> {
-        write_config(&settings, false)?;
-        let process = launch(&settings).await?;
+        write_configs(&settings)?;
+        let process = launch(&settings, Mode::Normal).await?;
         // One collection at a time is asked for.
         let (asks, requests) = mpsc::channel(1);
         let keeper = Keeper::new(&settings, asks);
@@ -139,7 +139,7 @@ impl ManagedRegistry {
                     () = tokio::time::sleep(pause) => {}
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                match launch(&self.settings).await {
+                match launch(&self.settings, Mode::Normal).await {
                     Ok(process) => break self.process = process,
                     Err(error) => tracing::error!("the registry cannot be started: {error:#}"),
                 }
@@ -149,11 +149,10 @@ impl ManagedRegistry {
     }
 
     /// Serves read-only while the collector works, as its authors want it: an upload beside it could lose its blobs. Whatever happens,
-    /// it is started for writing again, by the loop if not here.
+    /// it is started for writing again, by the loop if not here. Nothing is written for that: the disk may be full.
     async fn collect(&mut self) -> anyhow::Result<u64> {
         self.process.stop().await;
-        write_config(&self.settings, true)?;
-        let collected = match launch(&self.settings).await {
+        let collected = match launch(&self.settings, Mode::ReadOnly).await {
             Ok(process) => {
                 self.process = process;
                 let collected = room::collect(&self.settings).await;
@@ -162,21 +161,34 @@ impl ManagedRegistry {
             }
             Err(error) => Err(error),
         };
-        write_config(&self.settings, false)?;
-        self.process = launch(&self.settings).await?;
+        self.process = launch(&self.settings, Mode::Normal).await?;
         collected
     }
 }
 
-pub(super) fn config_path(settings: &ManagedSettings) -> PathBuf {
-    settings.directory.join("config.yml")
+/// What the registry lets be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Normal,
+    ReadOnly,
 }
 
-fn write_config(settings: &ManagedSettings, read_only: bool) -> anyhow::Result<()> {
+pub(super) fn config_path(settings: &ManagedSettings, mode: Mode) -> PathBuf {
+    settings.directory.join(match mode {
+        Mode::Normal => "config.yml",
+        Mode::ReadOnly => "config-read-only.yml",
+    })
+}
+
+fn write_configs(settings: &ManagedSettings) -> anyhow::Result<()> {
     let cannot = || format!("cannot prepare the registry's directory {}", settings.directory.display());
     std::fs::create_dir_all(settings.directory.join("data")).with_context(cannot)?;
     let secret = hex::encode(rand::random::<[u8; 32]>());
-    std::fs::write(config_path(settings), settings.config(&secret, read_only)).with_context(cannot)
+    for mode in [Mode::Normal, Mode::ReadOnly] {
+        let path = config_path(settings, mode);
+        std::fs::write(path, settings.config(&secret, mode == Mode::ReadOnly)).with_context(cannot)?;
+    }
+    Ok(())
 }
 
 /// Waits until the port is free, or says who is to go.
@@ -225,7 +237,7 @@ fn remove_uploads(directory: &Path) -> io::Result<usize> {
     Ok(removed)
 }
 
-async fn launch(settings: &ManagedSettings) -> anyhow::Result<Process> {
+async fn launch(settings: &ManagedSettings, mode: Mode) -> anyhow::Result<Process> {
     await_port(settings).await?;
     // With the registry that took them, uploads are over; whoever made one begins anew.
     match remove_uploads(&settings.directory.join(REPOSITORIES)) {
@@ -233,7 +245,7 @@ async fn launch(settings: &ManagedSettings) -> anyhow::Result<Process> {
         Ok(count) => tracing::info!(count, "removed uploads to the registry that were broken off"),
         Err(error) => tracing::warn!(%error, "uploads to the registry that were broken off cannot be removed"),
     }
-    let mut process = Process::spawn(&settings.program, &config_path(settings)).await?;
+    let mut process = Process::spawn(&settings.program, &config_path(settings, mode)).await?;
     let deadline = Instant::now() + READY_DEADLINE;
     loop {
         if tokio::net::TcpStream::connect(("127.0.0.1", settings.port)).await.is_ok() {

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     RegistryError, RegistryRoom,
-    managed::{ManagedSettings, config_path},
+    managed::{ManagedSettings, Mode, config_path},
 };
 use crate::domain::{Digest, ImageRef};
 
@@ -83,7 +83,11 @@ pub(super) async fn collect(settings: &ManagedSettings) -> anyhow::Result<u64> {
     let sized = blobs.clone();
     let before = tokio::task::spawn_blocking(move || size_of(&sized)).await??;
     let mut command = Command::new(&settings.program);
-    command.arg("garbage-collect").arg(config_path(settings)).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    command
+        .arg("garbage-collect")
+        .arg(config_path(settings, Mode::ReadOnly))
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let ended = tokio::time::timeout(COLLECT_DEADLINE, command.output()).await;
     let output = ended.context("the registry's collector took too long and was ended")??;
