@@ -24,11 +24,9 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(30);
 /// First and longest pause before an engine that does not answer is asked again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Hints can get lost in ways nobody thought of; what runs is looked at this often in any case.
-const ANYWAY: Duration = Duration::from_secs(60);
 
 /// The newest picture.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Picture {
     /// Requests up to this one were made before the picture was taken.
     pub(super) ticket: u64,
@@ -65,13 +63,15 @@ pub(super) struct Observer {
     runtime: Arc<dyn Runtime>,
     world: World,
     picture: watch::Sender<Arc<Picture>>,
+    /// Hints can get lost in ways nobody thought of; what runs is looked at this often in any case.
+    interval: Duration,
 }
 
 impl Observer {
-    pub(super) fn new(runtime: Arc<dyn Runtime>) -> (World, Self) {
+    pub(super) fn new(runtime: Arc<dyn Runtime>, interval: Duration) -> (World, Self) {
         let (picture, receiver) = watch::channel(Arc::new(Picture::default()));
         let world = World { wanted: Arc::default(), wake: Arc::default(), picture: receiver };
-        (world.clone(), Self { runtime, world, picture })
+        (world.clone(), Self { runtime, world, picture, interval })
     }
 
     /// Runs until it is dropped.
@@ -93,7 +93,7 @@ impl Observer {
             tokio::select! {
                 () = self.world.wake.notified() => {}
                 event = next(&mut events) => if event.is_none() { events = None },
-                () = sleep(ANYWAY) => {}
+                () = sleep(self.interval) => {}
             }
         }
     }
@@ -107,7 +107,15 @@ impl Observer {
                 for replica in replicas {
                     by_env.entry(replica.set.env.clone()).or_default().push(replica);
                 }
-                self.picture.send_replace(Arc::new(Picture { ticket, known: true, replicas: by_env, error: None }));
+                let picture = Picture { ticket, known: true, replicas: by_env, error: None };
+                // One like the one before tells nobody anything.
+                self.picture.send_if_modified(|before| {
+                    let changed = **before != picture;
+                    if changed {
+                        *before = Arc::new(picture);
+                    }
+                    changed
+                });
                 true
             }
             Err(error) => {

@@ -50,6 +50,7 @@ struct State {
     phases: Vec<String>,
     phase_exit: i64,
     down: bool,
+    mute: bool,
     stopped: Vec<(SetId, u32)>,
 }
 
@@ -78,6 +79,11 @@ impl Engine {
 
     pub(super) fn phases(&self) -> Vec<String> {
         self.state().phases.clone()
+    }
+
+    /// From now on no event is told.
+    pub(super) fn mute(&self) {
+        self.state().mute = true;
     }
 
     pub(super) fn set_down(&self, down: bool) {
@@ -114,6 +120,11 @@ impl Engine {
         replica.state == ReplicaState::Running && ready && !state.sick.contains(&address)
     }
 
+    /// Makes all replicas answer their probes again.
+    pub(super) fn heal(&self) {
+        self.state().sick.clear();
+    }
+
     /// Makes the replica fail its probes.
     pub(super) fn sicken(&self, process: &str, index: u32) {
         let mut state = self.state();
@@ -146,7 +157,9 @@ impl Engine {
     }
 
     fn changed(&self, set: SetId, replica: ReplicaId, what: Change) {
-        let _ = self.events.send(RuntimeEvent::Changed { set, replica, what });
+        if !self.state().mute {
+            let _ = self.events.send(RuntimeEvent::Changed { set, replica, what });
+        }
     }
 
     fn start_one(&self, set: &ReplicaSet, index: u32) {
@@ -278,6 +291,17 @@ impl Runtime for Engine {
             Some(Behaviour::Elsewhere(port)) => vec![Listener { address: Ipv4Addr::UNSPECIFIED.into(), port: *port }],
             _ => vec![],
         })
+    }
+
+    async fn exec(&self, replica: &ReplicaId, argv: &[String], _: Duration) -> Result<Executed, RuntimeError> {
+        assert_eq!(argv.last().unwrap(), "bin/check");
+        let address = {
+            let state = self.state();
+            state.replicas.iter().find(|(r, _)| r.id == *replica).and_then(|(r, _)| r.address)
+        };
+        let address = address.ok_or_else(|| RuntimeError::Gone(replica.0.clone()))?;
+        let answers = self.answers(SocketAddr::new(address, 5000));
+        Ok(Executed { status: Some(i64::from(!answers)), output: b"no queue\n".to_vec() })
     }
 
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {
