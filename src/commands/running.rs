@@ -42,7 +42,9 @@ fn replica_value(process: &ProcessType, replica: &ReplicaStatus) -> Value {
 fn why_text(status: &EnvStatus) -> String {
     let row = |wait: &WaitStatus| {
         let ago = |at: Timestamp| answer::age(now().duration_since(at).as_secs());
-        let until = wait.until.map_or_else(|| "-".to_owned(), |at| format!("in {}", answer::age(at.duration_since(now()).as_secs())));
+        let until = wait
+            .until
+            .map_or_else(|| "-".to_owned(), |at| format!("in {}", answer::age(at.duration_since(now()).as_secs())));
         let ready = format!("{}/{}", wait.ready, wait.wanted);
         vec![wait.process.to_string(), ready, format!("{} ago", ago(wait.since)), until, answer::clean(&wait.why)]
     };

@@ -131,11 +131,11 @@ impl ProcessDefinition {
 
 impl HealthDefinition {
     fn to_spec(&self, name: &ProcessType, defaults: &Defaults) -> Health {
-        let probe = match &self.path {
-            _ if self.command.is_some() => HealthProbe::Command { command: self.command.clone().unwrap_or_default() },
+        let probe = match (&self.command, &self.path) {
+            (Some(command), _) => HealthProbe::Command { command: command.clone() },
             _ if !name.is_web() => HealthProbe::Running,
-            Some(path) => HealthProbe::Http { path: path.clone() },
-            None => HealthProbe::Tcp,
+            (None, Some(path)) => HealthProbe::Http { path: path.clone() },
+            (None, None) => HealthProbe::Tcp,
         };
         Health {
             probe,
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!((web.health.interval, web.health.failures), (defaults.interval, defaults.failures));
         let api = &found[&name("api")];
         assert_eq!(api.health.probe, HealthProbe::Running);
-        let queue = &specs[&"queue".parse::<ProcessType>().unwrap()];
+        let queue = &found[&name("queue")];
         assert_eq!(queue.health.probe, HealthProbe::Command { command: "bin/check".into() });
         assert_eq!((api.port, api.cpu_millis, api.memory, api.replicas), (9, 500, 1 << 30, 0));
     }

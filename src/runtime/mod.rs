@@ -219,12 +219,7 @@ pub trait Runtime: Send + Sync {
     async fn listeners(&self, replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError>;
 
     /// Runs a command in a running replica's container, as its user and within its limits, and kills it after `limit`.
-    async fn exec(
-        &self,
-        replica: &ReplicaId,
-        argv: &[String],
-        limit: Duration,
-    ) -> Result<Executed, RuntimeError>;
+    async fn exec(&self, replica: &ReplicaId, argv: &[String], limit: Duration) -> Result<Executed, RuntimeError>;
 
     /// Makes a job's container.
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError>;

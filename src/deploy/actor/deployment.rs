@@ -95,12 +95,7 @@ impl Rollout {
         self.marks.iter().map(stage).collect()
     }
 
-    pub(super) fn record(
-        &self,
-        env: &EnvRef,
-        state: DeploymentState,
-        end: Option<Timestamp>,
-    ) -> Deployment {
+    pub(super) fn record(&self, env: &EnvRef, state: DeploymentState, end: Option<Timestamp>) -> Deployment {
         let (to, from, started_at) = (self.version, self.from, self.started_at);
         Deployment { env: env.clone(), to, from, state, started_at, finished_at: end }
     }

@@ -40,7 +40,9 @@ use super::{
     world::Picture,
 };
 use crate::{
-    domain::{EnvRef, Environment, ProcessType, Release, ReleaseVersion, Replica, ReplicaId, SetId, Timestamp, UserName},
+    domain::{
+        EnvRef, Environment, ProcessType, Release, ReleaseVersion, Replica, ReplicaId, SetId, Timestamp, UserName,
+    },
     plan::{self, Backoff, Goal, Phase},
     store::StoreError,
 };

@@ -136,7 +136,14 @@ impl Actor {
                 .find_map(|one| one.reason.clone()),
             Why::Backoff(_) => {
                 let mut sets = self.sets.iter().filter(|(set, _)| set.process == *process && set.release == version);
-                sets.find_map(|(_, state)| state.trouble.clone())
+                sets.find_map(|(_, state)| {
+                    let looping = state.backoff.is_crash_looping();
+                    let loops =
+                        looping.then(|| format!("crash-looping, {} failures in a row: ", state.backoff.failures()));
+                    // What died tells it already.
+                    let trouble = state.trouble.clone()?;
+                    Some(loops.filter(|_| !trouble.contains("crash-looping")).unwrap_or_default() + &trouble)
+                })
             }
             _ => None,
         }

@@ -48,18 +48,17 @@ pub async fn run(
     timeout(limit + SLACK, attempt(docker, container, argv, limit)).await.unwrap_or_else(|_| Err(late()))
 }
 
-async fn attempt(
-    docker: &Docker,
-    container: &str,
-    argv: &[String],
-    limit: Duration,
-) -> Result<Executed, RuntimeError> {
+async fn attempt(docker: &Docker, container: &str, argv: &[String], limit: Duration) -> Result<Executed, RuntimeError> {
     let doing = |error| failed(&format!("running a command in container {container}"), &error);
     let seconds = format!("{:.3}", limit.as_secs_f64());
     let mut cmd = [TIMEOUT, "-s", "KILL", &seconds].map(str::to_owned).to_vec();
     cmd.extend_from_slice(argv);
-    let options =
-        CreateExecOptions { attach_stdout: Some(true), attach_stderr: Some(true), cmd: Some(cmd), ..Default::default() };
+    let options = CreateExecOptions {
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        cmd: Some(cmd),
+        ..Default::default()
+    };
     let made = docker.create_exec(container, options).await.map_err(doing)?;
     let started = docker.start_exec(&made.id, None::<StartExecOptions>).await.map_err(doing)?;
     let mut output = Vec::new();

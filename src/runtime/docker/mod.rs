@@ -111,6 +111,7 @@ impl DockerRuntime {
             isolated: AtomicBool::new(true),
             guarded_at: Mutex::new(None),
             stops: Stops::new(),
+            execs: exec::Places::default(),
             sets: KeyedLocks::default(),
             memory: replicas::Memory::default(),
             capabilities,

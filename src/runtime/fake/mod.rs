@@ -22,7 +22,9 @@ use tokio::sync::broadcast;
 pub use job::JobContext;
 
 use self::world::{Engine, Kept, Phase};
-use super::{Capabilities, Change, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent, Source};
+use super::{
+    Capabilities, Change, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent, Source,
+};
 use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId, TenantName, Timestamp};
 
 /// What a replica does with its life.
