@@ -34,6 +34,9 @@ impl DataDir {
         let lock = lock(&path.join("lock"))?;
         // What a killed server was in the middle of.
         empty(&path.join("tmp"))?;
+        for name in ["", "keys", "hooks", "router"] {
+            remove_temporary(&path.join(name))?;
+        }
         Ok(Self { path: path.to_owned(), instance: instance(path)?, _lock: lock })
     }
 
@@ -70,6 +73,22 @@ fn empty(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Removes files that were about to be renamed into place, and the directory that the control socket was made in.
+fn remove_temporary(directory: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let removed = match entry.file_type()?.is_dir() {
+            true if name.starts_with(".control-") => fs::remove_dir_all(entry.path()),
+            false if name.starts_with(".tmp") || name.starts_with("routes.json.") => fs::remove_file(entry.path()),
+            _ => continue,
+        };
+        removed.with_context(|| format!("cannot remove {}", entry.path().display()))?;
+    }
+    Ok(())
+}
+
 /// The id in `DATA/instance`, made the first time.
 pub(super) fn instance(path: &Path) -> anyhow::Result<String> {
     let file = path.join("instance");
@@ -97,13 +116,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("data");
         let first = DataDir::open(&path).unwrap();
-        fs::write(first.join("tmp").join("left"), "x").unwrap();
+        let left = ["tmp/left", ".tmpAb12", "keys/.tmpCd34", "router/routes.json.77.tmp"];
+        let kept = ["router/routes.json", "router/ack.json.78.tmp", "keys/token.pk8"];
+        left.iter().chain(&kept).for_each(|name| fs::write(path.join(name), "x").unwrap());
+        fs::create_dir(path.join(".control-Ef56")).unwrap();
         let refused = DataDir::open(&path).map(|_| ()).unwrap_err();
         assert!(refused.to_string().contains("another"), "{refused}");
         let id = first.instance().to_owned();
         drop(first);
         let second = DataDir::open(&path).unwrap();
         assert_eq!(second.instance(), id);
-        assert!(!second.join("tmp").join("left").exists());
+        assert!(left.iter().all(|name| !path.join(name).exists()) && !path.join(".control-Ef56").exists());
+        assert!(kept.iter().all(|name| path.join(name).exists()));
     }
 }

@@ -38,6 +38,8 @@ impl Housekeeping {
     }
 
     async fn collect(&self) -> anyhow::Result<usize> {
+        // What the engine was still making when an earlier server was killed came after this one looked.
+        self.runtime.end_orphaned_jobs().await?;
         let mut keep: Vec<ImageRef> = self.deployer.images_to_keep().await?;
         keep.extend(self.builds.stack_images().await?);
         Ok(self.runtime.collect_images(&keep).await?)

@@ -11,7 +11,10 @@ mod data_plane;
 mod doctor;
 mod doors;
 mod engine;
+#[cfg(feature = "fail-points")]
+mod fail_points;
 mod housekeeping;
+mod leftovers;
 mod pipeline;
 mod routes;
 mod secrets;

@@ -21,6 +21,7 @@ use super::{
     doors::Doors,
     engine,
     housekeeping::Housekeeping,
+    leftovers,
     pipeline::BuildPipeline,
     routes::RouteFiles,
     secrets, telemetry,
@@ -36,7 +37,7 @@ use crate::{
     logs::{Logs, access::AccessReceiver, collector::Collector},
     manifest::Defaults,
     receive::{Receive, ReceiveSettings, install_hooks},
-    registry::{Credentials, ManagedRegistry, ManagedSettings, OciRegistry},
+    registry::{Credentials, ManagedRegistry, ManagedSettings, OciRegistry, RegistryError},
     router::table::ACCESS_SOCKET,
     runtime::{Runtime, docker::DockerRuntime},
     ssh::{ConnectionLimits, SshServer, SshSettings},
@@ -45,6 +46,8 @@ use crate::{
 
 /// How long each part may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// How long the start waits for the stacks to be in the registry.
+const STACKS_DEADLINE: Duration = Duration::from_secs(20);
 /// git processes that serve clients at once, in all and of one user.
 const GIT_SESSIONS: usize = 64;
 const GIT_SESSIONS_PER_USER: usize = 8;
@@ -56,6 +59,8 @@ const GIT_IDLE: Duration = Duration::from_secs(600);
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
     telemetry::init();
+    #[cfg(feature = "fail-points")]
+    super::fail_points::arm()?;
     let config = place.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("serve").build()?;
     let done = runtime.block_on(serve(config));
@@ -168,7 +173,7 @@ impl Server {
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
         tracing::info!(engine = runtime.capabilities().engine, "connected to the engine");
         // Before any build or release phase goes on that a killed server was in the middle of.
-        runtime.end_orphaned_jobs().await.context("jobs that an earlier server left behind cannot be ended")?;
+        leftovers::clear(&*runtime, store).await?;
         let logs = start_logs(config, data, &runtime, &mut ground)?;
 
         let mut work = Layer::new("work");
@@ -184,8 +189,7 @@ impl Server {
             logs: Arc::new(logs.clone()),
         };
         let (builds, service) = Builds::start(parts, build_settings(config, data)).await?;
-        // Pushes would only find out later that the stacks are missing.
-        builds.stack_images().await?;
+        look_for_stacks(&builds).await?;
         work.spawn(service.run(work.stop.clone()));
         let housekeeping =
             Housekeeping { runtime: runtime.clone(), deployer: deployer.clone(), builds: builds.clone() };
@@ -207,6 +211,7 @@ impl Server {
             tokens,
             settings: command_settings(config),
         });
+        commands.finish_destroying().await?;
         let doors = open_doors(config, data, Doors { commands, receive: receive.clone() }).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })
     }
@@ -227,6 +232,21 @@ async fn start_registry(config: &Config, data: &DataDir, ground: &mut Layer) -> 
     let login = settings.username.clone().zip(settings.password.clone());
     let credentials = login.map(|(user, password)| Credentials { user, password });
     Ok(OciRegistry::new(&settings.address, credentials)?)
+}
+
+/// Pushes would only find out later that the stacks are missing. A registry that does not answer is another matter: what runs is to be
+/// looked after, and the first build asks again.
+async fn look_for_stacks(builds: &Builds) -> anyhow::Result<()> {
+    let away = match timeout(STACKS_DEADLINE, builds.stack_images()).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => match error.downcast_ref() {
+            Some(RegistryError::Unavailable { .. }) => format!("{error:#}"),
+            _ => return Err(error),
+        },
+        Err(_) => format!("it has taken more than {} s", STACKS_DEADLINE.as_secs()),
+    };
+    tracing::warn!(reason = away, "the stacks are not in the registry yet; builds wait for that");
+    Ok(())
 }
 
 fn start_logs(config: &Config, data: &DataDir, runtime: &Arc<dyn Runtime>, ground: &mut Layer) -> anyhow::Result<Logs> {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     deploy::Progress,
-    domain::{EnvRef, ImageRef, Limits, ProcessType},
+    domain::{EnvRef, FailPoint, ImageRef, Limits, ProcessType, fail_point::reached},
     runtime::{Job, JobKind, JobSpec, Runtime},
 };
 
@@ -108,13 +108,16 @@ pub async fn compile(
 async fn compile_in(job: &mut dyn Job, spec: CompileSpec, output: &BuildOutput) -> Result<Compiled, BuildError> {
     output.doing("preparing the build container");
     upload(job, &spec).await?;
+    reached(FailPoint::Checkout);
     output.doing("running the buildpack");
     job.start().await?;
+    reached(FailPoint::Compile);
     let mut chunks = job.output();
     while let Some(chunk) = chunks.next().await {
         output.raw(&chunk?.bytes);
     }
     let exit = job.wait().await?;
+    reached(FailPoint::Compile);
     let memory = spec.limits.memory >> 20;
     match exit.code {
         // The kernel may have taken a process that the build could do without.
@@ -231,6 +234,7 @@ async fn collect(job: &mut dyn Job, spec: CompileSpec) -> Result<Compiled, Build
         splitter = back;
         result?;
     }
+    reached(FailPoint::Slug);
     let slug = tokio::task::spawn_blocking(move || splitter.finish()).await.map_err(std::io::Error::other)??;
     Ok(Compiled {
         slug,

@@ -54,6 +54,11 @@ impl BuildOutput {
         Self { transcript, began, state: Mutex::new(state) }
     }
 
+    /// Time since the build began (or was taken up again).
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Plain values, whole between statements.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,5 +1,7 @@
 //! One build, source to image: reuse what can be reused, build the rest.
 
+mod image;
+
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -20,13 +22,13 @@ use super::{
     output::BuildOutput,
     records::{CompileRecord, CompileResult, LayerRecord, SlugRecord},
     reuse::Recipe,
-    slug::{ImageDescription, LayerRef, PublishError, Publisher, Shadow, Sizes, human_size, source_layer},
+    slug::{LayerRef, PublishError, Shadow},
     source::{SourceEntry, SourceTree},
     stacks::{self, Stacks},
 };
 use crate::{
     deploy::Progress,
-    domain::{Build, Digest, ImageRef, ProcessType},
+    domain::{Build, Digest, FailPoint, ImageRef, ProcessType, fail_point::reached},
     manifest::{Definition, Problem, render_problems},
 };
 
@@ -189,6 +191,7 @@ impl Pipeline {
 impl Run<'_> {
     async fn slug(mut self) -> Result<Slug, BuildError> {
         let source = self.read().await?;
+        reached(FailPoint::Checkout);
         for warning in &source.warnings {
             self.output.detail(warning);
         }
@@ -347,113 +350,6 @@ impl Run<'_> {
             scratch: settings.scratch.clone(),
             slug_limit: settings.slug_limit,
         }
-    }
-
-    /// The source layer on top, and the image into the registry.
-    async fn publish(
-        &mut self,
-        mut publisher: Publisher,
-        source: &Source,
-        stacks: &Stacks,
-        below: Below,
-    ) -> Result<(ImageRef, Vec<LayerRecord>), BuildError> {
-        let base = stacks.run.layer.clone();
-        let stack = Some(stacks.run.image.repository.as_str());
-        if !publisher.reuse(&base, stack, below.trust).await? {
-            stacks::ensure(&self.pipeline.settings.stacks, &*self.pipeline.parts.registry).await?;
-            if !publisher.reuse(&base, stack, false).await? {
-                return Err(anyhow::anyhow!("the run stack cannot be brought into {}", self.image_repository).into());
-            }
-        }
-        let (repository, commit, entries) = (self.repository.clone(), source.commit.clone(), source.entries.clone());
-        let (shadow, scratch) = (below.shadow, self.pipeline.settings.scratch.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            let tree = SourceTree::open(&repository, None, &commit)?;
-            let mut sizes = Sizes::default();
-            source_layer(&tree, &entries, &shadow, &scratch, &mut sizes).map(|layer| (layer, sizes))
-        });
-        let (raw, sizes) = made.await.map_err(std::io::Error::other)??;
-        let (size, limit) = (below.files_size + sizes.total(), self.pipeline.settings.slug_limit);
-        if size > limit {
-            return Err(super::slug::SplitError::TooLarge { size, limit, largest: sizes.largest() }.into());
-        }
-        let mut layers = vec![base];
-        layers.extend(below.layers);
-        layers.push(publisher.add_fresh(raw).await?);
-        self.stopwatch.lap("source layer");
-        let image = self.image_description(source, stacks).files(&layers);
-        let image = publisher.finish(image, &layers).await?;
-        let (pushed, reused) = publisher.counts();
-        self.output.detail(&format!(
-            "slug of {}: {} pushed, {reused} of {} layers reused",
-            human_size(size),
-            human_size(pushed),
-            layers.len()
-        ));
-        self.stopwatch.lap("push");
-        Ok((image, publisher.into_records()))
-    }
-
-    fn publisher(&self) -> Publisher {
-        let (parts, settings) = (&self.pipeline.parts, &self.pipeline.settings);
-        Publisher::new(parts.registry.clone(), parts.store.clone(), &self.image_repository, &settings.scratch)
-    }
-
-    fn image_description(&self, source: &Source, stacks: &Stacks) -> ImageDescription {
-        let label = |name: &str, value: String| (format!("org.opencontainers.image.{name}"), value);
-        let created = jiff::Timestamp::from_second(source.committed_at.as_second()).unwrap_or_default();
-        ImageDescription {
-            env: stacks.run.env.clone(),
-            user: super::slug::OWNER.to_string(),
-            workdir: stacks.run.workdir.clone(),
-            labels: BTreeMap::from([
-                label("revision", source.commit.clone()),
-                label("created", created.to_string()),
-                label("title", self.build.env.app_ref().to_string()),
-                label("base.digest", stacks.run.image.digest.to_string()),
-            ]),
-            created,
-        }
-    }
-
-    fn slug_record(
-        &self,
-        key: &Digest,
-        image: &ImageRef,
-        defaults: &BTreeMap<ProcessType, String>,
-        buildpacks: &[String],
-    ) -> SlugRecord {
-        SlugRecord {
-            app: self.build.env.app_ref(),
-            key: key.clone(),
-            image: image.clone(),
-            defaults: defaults.clone(),
-            buildpacks: buildpacks.to_vec(),
-            env: self.build.env.clone(),
-            build: self.build.number,
-            made_at: jiff::Timestamp::now(),
-        }
-    }
-
-    async fn compile_record(&self, key: &Digest, result: CompileResult) -> Result<CompileRecord, BuildError> {
-        let app = self.build.env.app_ref();
-        let known = self.pipeline.parts.store.get::<CompileRecord>(&(app.clone(), key.clone())).await?;
-        let mut record =
-            known.map_or_else(|| CompileRecord { app, key: key.clone(), results: Vec::new() }, |known| known.record);
-        record.add(result);
-        Ok(record)
-    }
-
-    fn finished(
-        &self,
-        source: &Source,
-        image: ImageRef,
-        defaults: BTreeMap<ProcessType, String>,
-        buildpacks: Vec<String>,
-        records: Records,
-    ) -> Slug {
-        let (description, subject) = (source.description.clone(), source.subject.clone());
-        Slug { image, description, defaults, buildpacks, subject, records }
     }
 }
 

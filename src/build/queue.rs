@@ -1,29 +1,29 @@
 //! The durable queue: one build at a time in each environment, so many at once in all; whose turn it is, [`Line`] says.
 //!
-//! A build's record is the truth; what is in memory here is rebuilt from the records at the start. A record that says "running" when
-//! the server starts belongs to a build that the last server left: it is run again from the beginning of its stage.
+//! A build's record is the truth; what is in memory here is rebuilt from the records at the start (`take_up`). `run` does the work.
+
+mod run;
+mod take_up;
 
 use std::{
     collections::HashMap,
-    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures::FutureExt;
 use tokio::{
     sync::{Notify, watch},
-    task::JoinSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    BuildParts, BuildSettings, EnqueueError, NewBuild,
+    EnqueueError, NewBuild,
     line::{Line, LineLimits, Room},
     output::BuildOutput,
     pipeline::Pipeline,
     records::{CompileRecord, SlugRecord},
-    work::{Ended, Watch, work, write},
+    work::{Ended, write},
 };
 use crate::{
     deploy::Progress,
@@ -41,6 +41,8 @@ const ENQUEUE_TRIES: usize = 32;
 /// A build that is not final.
 struct Active {
     build: Build,
+    /// When it was queued, or taken over from the last server; waits are measured from then, since the time of day may jump.
+    since: Instant,
     cancel: CancellationToken,
     /// Why it was cancelled.
     reason: Option<String>,
@@ -91,38 +93,6 @@ pub struct BuildService {
 }
 
 impl Builds {
-    /// Takes up what the records say: queued builds wait in their order, builds that ran go first.
-    pub async fn start(parts: BuildParts, settings: BuildSettings) -> anyhow::Result<(Self, BuildService)> {
-        let store = parts.store.clone();
-        let pipeline = Pipeline::new(parts, settings)?;
-        let mut left: Vec<Build> = store.list::<Build>("").await?.into_iter().map(|stored| stored.record).collect();
-        let newest: HashMap<EnvRef, BuildNumber> = left.iter().map(|build| (build.env.clone(), build.number)).collect();
-        left.retain(|build| !build.state.is_final());
-        left.sort_by_key(|build| (build.state == BuildState::Queued, build.queued_at));
-        let mut queue = Queue::default();
-        for mut build in left {
-            if newest.get(&build.env).is_some_and(|newest| *newest > build.number) {
-                // Its end could not be written, and the environment has moved on.
-                build.state = BuildState::Cancelled { reason: "a newer build took its place".to_owned() };
-                write(&store, &build).await?;
-                continue;
-            }
-            tracing::info!(env = %build.env, build = %build.number, "taking up a build that the last server left");
-            queue.line.join(build.env.clone());
-            let begun = build.state != BuildState::Queued;
-            queue.active.insert(build.env.clone(), Active::new(build, begun));
-        }
-        queue.tell_places();
-        let shared = Arc::new(Shared {
-            pipeline,
-            store,
-            queue: Mutex::new(queue),
-            enqueueing: tokio::sync::Mutex::new(()),
-            wake: Notify::new(),
-        });
-        Ok((Self { shared: shared.clone() }, BuildService { shared }))
-    }
-
     /// Largest source and largest slug, bytes of all files.
     pub fn slug_limit(&self) -> u64 {
         self.shared.pipeline.settings.slug_limit
@@ -191,6 +161,7 @@ impl Builds {
                 image: None,
                 release: None,
                 timings: new.timings.clone(),
+                interruptions: 0,
             };
             match store.transaction().update(&stored, &environment).create(&build).commit().await {
                 Ok(_) => return Ok(build),
@@ -281,7 +252,7 @@ impl Builds {
 impl Active {
     fn new(build: Build, resumed: bool) -> Self {
         let (cancel, done, place) = (CancellationToken::new(), watch::Sender::new(None), watch::Sender::new(None));
-        Self { build, resumed, cancel, reason: None, done, place }
+        Self { build, since: Instant::now(), resumed, cancel, reason: None, done, place }
     }
 
     fn set_place(&self, place: Option<QueuePlace>) {
@@ -403,83 +374,8 @@ impl Shared {
         }
     }
 
-    /// Takes the next build that may run.
-    fn next(&self) -> Option<(Build, CancellationToken)> {
-        let mut queue = self.queue();
-        let env = queue.line.next(&self.limits())?;
-        let found = queue.active.get(&env).map(|active| (active.build.clone(), active.cancel.clone()));
-        if found.is_none() {
-            queue.line.ended(&env);
-        }
-        if let Some(active) = queue.active.get(&env) {
-            active.set_place(None);
-        }
-        queue.tell_places();
-        found
-    }
-
     fn reason(&self, env: &EnvRef) -> String {
         self.queue().active.get(env).and_then(|active| active.reason.clone()).unwrap_or_default()
-    }
-
-    /// One build from where it stands to its end, or until `shutdown`, which leaves its record for the next server.
-    async fn run_build(self: Arc<Self>, mut build: Build, cancel: CancellationToken, shutdown: CancellationToken) {
-        let output = self.output(&build);
-        let resumed = self.queue().active.get(&build.env).is_some_and(|active| active.resumed);
-        if resumed {
-            output.step("Going on after a restart of the server");
-        }
-        self.begin(&mut build).await;
-        if build.no_cache {
-            output.doing("removing the build cache");
-            if let Err(error) = output.with_signs_of_life(self.purge_cache(&build.env.app_ref())).await {
-                output.detail(&format!("the build cache could not be removed: {error:#}"));
-            }
-        }
-        let env = build.env.clone();
-        let queued = build.clone();
-        let worked = async {
-            let event = self.record(EventKind::BuildQueued, &queued, Some(&queued.pushed_by));
-            let worked = AssertUnwindSafe(work(&self.pipeline, build, resumed, &output, &*self)).catch_unwind();
-            let (ended, ()) = futures::join!(worked, event);
-            ended.unwrap_or_else(|_| {
-                // The panic is in the log already; what it left behind is dropped with the future.
-                output.error("The platform failed, not your app: an internal error.");
-                let reason = "an internal error of the platform".to_owned();
-                Ended {
-                    build: self.active(&env).unwrap_or_else(|| queued.clone()),
-                    state: BuildState::Failed { reason },
-                }
-            })
-        };
-        let ended = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return self.release_slot(&env),
-            () = cancel.cancelled() => {
-                let build = self.active(&env).unwrap_or(queued.clone());
-                if let Some(version) = build.release {
-                    self.pipeline.parts.delivery.abandon(&env, version, &self.reason(&env)).await;
-                }
-                Ended { build, state: BuildState::Cancelled { reason: self.reason(&env) } }
-            }
-            ended = worked => ended,
-        };
-        self.end(ended, &output).await;
-    }
-
-    /// Notes that a build that waited has begun.
-    async fn begin(&self, build: &mut Build) {
-        let waited = jiff::Timestamp::now().duration_since(build.queued_at).as_millis();
-        build.timings.push(("queued".to_owned(), u64::try_from(waited).unwrap_or(0)));
-        self.changed(build);
-        if build.state == BuildState::Queued {
-            build.state = BuildState::Running { stage: Stage::Build };
-            build.started_at = Some(jiff::Timestamp::now());
-            self.changed(build);
-            if let Err(error) = write(&self.store, build).await {
-                tracing::warn!(%error, "a build's beginning could not be written");
-            }
-        }
     }
 
     /// The build no longer needs its slot.
@@ -494,66 +390,9 @@ impl Shared {
     }
 }
 
-impl Watch for Shared {
-    fn changed(&self, build: &Build) {
-        if let Some(active) = self.queue().active.get_mut(&build.env) {
-            active.build = build.clone();
-        }
-        // Who only waits for replicas must not keep others from building.
-        if build.state == (BuildState::Running { stage: Stage::Deploy }) {
-            self.release_slot(&build.env);
-        }
-    }
-}
-
-impl BuildService {
-    /// Runs builds until `shutdown`. Builds under way are then dropped with their containers, and go on with the next server.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let mut builds = JoinSet::new();
-        let shared = self.shared.clone();
-        let prepare_until = shutdown.clone();
-        builds.spawn(async move {
-            tokio::select! {
-                () = prepare_until.cancelled() => {}
-                () = prepare(&shared) => {}
-            }
-        });
-        loop {
-            while let Some((build, cancel)) = self.shared.next() {
-                builds.spawn(self.shared.clone().run_build(build, cancel, shutdown.clone()));
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                () = self.shared.wake.notified() => {}
-                Some(ended) = builds.join_next() => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "a build's task has failed");
-                    }
-                }
-            }
-        }
-        while builds.join_next().await.is_some() {}
-        self.shared.pipeline.containers_gone().await;
-    }
-}
-
 /// Runs to the end even if whoever asked is gone.
 async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, StoreError> {
     tokio::spawn(work).await.map_err(|error| StoreError::Failed(error.to_string()))
-}
-
-/// Brings the stacks to where they are needed, so that the first build does not wait for it.
-async fn prepare(shared: &Shared) {
-    match shared.pipeline.stacks().await {
-        Ok(stacks) => {
-            for stack in [&stacks.build, &stacks.run] {
-                if let Err(error) = shared.pipeline.parts.runtime.prepare_image(&stack.image).await {
-                    tracing::warn!(%error, "a stack could not be brought to the engine");
-                }
-            }
-        }
-        Err(error) => tracing::warn!("no builds yet: {error:#}"),
-    }
 }
 
 #[cfg(test)]

@@ -28,15 +28,9 @@ pub trait Watch: Send + Sync {
     fn changed(&self, build: &Build);
 }
 
-/// Does all that is left of the build. `resumed`: another server had begun it. The record it returns has its state, image, release and timings; it is not written yet.
-pub async fn work(
-    pipeline: &Pipeline,
-    mut build: Build,
-    resumed: bool,
-    output: &BuildOutput,
-    watch: &dyn Watch,
-) -> Ended {
-    let result = output.with_signs_of_life(advance(pipeline, &mut build, resumed, output, watch)).await;
+/// Does all that is left of the build. The record it returns has its state, image, release and timings; it is not written yet.
+pub async fn work(pipeline: &Pipeline, mut build: Build, output: &BuildOutput, watch: &dyn Watch) -> Ended {
+    let result = output.with_signs_of_life(advance(pipeline, &mut build, output, watch)).await;
     let state = match result {
         Ok(deployed) => {
             farewell(pipeline, &build, &deployed, output);
@@ -76,29 +70,16 @@ impl<E: Into<BuildError>> From<E> for Failure {
 async fn advance(
     pipeline: &Pipeline,
     build: &mut Build,
-    resumed: bool,
     output: &BuildOutput,
     watch: &dyn Watch,
 ) -> Result<Deployed, Failure> {
-    if !resumed {
-        return build_and_deploy(pipeline, build, output, watch).await;
+    match build.release {
+        Some(version) => deploy(pipeline, build, version, output, None).await,
+        None => build_and_deploy(pipeline, build, output, watch).await,
     }
-    // The record of the build may be older than the release that it made.
-    let version = match (build.release, made_before(&pipeline.parts.store, build).await?) {
-        (Some(version), _) => version,
-        (None, Some(release)) => enter_deployment(build, &release, watch),
-        (None, None) => return build_and_deploy(pipeline, build, output, watch).await,
-    };
-    deploy(pipeline, build, version, output, None).await
 }
 
-/// The release that this build made, if it came so far.
-async fn made_before(store: &Store, build: &Build) -> Result<Option<Release>, StoreError> {
-    let releases = store.list::<Release>(&format!("{}/", build.env)).await?;
-    let mut newest_first = releases.into_iter().rev().map(|stored| stored.record);
-    Ok(newest_first.find(|release| release.build == Some(build.number)))
-}
-
+/// What the record says since the release was made: the same transaction wrote it.
 fn enter_deployment(build: &mut Build, release: &Release, watch: &dyn Watch) -> ReleaseVersion {
     build.image = Some(release.image.clone());
     build.release = Some(release.version);
@@ -206,12 +187,7 @@ async fn deploy(
     let parts = &pipeline.parts;
     tell_scale(&parts.store, &build.env, version, output).await?;
     output.doing("waiting for the new release to become healthy");
-    let snapshot = build.clone();
     let write = async {
-        if let Err(error) = write(&parts.store, &snapshot).await {
-            // The deployment goes on: after a restart the release is found by its build number.
-            tracing::warn!(%error, "a build's record could not be written");
-        }
         if let Some(records) = records {
             pipeline.remember(records).await;
         }
@@ -284,10 +260,10 @@ fn farewell(pipeline: &Pipeline, build: &Build, deployed: &Deployed, output: &Bu
         let stages: Vec<_> = build.timings.iter().map(|(stage, millis)| format!("{stage} {millis}")).collect();
         output.detail(&format!("timings (ms): {}", stages.join(", ")));
     }
-    let received: u64 = build.timings.iter().take_while(|(stage, _)| stage != "queued").map(|(_, millis)| millis).sum();
-    let since_queued = jiff::Timestamp::now().duration_since(build.queued_at);
-    let since_queued = Duration::try_from(since_queued).unwrap_or_default();
-    let total = since_queued + Duration::from_millis(received);
+    // Receiving and waiting; by their durations, since the time of day may have jumped.
+    let begun = build.timings.iter().rposition(|(stage, _)| stage == "queued").map_or(0, |place| place + 1);
+    let before: u64 = build.timings[..begun].iter().map(|(_, millis)| millis).sum();
+    let total = Duration::from_millis(before) + output.age();
     output.heading(&format!("{} is live: release {}", build.env, deployed.release));
     output.detail(&deployed.url);
     output.detail(&format!("{} from push to live", human_duration(total)));

@@ -12,7 +12,10 @@ use super::{
     now, parse,
 };
 use crate::{
-    domain::{AppRef, Build, Deployment, EnvRef, Environment, EventKind, Release, Verb},
+    domain::{
+        AppRef, Build, Deployment, EnvRef, Environment, EventKind, FailPoint, Release, Tombstone, Verb,
+        fail_point::reached,
+    },
     store::{NewEvent, Record, Store, StoreError, Transaction},
 };
 
@@ -101,13 +104,36 @@ impl Commands {
         self.end_build(name).await?;
         self.build_ended(name).await?;
         // The records go first, so that nothing brings back what is taken away next. What a failure leaves behind then belongs to no
-        // environment: the deployer goes on stopping it, and a new environment of the name takes repository and logs away before it begins.
+        // environment: the deployer goes on stopping it, and the next server takes repository and logs away, or a new environment of
+        // the name before it begins.
         keep_trying(|| self.delete_records(name)).await?;
+        reached(FailPoint::Retire);
         self.deployer.retire(name).await.map_err(failed("what runs"))?;
         // A build that was queued in between finds no environment to deploy to.
         self.end_build(name).await?;
         self.build_ended(name).await?;
+        reached(FailPoint::Retire);
         self.remove_files(name).await
+    }
+
+    /// Goes on with removing what is left of environments that were being destroyed when the last server ended. Before anything is
+    /// served. What cannot be removed now is left to the next start.
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn finish_destroying(&self) -> Result<(), StoreError> {
+        for stone in self.store.list::<Tombstone>("").await? {
+            let env = &stone.env;
+            // Made anew since, and not begun: then nothing in its repository is its own.
+            let in_use = self.store.get::<Environment>(env).await?.is_some_and(|new| new.last_build > 0);
+            tracing::info!(%env, "removing what is left of a destroyed environment");
+            if in_use {
+                self.store.transaction().delete(&stone).commit().await?;
+            } else if let Err(error) = self.remove_files(env).await {
+                tracing::warn!(%env, %error, "what is left of a destroyed environment cannot be removed");
+            }
+        }
+        Ok(())
     }
 
     /// Lets a new environment begin with nothing of an earlier one of its name, and has the router know of it.
@@ -117,12 +143,20 @@ impl Commands {
         Ok(())
     }
 
-    /// Removes the repository and the logs.
+    /// Removes the repository and the logs, and notes that nothing is left.
     async fn remove_files(&self, name: &EnvRef) -> Result<(), CommandError> {
         let failed = |what: &'static str| move |error| logged(error, format!("{what} of {name} could not be removed"));
         let (repositories, env) = (self.repositories.clone(), name.clone());
         super::error::blocking(move || repositories.remove(&env)).await.map_err(failed("the repository"))?;
-        self.logs.remove(name).await.map_err(failed("the logs"))
+        self.logs.remove(name).await.map_err(failed("the logs"))?;
+        if let Some(stone) = self.store.get::<Tombstone>(name).await? {
+            match self.store.transaction().delete(&stone).commit().await {
+                // Somebody else did.
+                Ok(_) | Err(StoreError::Conflict(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Cancels the environment's build, unless it is being deployed.
@@ -147,7 +181,7 @@ impl Commands {
     }
 
     async fn delete_records(&self, name: &EnvRef) -> Result<(), CommandError> {
-        let mut transaction = self.store.transaction();
+        let mut transaction = self.store.transaction().put(&Tombstone { env: name.clone() });
         if let Some(latest) = self.store.get::<Environment>(name).await? {
             transaction = transaction.delete(&latest);
         }

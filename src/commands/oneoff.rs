@@ -25,7 +25,7 @@ const LAUNCHER: &str = "/usr/local/bin/berth-launch";
 
 fn engine(error: RuntimeError) -> CommandError {
     match error {
-        RuntimeError::Unavailable(_) => CommandError::TryLater(error.to_string()),
+        error if error.is_passing() => CommandError::TryLater(error.to_string()),
         error => CommandError::Failed(format!("the command could not be run: {error}")),
     }
 }

@@ -34,8 +34,6 @@ pub struct DeploySettings {
     pub release_phase_timeout: Duration,
     /// Processes and threads per replica.
     pub pids: u32,
-    /// What runs and what should is looked at this often though nothing hinted at a change: the most that a lost hint costs.
-    pub observe_interval: Duration,
     /// Replicas of a release that may die before any of its process type was ready; then the deployment has failed.
     pub crashes: u32,
 }
@@ -53,7 +51,6 @@ impl Default for DeploySettings {
             stability: Duration::from_secs(1),
             release_phase_timeout: Duration::from_secs(900),
             pids: 1024,
-            observe_interval: Duration::from_secs(10),
             crashes: 3,
         }
     }

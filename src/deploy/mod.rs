@@ -110,7 +110,7 @@ impl Deployer {
         prober: Arc<dyn Prober>,
         clock: Arc<dyn Clock>,
     ) -> (Self, DeployService) {
-        let (world, observer) = Observer::new(runtime.clone(), settings.observe_interval);
+        let (world, observer) = Observer::new(runtime.clone());
         let (routes, routes_task) = RoutesTask::new(publisher, &settings);
         let (events, event_queue) = mpsc::channel(service::EVENTS);
         let steady = Steady::starting_at(clock.now());

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{Deployer, Derive, NewRelease, domains};
-use crate::domain::{EnvRef, Environment, Release, ReleaseVersion, UserName};
+use crate::domain::{
+    Build, BuildNumber, BuildState, EnvRef, Environment, FailPoint, Release, ReleaseVersion, Stage, UserName,
+    fail_point::reached,
+};
 use crate::store::StoreError;
 
 /// How often a release is tried to be made while others change the environment.
@@ -18,7 +21,7 @@ impl Deployer {
         self.prepare(&new.env, &new.image);
         let now = self.parts.clock.now();
         let release = self
-            .make(&new.env.clone(), |environment| {
+            .make(&new.env.clone(), new.build, |environment| {
                 let no_phase = new.release_command.is_none() || !new.run_release_phase;
                 Release {
                     env: new.env.clone(),
@@ -58,7 +61,7 @@ impl Deployer {
         self.prepare(env, &old.image);
         let now = self.parts.clock.now();
         let release = self
-            .make(env, |environment| {
+            .make(env, None, |environment| {
                 match &change {
                     Derive::Config(changes) => apply(changes, &mut environment.config),
                     Derive::Everything => environment.config = old.config.clone(),
@@ -80,10 +83,12 @@ impl Deployer {
         Ok(release)
     }
 
-    /// The release, and what it asks for that nobody has, in one transaction.
+    /// The release, what it asks for that nobody has, and the record of the build that made it, in one transaction: a server that dies
+    /// right then goes on with the deployment and builds nothing twice.
     async fn make(
         &self,
         env: &EnvRef,
+        build: Option<BuildNumber>,
         mut release: impl FnMut(&mut Environment) -> Release,
     ) -> Result<Release, StoreError> {
         let (store, base) = (&self.parts.store, &self.parts.settings.base_domain);
@@ -92,15 +97,35 @@ impl Deployer {
             let mut environment = stored.record.clone();
             environment.last_release += 1;
             let release = release(&mut environment);
-            let transaction = store.transaction().update(&stored, &environment).create(&release);
+            let mut transaction = store.transaction().update(&stored, &environment).create(&release);
+            if let Some(number) = build
+                && let Some(build) = store.get::<Build>(&(env.clone(), number)).await?
+            {
+                transaction = transaction.update(&build, &deploying(&build.record, &release));
+            }
+            reached(FailPoint::RecordRelease);
             match domains::claim(store, base, &release, transaction).await?.commit().await {
-                Ok(_) => return Ok(release),
+                Ok(_) => {
+                    reached(FailPoint::RecordRelease);
+                    return Ok(release);
+                }
                 Err(StoreError::Conflict(_)) => continue,
                 Err(error) => return Err(error),
             }
         }
         Err(StoreError::Conflict(env.to_string()))
     }
+}
+
+/// The record of a build once it has made its release. One that has ended meanwhile stays as it is.
+fn deploying(build: &Build, release: &Release) -> Build {
+    let mut build = build.clone();
+    if !build.state.is_final() {
+        build.image = Some(release.image.clone());
+        build.release = Some(release.version);
+        build.state = BuildState::Running { stage: Stage::Deploy };
+    }
+    build
 }
 
 fn apply(changes: &BTreeMap<String, Option<String>>, config: &mut BTreeMap<String, String>) {

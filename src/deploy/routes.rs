@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{DeploySettings, hosts};
 use crate::{
-    domain::EnvRef,
+    domain::{EnvRef, FailPoint, fail_point::reached},
     plan::RouteState,
     router::table::{Ack, Route, RoutesTable, Upstream},
 };
@@ -252,6 +252,7 @@ impl RoutesTask {
         }
         let generation = self.now.table.generation + 1;
         let table = RoutesTable { generation, hosts: given.hosts, environments };
+        reached(FailPoint::Switch);
         if let Err(error) = self.publisher.publish(&table).await {
             tracing::error!(error = format!("{error:#}"), "the routes cannot be published; trying again");
             self.now.error = Some(format!("{error:#}"));
@@ -261,6 +262,7 @@ impl RoutesTask {
             }
             return;
         }
+        reached(FailPoint::Switch);
         self.now.error = None;
         self.follow(&table);
         self.now.table = table;

@@ -124,12 +124,16 @@ impl DeployService {
     }
 }
 
-/// Ends release phases that a server left behind that was killed; they run again.
+/// Ends release phases that a server left behind that was killed; they run again. Twice: the engine may still be making one.
 async fn end_orphans(parts: Arc<Parts>) {
-    loop {
+    let mut looks = 0;
+    while looks < 2 {
         match parts.runtime.end_orphaned_jobs().await {
-            Ok(0) => return,
-            Ok(count) => return tracing::info!(count, "ended jobs that an earlier server left behind"),
+            Ok(0) => looks += 1,
+            Ok(count) => {
+                looks += 1;
+                tracing::info!(count, "ended jobs that an earlier server left behind");
+            }
             Err(error) => {
                 tracing::warn!(%error, "jobs that an earlier server left behind cannot be ended; trying again")
             }

@@ -17,7 +17,7 @@ use super::{
     spec,
 };
 use crate::{
-    domain::{Health, HealthProbe, ReplicaId, Timestamp},
+    domain::{FailPoint, Health, HealthProbe, ReplicaId, Timestamp, fail_point::reached},
     plan::{Phase, ProbeSchedule, Tracker},
     runtime::{Listener, Runtime, RuntimeError},
 };
@@ -120,6 +120,9 @@ impl Watcher {
         let mut hint = None;
         while !self.verdicts.is_closed() {
             if let Some(result) = self.ask(asked).await {
+                if tracker.phase() == Phase::Starting {
+                    reached(FailPoint::Probe);
+                }
                 let phase = tracker.observe(result.is_ok(), self.steady.now());
                 if let Err(ProbeError::Refused(port)) = result
                     && self.age() >= look_at

@@ -12,7 +12,7 @@ use std::{
 use futures::{StreamExt, stream::BoxStream};
 use tokio::{
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -20,10 +20,18 @@ use crate::{
     runtime::{Runtime, RuntimeError, RuntimeEvent},
 };
 
-/// How long an observation may take.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long an observation may take. Generous, since an engine that is slow is not to be taken for one that is gone.
+const DEADLINE: Duration = Duration::from_secs(150);
+/// After this long, those who wait are told that the engine does not answer, and nothing is done on the strength of the last picture.
+const SILENT: Duration = Duration::from_secs(10);
 /// First and longest pause before an engine that does not answer is asked again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A hint can get lost in ways nobody thought of; that costs at most this long, for what runs is looked at in any case.
+pub(super) const INTERVAL: Duration = Duration::from_secs(5);
+/// An engine that takes long to answer is looked at less often: a hundredth of the time goes into it at the most.
+const SHARE: u32 = 100;
+/// And no less often than this.
+const RARELY: Duration = Duration::from_secs(60);
 
 /// The newest picture.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -63,15 +71,13 @@ pub(super) struct Observer {
     runtime: Arc<dyn Runtime>,
     world: World,
     picture: watch::Sender<Arc<Picture>>,
-    /// Hints can get lost in ways nobody thought of; what runs is looked at this often in any case.
-    interval: Duration,
 }
 
 impl Observer {
-    pub(super) fn new(runtime: Arc<dyn Runtime>, interval: Duration) -> (World, Self) {
+    pub(super) fn new(runtime: Arc<dyn Runtime>) -> (World, Self) {
         let (picture, receiver) = watch::channel(Arc::new(Picture::default()));
         let world = World { wanted: Arc::default(), wake: Arc::default(), picture: receiver };
-        (world.clone(), Self { runtime, world, picture, interval })
+        (world.clone(), Self { runtime, world, picture })
     }
 
     /// Runs until it is dropped.
@@ -83,6 +89,7 @@ impl Observer {
                 // Before the look, so that nothing falls between.
                 events = timeout(DEADLINE, self.runtime.events()).await.ok().and_then(Result::ok);
             }
+            let began = Instant::now();
             if self.observe().await && events.is_some() {
                 pause = RETRY.0;
             } else {
@@ -90,18 +97,18 @@ impl Observer {
                 pause = (pause * 2).min(RETRY.1);
                 continue;
             }
+            let interval = interval(began.elapsed());
             tokio::select! {
                 () = self.world.wake.notified() => {}
                 event = next(&mut events) => if event.is_none() { events = None },
-                () = sleep(self.interval) => {}
+                () = sleep(interval) => {}
             }
         }
     }
 
     async fn observe(&self) -> bool {
         let ticket = self.world.wanted.load(Ordering::SeqCst);
-        let late = || Err(RuntimeError::Unavailable(format!("no answer within {DEADLINE:?}")));
-        match timeout(DEADLINE, self.runtime.observe()).await.unwrap_or_else(|_| late()) {
+        match self.patiently().await {
             Ok(replicas) => {
                 let mut by_env: BTreeMap<EnvRef, Vec<Replica>> = BTreeMap::new();
                 for replica in replicas {
@@ -120,13 +127,33 @@ impl Observer {
             }
             Err(error) => {
                 tracing::warn!(%error, "what runs cannot be observed; trying again");
-                let before = self.picture.borrow().clone();
-                let error = Some(error.to_string());
-                self.picture.send_replace(Arc::new(Picture { error, ..Picture::clone(&before) }));
+                self.doubt(&error);
                 false
             }
         }
     }
+
+    async fn patiently(&self) -> Result<Vec<Replica>, RuntimeError> {
+        let late = |time: Duration| RuntimeError::Unavailable(format!("no answer within {} s", time.as_secs()));
+        let mut look = self.runtime.observe();
+        if let Ok(result) = timeout(SILENT, &mut look).await {
+            return result;
+        }
+        self.doubt(&late(SILENT));
+        timeout(DEADLINE - SILENT, look).await.unwrap_or_else(|_| Err(late(DEADLINE)))
+    }
+
+    /// Says why there is no newer picture.
+    fn doubt(&self, error: &RuntimeError) {
+        let before = self.picture.borrow().clone();
+        let error = Some(error.to_string());
+        self.picture.send_replace(Arc::new(Picture { error, ..Picture::clone(&before) }));
+    }
+}
+
+/// The pause until the next look that nothing asked for, when the last one took `took`.
+fn interval(took: Duration) -> Duration {
+    (took * SHARE).clamp(INTERVAL, RARELY)
 }
 
 async fn next(events: &mut Option<BoxStream<'static, RuntimeEvent>>) -> Option<RuntimeEvent> {

@@ -99,4 +99,7 @@ pub struct Build {
     /// Milliseconds spent, stage by stage, in order: `("receive", 12)`.
     #[serde(default)]
     pub timings: Vec<(String, u64)>,
+    /// Servers that went down while they built it.
+    #[serde(default)]
+    pub interruptions: u32,
 }

@@ -98,3 +98,9 @@ pub struct Environment {
     #[serde(default)]
     pub restarts: u64,
 }
+
+/// An environment that was destroyed, until nothing is left of its repository and logs: whoever is interrupted goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    pub env: EnvRef,
+}

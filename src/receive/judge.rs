@@ -18,7 +18,7 @@ use super::{
     waiting::{in_queue, patiently},
 };
 use crate::{
-    domain::{Build, BuildNumber, BuildState, EnvRef, Environment, Tenant},
+    domain::{Build, BuildNumber, BuildState, EnvRef, Environment, FailPoint, Tenant, fail_point::reached},
     git::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off, short_branch},
 };
 
@@ -62,6 +62,7 @@ impl Receive {
                 ))
                 .await;
                 say(offer(queued.manifest)).await;
+                reached(FailPoint::Receive);
                 Verdict::Accept
             }
             Ok(Some(queued)) => {
@@ -103,6 +104,7 @@ impl Receive {
         if let Some(quarantine) = &request.quarantine {
             self.keep(env, quarantine).await?;
         }
+        reached(FailPoint::Receive);
         let new = NewPush {
             env: env.clone(),
             commit: update.new.clone(),
@@ -128,6 +130,7 @@ impl Receive {
             }
             Err(QueueError::Store(error)) => return Err(error.into()),
         };
+        reached(FailPoint::Receive);
         if let Err(error) = self.pin(env, build.number, &update.new).await {
             self.0.pipeline.cancel(env, build.number, "its commit could not be kept").await?;
             return Err(error);
@@ -135,6 +138,7 @@ impl Receive {
         if options.detach {
             self.choose_branch(env, &update.name).await?;
         }
+        reached(FailPoint::Receive);
         self.settle_later(build.clone(), push.ended.clone());
         // Once is enough: with the first push of the branch.
         let first = update.old.bytes().all(|digit| digit == b'0');
@@ -237,7 +241,7 @@ impl Receive {
         Ok(tokio::task::spawn_blocking(move || repositories.keep_objects(&env, &quarantine)).await??)
     }
 
-    async fn pin(&self, env: &EnvRef, number: BuildNumber, commit: &str) -> anyhow::Result<()> {
+    pub(super) async fn pin(&self, env: &EnvRef, number: BuildNumber, commit: &str) -> anyhow::Result<()> {
         let (repositories, env, commit) = (self.0.repositories.clone(), env.clone(), commit.to_owned());
         Ok(tokio::task::spawn_blocking(move || repositories.pin(&env, number, &commit)).await??)
     }

@@ -31,6 +31,10 @@ impl Receive {
                 self.recover_branch(done).await;
             }
             if !build.state.is_final() {
+                // The last server may have died between the queue and the pin.
+                if let Err(error) = self.pin(&build.env, build.number, &build.commit).await {
+                    tracing::error!(env = %build.env, number = %build.number, error = format!("{error:#}"), "the commit of a build cannot be pinned");
+                }
                 let gone = CancellationToken::new();
                 gone.cancel();
                 self.settle_later(build, gone);

@@ -1,7 +1,7 @@
 //! Debian's `docker-registry` (the reference implementation of the distribution spec) as a supervised child process.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Read},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -16,6 +16,8 @@ use nix::{
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+/// Where the registry keeps its repositories, below its directory.
+const REPOSITORIES: &str = "data/docker/registry/v2/repositories";
 /// How long the registry may take to answer after its start, and to end after SIGTERM.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -27,6 +29,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const STEADY: Duration = Duration::from_secs(60);
+/// An upload that was begun so long ago is over, one way or the other. Longer than the largest slug takes.
+const UPLOAD_AGE: &str = "2h";
 /// The longest line of its log that is passed on, bytes.
 const LONGEST_LINE: u64 = 2000;
 
@@ -61,7 +65,7 @@ impl ManagedSettings {
                 "filesystem": {"rootdirectory": self.directory.join("data"), "maxthreads": 100},
                 "cache": {"blobdescriptor": "inmemory"},
                 "delete": {"enabled": true},
-                "maintenance": {"uploadpurging": {"enabled": true, "age": "24h", "interval": "6h", "dryrun": false}},
+                "maintenance": {"uploadpurging": {"enabled": true, "age": UPLOAD_AGE, "interval": "30m", "dryrun": false}},
             },
             "http": {"addr": self.address(), "secret": secret, "headers": {"X-Content-Type-Options": ["nosniff"]}},
         });
@@ -147,8 +151,40 @@ async fn await_port(settings: &ManagedSettings) -> anyhow::Result<()> {
     }
 }
 
+/// Removes what is in the `_uploads` of all repositories below `directory`; returns how many uploads that were.
+fn remove_uploads(directory: &Path) -> io::Result<usize> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !entry.file_type()?.is_dir() || name == "_layers" || name == "_manifests" {
+            continue;
+        }
+        if name != "_uploads" {
+            removed += remove_uploads(&entry.path())?;
+            continue;
+        }
+        for upload in std::fs::read_dir(entry.path())? {
+            std::fs::remove_dir_all(upload?.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
 async fn launch(settings: &ManagedSettings) -> anyhow::Result<Process> {
     await_port(settings).await?;
+    // With the registry that took them, uploads are over; whoever made one begins anew.
+    match remove_uploads(&settings.directory.join(REPOSITORIES)) {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "removed uploads to the registry that were broken off"),
+        Err(error) => tracing::warn!(%error, "uploads to the registry that were broken off cannot be removed"),
+    }
     let mut process = Process::spawn(&settings.program, &config_path(settings)).await?;
     let deadline = Instant::now() + READY_DEADLINE;
     loop {
@@ -251,6 +287,8 @@ fn relay_log(child: &mut Child) {
 
 #[cfg(test)]
 mod tests {
+    use sha2::Digest as _;
+
     use super::*;
     use crate::registry::{OciRegistry, Registry, contract};
 
@@ -285,6 +323,27 @@ mod tests {
         assert!(!registry.has("a/b", &digest).await.unwrap());
         shutdown.cancel();
         running.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn uploads_that_were_broken_off_are_removed_at_the_next_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let managed = ManagedRegistry::start(ManagedSettings::new(directory.path(), free_port())).await.unwrap();
+        let registry = OciRegistry::new(&managed.address(), None).unwrap();
+        let bytes = b"whole".to_vec();
+        let digest = crate::domain::Digest::from_sha256(sha2::Sha256::digest(&bytes));
+        registry.push_bytes("berth/acme/shop", &digest, bytes).await.unwrap();
+        let url = format!("http://{}/v2/berth/acme/shop/blobs/uploads/", managed.address());
+        let begun = reqwest::Client::new().post(url).send().await.unwrap();
+        assert_eq!(begun.status(), 202);
+        let settings = managed.settings.clone();
+        let uploads = settings.directory.join(REPOSITORIES).join("berth/acme/shop/_uploads");
+        assert_eq!(std::fs::read_dir(&uploads).unwrap().count(), 1);
+        drop(managed);
+        let managed = ManagedRegistry::start(settings).await.unwrap();
+        assert_eq!(std::fs::read_dir(&uploads).unwrap().count(), 0);
+        let registry = OciRegistry::new(&managed.address(), None).unwrap();
+        assert!(registry.has("berth/acme/shop", &digest).await.unwrap());
     }
 
     #[tokio::test]

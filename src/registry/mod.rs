@@ -7,6 +7,7 @@ pub mod contract;
 mod fake;
 mod managed;
 mod oci;
+mod patience;
 
 use std::path::Path;
 

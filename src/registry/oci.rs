@@ -1,10 +1,10 @@
 //! The adapter for any registry that speaks the OCI distribution spec, over the `oci-distribution` client.
 
-use std::{future::Future, net::IpAddr, path::Path, time::Duration};
+use std::{future::Future, io, net::IpAddr, path::Path, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use oci_distribution::{
     Client, Reference, RegistryOperation,
     client::{ClientConfig, ClientProtocol},
@@ -12,19 +12,24 @@ use oci_distribution::{
     secrets::RegistryAuth,
 };
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 use tokio_util::io::ReaderStream;
 
-use super::{MANIFEST_TYPE, Registry, RegistryError};
-use crate::domain::Digest;
+use super::{
+    MANIFEST_TYPE, Registry, RegistryError,
+    patience::{Patience, STALLED, unless_stalled},
+};
+use crate::domain::{Digest, FailPoint, fail_point::reached};
 
 /// How long connecting, and waiting for the next bytes of an answer, may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a request that failed for a passing reason is tried, and the first pause (it doubles).
-const TRIES: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// How long one operation may take, all tries together; an upload gets a second more for each MiB.
+/// For how long a request that failed for a passing reason is tried again: a registry that is being restarted is no reason to fail.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one operation may take, all tries together.
 const OPERATION_DEADLINE: Duration = Duration::from_secs(90);
+/// What an upload gets beyond that for each MiB: 16 KiB/s is the slowest that is put up with.
+const PER_MEBIBYTE: Duration = Duration::from_secs(64);
 /// Read at once from a file that is uploaded.
 const UPLOAD_CHUNK: usize = 256 * 1024;
 /// What `manifest` takes as an answer: OCI images, and Docker's which are alike.
@@ -50,11 +55,15 @@ pub struct OciRegistry {
     scheme: &'static str,
     auth: RegistryAuth,
     client: Client,
+    /// The read timeout counts from the beginning of a request, so that it would end every upload that takes longer; this one has none, and
+    /// an upload is given up when nothing moves.
+    uploader: Client,
     /// The client notes "anonymous" at the first read and then asks `/v2/` before every request; a client of its own keeps writing free
     /// of that.
     reader: Client,
     /// For what the client cannot do: deleting.
     http: reqwest::Client,
+    patience: Duration,
 }
 
 impl OciRegistry {
@@ -66,7 +75,10 @@ impl OciRegistry {
             what: "its address".to_owned(),
             reason,
         };
-        let client = || Client::try_from(config(loopback)).map_err(|error| invalid(error.to_string()));
+        let client = |read_timeout| {
+            let config = ClientConfig { read_timeout, ..config(loopback) };
+            Client::try_from(config).map_err(|error| invalid(error.to_string()))
+        };
         let mut http = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
         if loopback {
             http = http.no_proxy();
@@ -75,10 +87,17 @@ impl OciRegistry {
             address: address.to_owned(),
             scheme: if loopback { "http" } else { "https" },
             auth: credentials.map_or(RegistryAuth::Anonymous, |given| RegistryAuth::Basic(given.user, given.password)),
-            client: client()?,
-            reader: client()?,
+            client: client(Some(READ_TIMEOUT))?,
+            uploader: client(None)?,
+            reader: client(Some(READ_TIMEOUT))?,
             http: http.build().map_err(|error| invalid(error.to_string()))?,
+            patience: PATIENCE,
         })
+    }
+
+    /// The same registry, whose passing failures are put up with for so long (a minute unless said).
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     fn reference(&self, repository: &str, reference: &str) -> Reference {
@@ -92,10 +111,14 @@ impl OciRegistry {
 
     /// The client for requests that write, knowing the credentials if there are any.
     async fn writer(&self) -> &Client {
+        self.with_credentials(&self.client).await
+    }
+
+    async fn with_credentials<'c>(&self, client: &'c Client) -> &'c Client {
         if !matches!(self.auth, RegistryAuth::Anonymous) {
-            self.client.store_auth_if_needed(&self.address, &self.auth).await;
+            client.store_auth_if_needed(&self.address, &self.auth).await;
         }
-        &self.client
+        client
     }
 
     /// Runs a request until it succeeds, is refused, or has had its tries and time.
@@ -109,19 +132,18 @@ impl OciRegistry {
         F: Future<Output = Result<T, OciDistributionError>> + Send,
     {
         let tries = async {
-            let mut pause = FIRST_PAUSE;
-            for left in (0..TRIES).rev() {
-                match request().await {
+            let mut patience = Patience::new(self.patience);
+            loop {
+                let error = match request().await {
                     Ok(value) => return Ok(value),
-                    Err(error) if left > 0 && is_passing(&error) => {
-                        tracing::debug!(registry = %self.address, what, %error, "trying again");
-                    }
-                    Err(error) => return Err(self.error(what, &error)),
-                }
+                    Err(error) => error,
+                };
+                let Some(pause) = patience.pause().filter(|_| is_passing(&error)) else {
+                    return Err(self.error(what, &error));
+                };
+                tracing::debug!(registry = %self.address, what, %error, "trying again");
                 tokio::time::sleep(pause).await;
-                pause *= 2;
             }
-            Err(self.unavailable(format!("{what}: all tries failed")))
         };
         let too_slow = |_| self.unavailable(format!("{what} took longer than {} s", deadline.as_secs()));
         tokio::time::timeout(deadline, tries).await.map_err(too_slow)?
@@ -132,26 +154,41 @@ impl OciRegistry {
     }
 
     fn error(&self, what: &str, error: &OciDistributionError) -> RegistryError {
-        if let OciDistributionError::IoError(error) = error {
-            return RegistryError::Local(std::io::Error::new(error.kind(), format!("{what}: {error}")));
-        }
         let reason = explain(error);
         if is_passing(error) {
             return self.unavailable(format!("{what}: {reason}"));
         }
+        if let OciDistributionError::IoError(error) = error {
+            return RegistryError::Local(io::Error::new(error.kind(), format!("{what}: {error}")));
+        }
         RegistryError::Refused { registry: self.address.clone(), what: what.to_owned(), reason }
     }
 
-    async fn push_stream(
-        &self,
-        image: &Reference,
-        digest: &Digest,
-        file: &Path,
-    ) -> Result<String, OciDistributionError> {
+    async fn push_file(&self, image: &Reference, digest: &Digest, file: &Path) -> Result<(), OciDistributionError> {
         let file = tokio::fs::File::open(file).await?;
         let size = file.metadata().await?.len();
         let chunks = ReaderStream::with_capacity(file, UPLOAD_CHUNK).map_err(OciDistributionError::from);
-        self.writer().await.push_blob_stream(image, chunks, digest.as_str(), Some(size)).await
+        self.upload(image, digest, chunks, size).await
+    }
+
+    /// Uploads a blob; fails when nothing moves any more.
+    async fn upload(
+        &self,
+        image: &Reference,
+        digest: &Digest,
+        chunks: impl Stream<Item = Result<Bytes, OciDistributionError>> + Send + 'static,
+        size: u64,
+    ) -> Result<(), OciDistributionError> {
+        let (moved, moves) = watch::channel(());
+        // Whoever watches is gone only together with the upload.
+        let chunks = chunks.inspect(move |_| {
+            moved.send(()).unwrap_or_default();
+            reached(FailPoint::Push);
+        });
+        let client = self.with_credentials(&self.uploader).await;
+        let upload = client.push_blob_stream(image, chunks, digest.as_str(), Some(size));
+        let stalled = || io::Error::new(io::ErrorKind::TimedOut, format!("nothing moved for {} s", STALLED.as_secs()));
+        unless_stalled(upload, moves).await.unwrap_or_else(|| Err(stalled().into())).map(drop)
     }
 
     async fn delete_once(&self, repository: &str, digest: &Digest) -> Result<(), OciDistributionError> {
@@ -188,7 +225,6 @@ fn config(loopback: bool) -> ClientConfig {
         protocol: if loopback { ClientProtocol::Http } else { ClientProtocol::Https },
         use_monolithic_push: true,
         connect_timeout: Some(CONNECT_TIMEOUT),
-        read_timeout: Some(READ_TIMEOUT),
         user_agent: concat!("berth/", env!("CARGO_PKG_VERSION")),
         http_proxy,
         no_proxy,
@@ -204,6 +240,13 @@ fn is_passing(error: &OciDistributionError) -> bool {
             None => !error.is_builder(),
         },
         OciDistributionError::ServerError { code, .. } => *code >= 500 || *code == 429,
+        // A registry that was restarted does not know of the upload; the next try begins a new one.
+        OciDistributionError::RegistryError { envelope, .. } => envelope
+            .errors
+            .iter()
+            .any(|error| matches!(error.code, OciErrorCode::BlobUploadUnknown | OciErrorCode::BlobUploadInvalid)),
+        // Of an upload; local files do not time out.
+        OciDistributionError::IoError(error) => error.kind() == io::ErrorKind::TimedOut,
         _ => false,
     }
 }
@@ -250,10 +293,10 @@ impl Registry for OciRegistry {
     async fn push_blob(&self, repository: &str, digest: &Digest, file: &Path) -> Result<(), RegistryError> {
         let image = &self.reference(repository, digest.as_str());
         let size = tokio::fs::metadata(file).await?.len();
-        let deadline = OPERATION_DEADLINE + Duration::from_secs(size >> 20);
+        let mebibytes = u32::try_from(size >> 20).unwrap_or(u32::MAX);
+        let deadline = OPERATION_DEADLINE + PER_MEBIBYTE.saturating_mul(mebibytes);
         let what = format!("the blob {digest}");
-        let request = || async move { self.push_stream(image, digest, file).await.map(drop) };
-        self.attempt(&what, deadline, request).await
+        self.attempt(&what, deadline, || self.push_file(image, digest, file)).await
     }
 
     async fn push_bytes(&self, repository: &str, digest: &Digest, bytes: Vec<u8>) -> Result<(), RegistryError> {
@@ -262,8 +305,7 @@ impl Registry for OciRegistry {
         let what = format!("the blob {digest}");
         let request = || async move {
             let whole = futures::stream::once(std::future::ready(Ok(bytes.clone()))).boxed();
-            let size = Some(bytes.len() as u64);
-            self.writer().await.push_blob_stream(image, whole, digest.as_str(), size).await.map(drop)
+            self.upload(image, digest, whole, bytes.len() as u64).await
         };
         self.attempt(&what, OPERATION_DEADLINE, request).await
     }
@@ -357,7 +399,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let registry = OciRegistry::new(&address, None).unwrap();
+        let registry = OciRegistry::new(&address, None).unwrap().with_patience(Duration::from_millis(300));
         let digest = Digest::from_sha256(Sha256::digest(b"x"));
         let error = registry.has("a/b", &digest).await.unwrap_err();
         assert!(matches!(&error, RegistryError::Unavailable { .. }), "{error}");

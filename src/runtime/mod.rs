@@ -7,7 +7,10 @@
 pub mod docker;
 pub mod fake;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -38,12 +41,22 @@ pub enum RuntimeError {
     /// The image is not in the registry or cannot be pulled.
     #[error("the image {image} cannot be pulled: {reason}")]
     Image { image: String, reason: String },
+    /// The registry does not answer the engine; worth trying again.
+    #[error("the image {image} cannot be pulled, since the registry does not answer: {reason}")]
+    Registry { image: String, reason: String },
     /// The replica or job is gone.
     #[error("{0} does not exist any more")]
     Gone(String),
     /// The engine refused.
     #[error("{0}")]
     Refused(String),
+}
+
+impl RuntimeError {
+    /// Whether it says nothing about what was asked for, and may go better in a moment.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Registry { .. })
+    }
 }
 
 /// What an engine event is about; a hint to observe again, never the truth itself.
@@ -188,6 +201,13 @@ pub trait Runtime: Send + Sync {
 
     /// Removes what exists for a tenant, app or environment beyond its replicas: networks, caches. `app: None` is the whole tenant.
     async fn forget(&self, tenant: &TenantName, app: Option<&AppRef>) -> Result<(), RuntimeError>;
+
+    /// Removes networks of tenants and caches of apps that are none of these; returns how many. Only while nothing makes new ones.
+    async fn forget_others(
+        &self,
+        tenants: &BTreeSet<TenantName>,
+        apps: &BTreeSet<AppRef>,
+    ) -> Result<usize, RuntimeError>;
 
     /// Brings an image to where its replicas will run, so that `apply` does not wait for it.
     async fn prepare_image(&self, image: &ImageRef) -> Result<(), RuntimeError>;

@@ -4,7 +4,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
     App, AppRef, Build, BuildNumber, Deployment, DomainClaim, EnvRef, Environment, Event, Invite, PublicKey, Release,
-    ReleaseVersion, Tenant, TenantName, User, UserName,
+    ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
 };
 
 /// A type that the store keeps, and how its key is made.
@@ -86,6 +86,17 @@ impl Record for Environment {
     }
     fn own_key(&self) -> String {
         Self::id_key(&self.name)
+    }
+}
+
+impl Record for Tombstone {
+    type Id = EnvRef;
+    const KIND: &'static str = "tombstone";
+    fn id_key(id: &EnvRef) -> String {
+        id.to_string()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.env)
     }
 }
 

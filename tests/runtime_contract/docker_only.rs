@@ -28,6 +28,7 @@ pub async fn run(runner: &mut Runner<Both>) {
     runner.case("a terminal has its Ctrl-P at once", control_p).await;
     runner.case("the build cache is kept and purged", cache).await;
     runner.case("a removed network comes back", network_removed).await;
+    runner.case("networks and caches of who is gone are removed", others_forgotten).await;
     runner.case("a job given up while it is made leaves nothing", job_given_up).await;
     runner.case("images are pulled once and collected", images).await;
     runner.case("an engine that is not there is said so", no_engine).await;
@@ -212,6 +213,32 @@ async fn cache((_, world): Both) {
     world.runtime.purge_cache(&app).await.unwrap();
     world.runtime.purge_cache(&app).await.unwrap();
     assert_ne!(run_job(&world, &script("cache-gone", "cat /cache/file")).await.2.code, 0);
+}
+
+async fn others_forgotten((engine, world): Both) {
+    // An instance of its own: the other cases make tenants meanwhile.
+    let other = engine.other().await;
+    let instance = engine.instances().pop().unwrap();
+    let runtime: Arc<dyn Runtime> = Arc::new(other.clone());
+    let theirs = World { runtime, ..world.clone() };
+    for env in ["acme/kept/dev", "acme/gone/dev", "gone/app/dev"] {
+        let mut spec = job(&theirs, "cache", &["true"]);
+        (spec.cache, spec.env) = (true, env.parse().unwrap());
+        assert_eq!(run_job(&theirs, &spec).await.2.code, 0);
+    }
+    let label = format!("label=berth.instance={instance}");
+    let left = || {
+        let count = |kind| docker(&[kind, "ls", "-q", "--filter", &label]).lines().count();
+        (count("volume"), count("network"))
+    };
+    assert_eq!(left(), (3, 2));
+    let (tenants, apps) = (["acme".parse().unwrap()].into(), ["acme/kept".parse().unwrap()].into());
+    assert_eq!(other.forget_others(&tenants, &apps).await.unwrap(), 3);
+    assert_eq!(left(), (1, 1));
+    assert_eq!(other.forget_others(&tenants, &apps).await.unwrap(), 0);
+    assert_eq!(other.forget_others(&Default::default(), &Default::default()).await.unwrap(), 2);
+    assert_eq!(left(), (0, 0));
+    other.teardown().await;
 }
 
 async fn network_removed((engine, world): Both) {

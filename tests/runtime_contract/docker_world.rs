@@ -151,7 +151,7 @@ impl Engine {
     }
 
     /// This instance and the others.
-    fn instances(&self) -> Vec<String> {
+    pub fn instances(&self) -> Vec<String> {
         let others = self.others.lock().unwrap();
         std::iter::once(&self.settings.instance).chain(others.iter().map(|(name, _)| name)).cloned().collect()
     }

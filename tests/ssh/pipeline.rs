@@ -132,6 +132,7 @@ impl Pipeline for TestPipeline {
             image: None,
             release: None,
             timings: push.timings,
+            interruptions: 0,
         };
         self.store.transaction().create(&build).commit().await?;
         let automatic = self.automatic.lock().unwrap().clone();

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     build::records::LayerRecord,
     deploy::Progress,
-    domain::{Digest, ImageRef},
+    domain::{Digest, FailPoint, ImageRef, fail_point::reached},
     registry::{Registry, RegistryError},
     store::{Store, StoreError},
 };
@@ -141,6 +141,7 @@ impl Publisher {
         let scratch = self.scratch.clone();
         let (name, files_size, diff_id) = (raw.name.clone(), raw.files_size, raw.diff_id.clone());
         let packed = tokio::task::spawn_blocking(move || raw.pack(&scratch)).await.map_err(io::Error::other)??;
+        reached(FailPoint::Slug);
         if let Some(progress) = progress {
             tell_new(progress, &name, files_size, packed.size);
         }
@@ -169,9 +170,13 @@ impl Publisher {
         let (config, uploads) = futures::join!(config, uploads);
         config?;
         uploads?;
+        reached(FailPoint::Push);
         let reference = image.digest.as_str();
         match self.registry.push_manifest(&self.repository, reference, image.manifest).await {
-            Ok(digest) => Ok(ImageRef { repository: self.repository.clone(), digest }),
+            Ok(digest) => {
+                reached(FailPoint::Push);
+                Ok(ImageRef { repository: self.repository.clone(), digest })
+            }
             Err(refusal @ RegistryError::Refused { .. }) => match self.lost(layers).await? {
                 lost if lost.is_empty() => Err(refusal.into()),
                 lost => Err(Lost(lost).into()),

@@ -8,7 +8,7 @@ use futures::FutureExt;
 use super::*;
 use crate::{
     build::{
-        BuildLogs, Delivery, Transcript,
+        BuildLogs, BuildParts, BuildSettings, Delivery, Transcript,
         testing::{Files, Fixture, commit, fake_stacks},
     },
     deploy::{DeployFailure, Deployed, NewRelease, Progress},
@@ -67,7 +67,16 @@ impl Delivery for Deploys {
             reason: new.reason,
             release_phase_done: false,
         };
-        self.store.transaction().create(&release).commit().await?;
+        let mut transaction = self.store.transaction().create(&release);
+        if let Some(number) = new.build {
+            let stored = self.store.need::<Build>(&(release.env.clone(), number)).await?;
+            let mut build = stored.record.clone();
+            build.release = Some(release.version);
+            build.image = Some(release.image.clone());
+            build.state = BuildState::Running { stage: Stage::Deploy };
+            transaction = transaction.update(&stored, &build);
+        }
+        transaction.commit().await?;
         Ok(release)
     }
 
@@ -447,9 +456,40 @@ async fn a_restart_goes_on_with_what_was_left() {
     let queued = world.builds.enqueue(world.new_build("prod", &APP)).await.unwrap();
     let (directory, kv, registry) = world.stop().await;
     let world = World::with(directory, kv, registry, false).await;
-    assert!(world.builds.active(&running.env).await.unwrap().is_some());
+    let left = world.builds.active(&running.env).await.unwrap().unwrap();
+    assert_eq!(left.interruptions, 0, "it was stopped in order");
     assert!(world.builds.cancel(&running.env, running.number, "enough").await.unwrap());
     assert_eq!(world.end_of(&queued).await.state, BuildState::Succeeded);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_a_killed_server_was_at_is_tried_once_more() {
+    let world = World::new().await;
+    let store = Store::new(Arc::new(world.kv.clone()));
+    let build = world.push("dev", &APP).await;
+    let (directory, kv, registry) = world.stop().await;
+    let id = (build.env.clone(), build.number);
+    let killed = |interruptions| {
+        let change = move |record: &mut Build| {
+            record.state = BuildState::Running { stage: Stage::Build };
+            (record.release, record.interruptions) = (None, interruptions);
+            Ok::<(), StoreError>(())
+        };
+        store.modify(&id, change)
+    };
+    killed(0).await.unwrap();
+    let world = World::with(directory, kv, registry, false).await;
+    let ended = world.end_of(&build).await;
+    assert_eq!((ended.state.clone(), ended.interruptions), (BuildState::Succeeded, 1), "{}", world.log(&ended));
+    assert!(world.log(&ended).starts_with("-----> The server was restarted; trying again\n"), "{}", world.log(&ended));
+    let (directory, kv, registry) = world.stop().await;
+    killed(1).await.unwrap();
+    let world = World::with(directory, kv, registry, false).await;
+    let ended = world.end_of(&build).await;
+    assert!(matches!(&ended.state, BuildState::Failed { reason } if reason.contains("twice")), "{:?}", ended.state);
+    assert!(ended.finished_at.is_some() && world.log(&ended).contains("went down twice"), "{}", world.log(&ended));
+    assert_eq!((world.compiled(), world.builds.active(&build.env).await.unwrap()), (0, None));
     world.stop().await;
 }
 
@@ -460,17 +500,15 @@ async fn a_restart_while_deploying_deploys_the_same_release() {
     let store = Store::new(Arc::new(world.kv.clone()));
     let id = (build.env.clone(), build.number);
     let deploying = async {
-        let mut changes = store.watch::<Build>("", crate::store::Revision(0)).await.unwrap();
-        loop {
-            let now = store.need::<Build>(&id).await.unwrap();
-            if now.state == (BuildState::Running { stage: Stage::Deploy }) {
-                return now.record;
-            }
-            futures::StreamExt::next(&mut changes).await;
+        while world.builds.active(&build.env).await.unwrap().is_none_or(|build| build.release.is_none()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        // The record says so too: it is written with the release.
+        store.need::<Build>(&id).await.unwrap().record
     };
     let seen = tokio::time::timeout(Duration::from_secs(20), deploying).await.unwrap();
-    assert_eq!(seen.release, Some(ReleaseVersion(1)));
+    let deploy = BuildState::Running { stage: Stage::Deploy };
+    assert_eq!((seen.state, seen.release), (deploy, Some(ReleaseVersion(1))));
     assert!(!world.builds.cancel(&build.env, build.number, "too late").await.unwrap());
     let (directory, kv, registry) = world.stop().await;
     let world = World::with(directory, kv, registry, false).await;

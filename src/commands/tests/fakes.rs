@@ -12,7 +12,10 @@ use futures::stream::BoxStream;
 use crate::{
     build::{EnqueueError, NewBuild},
     commands::{BuildQueue, Deployments},
-    deploy::{DeployFailure, Deployed, Derive, EnvStatus, ProcessStatus, Progress, ReplicaHealth, ReplicaStatus},
+    deploy::{
+        CancelFailure, DeployFailure, Deployed, Derive, EnvStatus, ProcessStatus, Progress, ReplicaHealth,
+        ReplicaStatus, WaitStatus,
+    },
     domain::*,
     logs::Logs,
     store::{Change, Entry, Guard, Kv, KvError, MemoryKv, Revision, Store, StoreError, Write},

@@ -56,6 +56,7 @@ fn build(env: &EnvRef, number: u64, state: BuildState) -> Build {
         image: None,
         release: Some(ReleaseVersion(2)),
         timings: vec![("build".into(), 12)],
+        interruptions: 0,
     }
 }
 

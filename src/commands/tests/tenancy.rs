@@ -82,6 +82,7 @@ async fn what_is_destroyed_is_gone_and_its_name_begins_anew() {
         world.store.list::<Deployment>("").await.unwrap().len(),
         world.store.list::<Environment>("acme/").await.unwrap().len(),
         world.store.list::<App>("acme/").await.unwrap().len(),
+        world.store.list::<Tombstone>("").await.unwrap().len(),
     ] {
         assert_eq!(left, 0);
     }
@@ -93,4 +94,23 @@ async fn what_is_destroyed_is_gone_and_its_name_begins_anew() {
     assert!(events.contains(&"\"app.destroyed\" app acme/shop destroyed".to_owned()), "{events:?}");
     world.run("olga", "envs destroy acme/shop/dev --confirm acme/shop/dev").await.ok();
     world.run("olga", "ps acme/shop/dev").await.fails(4, "");
+}
+
+#[tokio::test]
+async fn a_destruction_that_was_cut_short_is_finished_at_the_next_start() {
+    let world = World::new().await;
+    let repository = world.commands.repositories.ensure(&shop()).unwrap();
+    let stone = Tombstone { env: shop() };
+    let begun = world.store.need::<Environment>(&shop()).await.unwrap();
+    // Made anew since, and in use: nothing of it is touched.
+    let mut in_use = begun.record.clone();
+    in_use.last_build = 1;
+    world.store.transaction().update(&begun, &in_use).put(&stone).commit().await.unwrap();
+    world.commands.finish_destroying().await.unwrap();
+    assert!(repository.exists());
+    let stored = world.store.need::<Environment>(&shop()).await.unwrap();
+    world.store.transaction().delete(&stored).put(&stone).commit().await.unwrap();
+    world.commands.finish_destroying().await.unwrap();
+    assert!(!repository.exists());
+    assert!(world.store.get::<Tombstone>(&shop()).await.unwrap().is_none());
 }

@@ -11,7 +11,9 @@ use crate::{
         spec,
         watcher::{Verdict, Watcher},
     },
-    domain::{EventKind, Health, HealthProbe, Replica, ReplicaId, ReplicaState, Timestamp},
+    domain::{
+        EventKind, FailPoint, Health, HealthProbe, Replica, ReplicaId, ReplicaState, Timestamp, fail_point::reached,
+    },
     plan::{Observed, Phase, RouteState, Seen, backoff::HEALTHY_WHILE},
     router::table::Upstream,
 };
@@ -141,6 +143,7 @@ impl Actor {
         let state = self.sets.entry(one.replica.set.clone()).or_default();
         match verdict.phase {
             Phase::Ready => {
+                reached(FailPoint::Probe);
                 one.ready_since.get_or_insert(now);
                 state.ever_ready = true;
             }

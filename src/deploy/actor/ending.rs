@@ -8,7 +8,7 @@ use crate::{
         api::{CancelFailure, Deployed},
         progress::Note,
     },
-    domain::{DeploymentState, Environment, EventKind, ReleaseVersion, UserName},
+    domain::{DeploymentState, Environment, EventKind, FailPoint, ReleaseVersion, UserName, fail_point::reached},
     plan::Goal,
     store::StoreError,
 };
@@ -22,6 +22,7 @@ impl Actor {
             rollout.mark(name);
         }
         let deployment = rollout.record(&self.env, DeploymentState::Succeeded, Some(self.parts.clock.now()));
+        reached(FailPoint::Switch);
         if let Err(error) = self.change(&[deployment], |environment| environment.current = Some(version)).await {
             tracing::error!(env = %self.env, %error, "a success cannot be written down; trying again");
             self.rollout = Some(rollout);

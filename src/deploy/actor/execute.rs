@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Actor, ReleaseVersion, STORE_AGAIN};
 use crate::{
     deploy::{domains::look_up, routes::EnvRoutes, spec},
-    domain::{ReplicaId, SetId},
+    domain::{FailPoint, ReplicaId, SetId, fail_point::reached},
     plan::{Plan, Start},
     router::table::{Route, Upstream},
     runtime::RuntimeError,
@@ -115,6 +115,7 @@ impl Actor {
 
     fn stop(&mut self, replica: &ReplicaId) {
         let Some(one) = self.replicas.get_mut(replica) else { return };
+        reached(FailPoint::Retire);
         one.stopping = true;
         tracing::info!(set = %one.replica.set, index = one.replica.index, "stopping a replica");
         let grace = self.parts.settings.stop_grace;
@@ -171,8 +172,8 @@ impl Actor {
         let now = self.parts.steady.now();
         let state = self.sets.entry(set).or_default();
         state.backoff.failed(now, None);
-        // An engine that does not answer says nothing about the release.
-        state.refusals += u32::from(!matches!(error, RuntimeError::Unavailable(_)));
+        // An engine or a registry that does not answer says nothing about the release.
+        state.refusals += u32::from(!error.is_passing());
         state.trouble = Some(error.to_string());
     }
 }

@@ -37,7 +37,7 @@ use super::{
     routes::{EnvRoutes, RoutesView},
     spec,
     watcher::Verdict,
-    world::Picture,
+    world::{INTERVAL, Picture},
 };
 use crate::{
     domain::{
@@ -204,7 +204,7 @@ impl Actor {
     /// Runs until the environment is gone or the server stops. What runs goes on running.
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> EnvRef {
         // Not all environments at the same moment.
-        let interval = self.parts.settings.observe_interval.mul_f64(1.0 + spec::share(&self.env) / 4.0);
+        let interval = INTERVAL.mul_f64(1.0 + spec::share(&self.env) / 4.0);
         loop {
             self.pass().await;
             if self.is_gone().await {
@@ -274,7 +274,9 @@ impl Actor {
         self.absorb(&picture);
         if !picture.known || picture.error.is_some() {
             self.check_deadline().await;
-            return self.report(&self.goal(), None);
+            self.report(&self.goal(), None);
+            // Who asks for the status is to hear of this, not to wait for the engine.
+            return self.answer_refreshes();
         }
         self.care_for_rollout().await;
         if let Some(version) = self.goal_version().filter(|version| !self.releases.contains_key(version)) {
@@ -291,11 +293,15 @@ impl Actor {
         }
         self.execute(&plan).await;
         self.report(&goal, Some(&plan));
+        self.answer_refreshes();
+        self.forget_sets(&goal);
+    }
+
+    fn answer_refreshes(&mut self) {
         for done in self.refreshes.drain(..) {
             // Nobody waits any more: nothing to tell.
             let _ = done.send(());
         }
-        self.forget_sets(&goal);
     }
 
     /// Reads the environment, if it may have changed, and the releases that matter.

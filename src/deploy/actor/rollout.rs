@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     deploy::{api::Deployed, progress::Note},
-    domain::{Deployment, DeploymentState, Environment, Release, ReleaseVersion},
+    domain::{Deployment, DeploymentState, Environment, FailPoint, Release, ReleaseVersion, fail_point::reached},
     plan::{Goal, Phase, Plan, RouteState},
     store::StoreError,
 };
@@ -68,6 +68,7 @@ impl Actor {
         let superseded = DeploymentState::Superseded { by: version };
         deployments.extend(self.rollout.as_ref().map(|old| old.record(&self.env, superseded, Some(now))));
         self.change(&deployments, |environment| environment.target = Some(version)).await?;
+        reached(FailPoint::Start);
         if let Some(old) = self.rollout.replace(rollout) {
             old.end(&Outcome::Superseded { by: version });
         }

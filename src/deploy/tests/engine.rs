@@ -35,6 +35,8 @@ pub(super) enum Behaviour {
     Elsewhere(u16),
     /// Its image cannot be pulled.
     NoImage,
+    /// Its image cannot be pulled as long as the registry is away.
+    NoRegistry,
 }
 
 pub(super) const START_TIME: Duration = Duration::from_millis(400);
@@ -50,6 +52,9 @@ struct State {
     phases: Vec<String>,
     phase_exit: i64,
     down: bool,
+    /// How long it takes to say what runs.
+    late: Duration,
+    /// Its events get lost.
     mute: bool,
     stopped: Vec<(SetId, u32)>,
 }
@@ -81,14 +86,18 @@ impl Engine {
         self.state().phases.clone()
     }
 
-    /// From now on no event is told.
-    pub(super) fn mute(&self) {
-        self.state().mute = true;
-    }
-
     pub(super) fn set_down(&self, down: bool) {
         self.state().down = down;
         let _ = self.events.send(RuntimeEvent::Resync);
+    }
+
+    pub(super) fn set_late(&self, late: Duration) {
+        self.state().late = late;
+        let _ = self.events.send(RuntimeEvent::Resync);
+    }
+
+    pub(super) fn set_mute(&self) {
+        self.state().mute = true;
     }
 
     /// Running replicas as `web.1 v3 r0`.
@@ -157,9 +166,10 @@ impl Engine {
     }
 
     fn changed(&self, set: SetId, replica: ReplicaId, what: Change) {
-        if !self.state().mute {
-            let _ = self.events.send(RuntimeEvent::Changed { set, replica, what });
+        if self.state().mute {
+            return;
         }
+        let _ = self.events.send(RuntimeEvent::Changed { set, replica, what });
     }
 
     fn start_one(&self, set: &ReplicaSet, index: u32) {
@@ -227,6 +237,9 @@ impl Runtime for Engine {
     async fn forget(&self, _: &TenantName, _: Option<&AppRef>) -> Result<(), RuntimeError> {
         Ok(())
     }
+    async fn forget_others(&self, _: &BTreeSet<TenantName>, _: &BTreeSet<AppRef>) -> Result<usize, RuntimeError> {
+        Ok(0)
+    }
     async fn prepare_image(&self, _: &ImageRef) -> Result<(), RuntimeError> {
         Ok(())
     }
@@ -235,6 +248,9 @@ impl Runtime for Engine {
         self.check()?;
         if self.state().behaviours.get(&set.id.release.0) == Some(&Behaviour::NoImage) {
             return Err(RuntimeError::Image { image: "x".into(), reason: "not found".into() });
+        }
+        if self.state().behaviours.get(&set.id.release.0) == Some(&Behaviour::NoRegistry) {
+            return Err(RuntimeError::Registry { image: "x".into(), reason: "connection refused".into() });
         }
         let there: Vec<(ReplicaId, u32, bool)> = {
             let state = self.state();
@@ -255,6 +271,8 @@ impl Runtime for Engine {
 
     async fn observe(&self) -> Result<Vec<Replica>, RuntimeError> {
         self.check()?;
+        let late = self.state().late;
+        sleep(late).await;
         Ok(self.state().replicas.iter().map(|(replica, _)| replica.clone()).collect())
     }
 

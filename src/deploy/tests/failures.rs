@@ -4,8 +4,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{engine::Behaviour, support::*};
-use crate::{deploy::*, domain::*};
+use super::{
+    engine::{Behaviour, START_TIME},
+    support::*,
+};
+use crate::{
+    deploy::{world::INTERVAL, *},
+    domain::*,
+};
 
 async fn serving(count: u32) -> Platform {
     let platform = Platform::new().await;
@@ -168,6 +174,18 @@ async fn restart_of_the_control_plane_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lost_event_costs_one_interval() {
+    let platform = serving(2).await;
+    sleep(Duration::from_secs(20)).await;
+    platform.expect(0);
+    platform.engine.set_mute();
+    platform.engine.kill("web", 1);
+    let began = Instant::now();
+    platform.until("two replicas again", |platform| platform.engine.running().len() == 2).await;
+    assert!(began.elapsed() <= INTERVAL + START_TIME + Duration::from_millis(100), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn router_that_does_not_answer_is_not_waited_for_for_ever() {
     let platform = Platform::new().await;
     *platform.router.asleep.lock().unwrap() = true;
@@ -195,6 +213,56 @@ async fn engine_that_is_away_is_waited_for() {
     assert!(status.waits.iter().any(|wait| wait.contains("engine does not answer")), "{status:?}");
     assert!(!waiting.is_finished());
     platform.engine.set_down(false);
+    waiting.await.unwrap().unwrap();
+    platform.assert_no_faults();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_does_not_wait_for_an_engine_that_is_away() {
+    let platform = serving(1).await;
+    platform.engine.set_down(true);
+    sleep(Duration::from_secs(60)).await;
+    platform.change(|record| drop(record.scale.insert("web".parse().unwrap(), 2))).await;
+    let began = Instant::now();
+    let status = platform.deployer.status(&env()).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());
+    assert!(status.waits.iter().any(|wait| wait.contains("engine does not answer")), "{status:?}");
+    assert!(!status.settled, "nobody knows");
+    // What was changed meanwhile is seen all the same.
+    assert_eq!(status.processes[0].wanted, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_answers_late_is_heard_all_the_same() {
+    let platform = serving(2).await;
+    platform.engine.set_late(Duration::from_secs(30));
+    let second = platform.create(&[("web", 2)]).await;
+    let waiting = tokio::spawn({
+        let deployer = platform.deployer.clone();
+        async move { deployer.deploy(&env(), second, &SilentProgress).await }
+    });
+    sleep(Duration::from_secs(11)).await;
+    let status = platform.deployer.status(&env()).await.unwrap();
+    assert!(status.waits.iter().any(|wait| wait.contains("no answer within 10 s")), "{status:?}");
+    waiting.await.unwrap().unwrap();
+    platform.assert_no_faults();
+    assert_eq!(platform.record().await.current, Some(second));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_is_away_for_a_while_fails_no_deployment() {
+    let platform = serving(1).await;
+    platform.engine.behave(2, Behaviour::NoRegistry);
+    let second = platform.create(&[("web", 1)]).await;
+    let waiting = tokio::spawn({
+        let deployer = platform.deployer.clone();
+        async move { deployer.deploy(&env(), second, &SilentProgress).await }
+    });
+    sleep(Duration::from_secs(60)).await;
+    let status = platform.deployer.status(&env()).await.unwrap();
+    assert!(status.waits.iter().any(|wait| wait.contains("the registry does not answer")), "{status:?}");
+    assert!(!waiting.is_finished());
+    platform.engine.behave(2, Behaviour::Good);
     waiting.await.unwrap().unwrap();
     platform.assert_no_faults();
 }

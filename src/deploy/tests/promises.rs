@@ -17,18 +17,6 @@ async fn serving(count: u32) -> Platform {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missed_event_costs_at_most_one_interval() {
-    let platform = serving(2).await;
-    platform.engine.mute();
-    let began = Instant::now();
-    platform.engine.kill("web", 1);
-    // Its probes cannot tell: nobody asks it within this time.
-    platform.until("back", |platform| platform.engine.running().len() == 2).await;
-    let interval = DeploySettings::default().observe_interval;
-    assert!(began.elapsed() <= interval + Duration::from_secs(1), "{:?}", began.elapsed());
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_lost_nudge_costs_about_one_interval() {
     let platform = serving(1).await;
     // Written behind the deployer's back: in another process, say, whose watch has ended.
@@ -42,7 +30,7 @@ async fn a_lost_nudge_costs_about_one_interval() {
         .unwrap();
     let began = Instant::now();
     platform.until("three", |platform| platform.engine.running().len() == 3).await;
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

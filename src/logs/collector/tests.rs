@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     domain::{AppRef, ImageRef, ReleaseVersion, ReplicaSet, SetId, TenantName, Timestamp},
     logs::{LogFilter, LogLimits, MAX_TAIL},
-    runtime::{Capabilities, Change, Job, JobSpec, Listener, RuntimeEvent},
+    runtime::{Capabilities, Change, Executed, Job, JobSpec, Listener, RuntimeEvent},
 };
 
 /// What a replica has said, each line with its second.
@@ -80,6 +80,13 @@ impl Runtime for Engine {
         refused()
     }
     async fn forget(&self, _tenant: &TenantName, _app: Option<&AppRef>) -> Result<(), RuntimeError> {
+        refused()
+    }
+    async fn forget_others(
+        &self,
+        _: &std::collections::BTreeSet<TenantName>,
+        _: &std::collections::BTreeSet<AppRef>,
+    ) -> Result<usize, RuntimeError> {
         refused()
     }
     async fn prepare_image(&self, _image: &ImageRef) -> Result<(), RuntimeError> {

@@ -19,6 +19,8 @@ use crate::runtime::RuntimeError;
 
 /// How long the engine may take to answer a call that does no long work by itself; generous, since a busy disk makes starts slow.
 const CALL_DEADLINE: Duration = Duration::from_secs(120);
+/// How long it may take to take a connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long moving an archive into or out of a container may take.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(30 * 60);
 /// How long a removal that somebody else began may take.
@@ -50,16 +52,23 @@ impl Engine {
         self.docker.clone().with_timeout(TRANSFER_DEADLINE)
     }
 
+    /// Whether the engine takes new connections: one that is being stopped does not, while it ends its containers.
+    pub async fn takes_connections(&self) -> bool {
+        let connection = tokio::net::UnixStream::connect(&self.recipe.settings.socket);
+        matches!(tokio::time::timeout(CONNECT_DEADLINE, connection).await, Ok(Ok(_)))
+    }
+
     /// All containers, running or not, that carry these labels.
     pub async fn list(&self, labels: Vec<String>) -> Result<Vec<ContainerSummary>, RuntimeError> {
         let filters = HashMap::from([("label", labels)]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-        self.docker.list_containers(Some(options)).await.map_err(|error| failed("listing containers", &error))
+        let listed = whole(self.docker.list_containers(Some(options))).await;
+        listed.map_err(|error| failed("listing containers", &error))
     }
 
     /// What the engine knows of a container; `None` when it is gone.
     pub async fn inspect(&self, id: &str) -> Result<Option<ContainerInspectResponse>, RuntimeError> {
-        match self.docker.inspect_container(id, None).await {
+        match whole(self.docker.inspect_container(id, None)).await {
             Ok(found) => Ok(Some(found)),
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(failed(&format!("inspecting container {id}"), &error)),
@@ -74,11 +83,11 @@ impl Engine {
         body: ContainerCreateBody,
     ) -> Result<Created, RuntimeError> {
         let options = || Some(CreateContainerOptionsBuilder::default().name(name).build());
-        let mut answer = self.docker.create_container(options(), body.clone()).await;
+        let mut answer = whole(self.docker.create_container(options(), body.clone())).await;
         // Asking first would cost every start a call; the engine tells.
         if answer.as_ref().err().is_some_and(no_such_image) {
             images::pull(self, image).await?;
-            answer = self.docker.create_container(options(), body).await;
+            answer = whole(self.docker.create_container(options(), body)).await;
         }
         match answer {
             Ok(made) => Ok(Created::New(made.id)),
@@ -142,6 +151,11 @@ impl Engine {
     }
 }
 
+/// An answer with a deadline for all of it: the client's own ends with the answer's head.
+pub async fn whole<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(CALL_DEADLINE, call).await.unwrap_or(Err(Error::RequestTimeoutError))
+}
+
 /// The HTTP status of the engine's refusal.
 pub fn status(error: &Error) -> Option<u16> {
     match error {
@@ -157,6 +171,13 @@ fn no_such_image(error: &Error) -> bool {
 /// Whether the engine said that a network is not there.
 pub fn no_such_network(error: &RuntimeError) -> bool {
     matches!(error, RuntimeError::Gone(text) | RuntimeError::Refused(text) if text.contains("network") && text.contains("not found"))
+}
+
+/// Whether a container cannot be started any more since an engine was killed while it started it, and left half of what belongs to that: the
+/// next one of the same name can.
+pub fn left_in_the_middle(error: &RuntimeError) -> bool {
+    let shim = |text: &str| text.contains("failed to start shim") || text.contains("failed to create shim");
+    matches!(error, RuntimeError::Refused(text) if shim(text) && (text.contains("file exists") || text.contains("already exists")))
 }
 
 /// Sorts an error of the client. `doing` says what was being done.
@@ -190,4 +211,24 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = next.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_engine_leaves() {
+        let refused = |text: &str| RuntimeError::Refused(text.to_owned());
+        for (text, left) in [
+            ("the engine refused: failed to start shim: mkdir /run/x/moby/8a41: file exists: unknown", true),
+            (
+                "the engine refused: failed to create shim task: OCI runtime create failed: exec: \"x\": not found",
+                false,
+            ),
+            ("the engine refused: mkdir /data: file exists", false),
+        ] {
+            assert_eq!(left_in_the_middle(&refused(text)), left, "{text}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use bollard::{
 use futures::StreamExt;
 
 use super::{
-    engine::{Engine, failed, status},
+    engine::{Engine, failed, status, whole},
     locks::KeyedLocks,
 };
 use crate::domain::ImageRef;
@@ -27,12 +27,13 @@ pub type Pulls = KeyedLocks<String>;
 pub async fn pull(engine: &Engine, image: &ImageRef) -> Result<(), RuntimeError> {
     let name = engine.recipe.image(image);
     let _turn = engine.pulls.lock(name.clone()).await;
-    match engine.docker.inspect_image(&name).await {
+    match whole(engine.docker.inspect_image(&name)).await {
         Ok(_) => return Ok(()),
         Err(error) if status(&error) == Some(404) => {}
         Err(error) => return Err(failed(&format!("looking for image {image}"), &error)),
     }
     let reason = |reason: String| RuntimeError::Image { image: name.clone(), reason };
+    let silent = |reason: String| RuntimeError::Registry { image: name.clone(), reason };
     let login = engine.recipe.settings.registry_login.clone().map(|(user, password)| DockerCredentials {
         username: Some(user),
         password: Some(password),
@@ -48,12 +49,32 @@ pub async fn pull(engine: &Engine, image: &ImageRef) -> Result<(), RuntimeError>
             Ok(Some(Err(
                 Error::DockerResponseServerError { message, .. } | Error::DockerStreamError { error: message },
             ))) => {
-                return Err(reason(message));
+                return Err(if unreachable(&message) { silent(message) } else { reason(message) });
             }
             Ok(Some(Err(error))) => return Err(failed(&format!("pulling image {image}"), &error)),
-            Err(_) => return Err(reason(format!("no progress for {} s", PULL_STALLED.as_secs()))),
+            Err(_) => return Err(silent(format!("no progress for {} s", PULL_STALLED.as_secs()))),
         }
     }
+}
+
+/// Whether the engine could not reach the registry, or was cut off. It says so in words only: those of Go's network library, and of a
+/// registry (or a proxy before it) that is overloaded.
+fn unreachable(message: &str) -> bool {
+    const WORDS: [&str; 12] = [
+        "connection refused",
+        "connection reset",
+        "no route to host",
+        "network is unreachable",
+        "no such host",
+        "i/o timeout",
+        "TLS handshake timeout",
+        "deadline exceeded",
+        "Client.Timeout exceeded",
+        "EOF",
+        "502 Bad Gateway",
+        "503 Service Unavailable",
+    ];
+    WORDS.iter().any(|words| message.contains(words))
 }
 
 /// Removes the images that came from Berth's registry, are not in `keep`, and belong to no container. Returns how many.
@@ -62,7 +83,8 @@ pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, Runtim
     let settings = &engine.recipe.settings;
     let ours = format!("{}/{}", settings.registry, settings.repository_prefix);
     let options = ListImagesOptionsBuilder::default().build();
-    let images = engine.docker.list_images(Some(options)).await.map_err(|error| failed("listing images", &error))?;
+    let images = whole(engine.docker.list_images(Some(options))).await;
+    let images = images.map_err(|error| failed("listing images", &error))?;
     // The engine lets an image be removed by digest while a stopped container is made from it; a replica about to be replaced
     // would then have to pull.
     let containers: Vec<ContainerSummary> = engine.list(vec![engine.recipe.names.instance_filter()]).await?;
@@ -88,5 +110,27 @@ pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, Runtim
         // The others are gone all the same.
         Some(error) if removed == 0 => Err(error),
         _ => Ok(removed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_engine_says_of_a_registry() {
+        for (message, passing) in [
+            ("Get \"http://127.0.0.1:5000/v2/\": dial tcp 127.0.0.1:5000: connect: connection refused", true),
+            (
+                "Get \"http://127.0.0.1:5000/v2/\": net/http: request canceled (Client.Timeout exceeded while awaiting headers)",
+                true,
+            ),
+            ("error pulling image configuration: unexpected EOF", true),
+            ("received unexpected HTTP status: 503 Service Unavailable", true),
+            ("manifest for 127.0.0.1:5000/berth/acme/shop@sha256:0 not found: manifest unknown", false),
+            ("pull access denied for berth/acme/shop, repository does not exist", false),
+        ] {
+            assert_eq!(unreachable(message), passing, "{message}");
+        }
     }
 }

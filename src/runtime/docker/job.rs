@@ -31,6 +31,8 @@ const CHUNK: usize = 128 << 10;
 /// How often waiting is taken up again after the engine went away, and the pause before that.
 const WAIT_TRIES: u32 = 20;
 const WAIT_PAUSE: Duration = Duration::from_secs(1);
+/// Exit statuses of what an engine ends that stops or was killed: by SIGTERM, by SIGKILL, or in a way that it was not there to see.
+const ENDED_BY_ENGINE: [i64; 3] = [128 + 15, 128 + 9, 255];
 
 impl Inner {
     /// See [`crate::runtime::Runtime::job`].
@@ -123,14 +125,15 @@ pub struct DockerJob {
     finished: bool,
 }
 
-async fn exit_code(engine: &Engine, id: &str) -> Result<i64, RuntimeError> {
+/// How a job ended, and how often the engine went away while that was waited for.
+async fn exit_code(engine: &Engine, id: &str) -> Result<(i64, u32), RuntimeError> {
     let mut tries = 0;
     loop {
         let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
         let mut answer = Box::pin(engine.docker.wait_container(id, Some(options)));
         let error = match answer.next().await {
-            Some(Ok(exit)) => return Ok(exit.status_code),
-            Some(Err(Error::DockerContainerWaitError { code, .. })) => return Ok(code),
+            Some(Ok(exit)) => return Ok((exit.status_code, tries)),
+            Some(Err(Error::DockerContainerWaitError { code, .. })) => return Ok((code, tries)),
             Some(Err(error)) => failed(&format!("waiting for job {id}"), &error),
             None => RuntimeError::Unavailable(format!("waiting for job {id}: no answer")),
         };
@@ -185,10 +188,15 @@ impl Job for DockerJob {
     }
 
     async fn wait(&mut self) -> Result<JobExit, RuntimeError> {
-        let code = exit_code(&self.engine, &self.id).await?;
+        let (code, interruptions) = exit_code(&self.engine, &self.id).await?;
         // The engine counts a kill within the container's memory limit whichever of its processes it hit.
         let found = self.engine.inspect(&self.id).await?;
         let out_of_memory = found.and_then(|found| found.state?.oom_killed).unwrap_or(false);
+        let killed = !out_of_memory && ENDED_BY_ENGINE.contains(&code);
+        if killed && (interruptions > 0 || !self.engine.takes_connections().await) {
+            let reason = format!("it was stopped or restarted while job {} ran, and ended the job with it", self.id);
+            return Err(RuntimeError::Unavailable(reason));
+        }
         Ok(JobExit { code, out_of_memory })
     }
 

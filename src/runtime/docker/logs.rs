@@ -118,7 +118,8 @@ impl Position {
 
     /// Prepares for reading from the last line on.
     fn rewind(&mut self) {
-        self.since = self.newest.or(self.since);
+        // By the line that came last, not by the newest moment: the engine's clock may have been set back since that.
+        self.since = self.recent.back().map(|(at, _)| *at).or(self.since);
         self.continued = [false; 2];
     }
 
@@ -200,6 +201,16 @@ mod tests {
         ];
         assert_eq!(frames(&mut position, &repeated), ["a", "b"], "only what comes again is dropped");
         assert_eq!(frames(&mut position, &[("no timestamp\n", 'o'), ("", 'o')]), [""; 0]);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_loses_no_line() {
+        let mut position = Position::from(None);
+        let before = [("2036-01-01T00:00:01Z a\n", 'o'), ("2026-01-01T00:00:02Z b\n", 'o')];
+        assert_eq!(frames(&mut position, &before), ["a", "b"]);
+        position.rewind();
+        let again = [&before[..], &[("2026-01-01T00:00:03Z c\n", 'o')]].concat();
+        assert_eq!(frames(&mut position, &again), ["c"]);
     }
 
     #[test]

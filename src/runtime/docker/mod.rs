@@ -11,6 +11,7 @@ mod exec;
 mod firewall;
 mod images;
 mod job;
+mod leftovers;
 mod limits;
 mod listeners;
 mod locks;
@@ -22,7 +23,7 @@ mod settings;
 mod stops;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -209,6 +210,14 @@ impl Runtime for DockerRuntime {
             self.inner.networks.forget(&self.inner.engine, tenant).await?;
         }
         Ok(())
+    }
+
+    async fn forget_others(
+        &self,
+        tenants: &BTreeSet<TenantName>,
+        apps: &BTreeSet<AppRef>,
+    ) -> Result<usize, RuntimeError> {
+        self.inner.forget_others(tenants, apps).await
     }
 
     async fn prepare_image(&self, image: &ImageRef) -> Result<(), RuntimeError> {

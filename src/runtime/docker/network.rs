@@ -13,7 +13,7 @@ use bollard::{
 };
 
 use super::{
-    engine::{Engine, failed, status},
+    engine::{Engine, failed, status, whole},
     locks::KeyedLocks,
     names,
 };
@@ -131,7 +131,7 @@ impl Networks {
     pub async fn ensure(&self, engine: &Engine, tenant: &TenantName) -> Result<(), RuntimeError> {
         let _turn = self.turns.lock(tenant.clone()).await;
         let name = engine.recipe.names.network(tenant);
-        match engine.docker.inspect_network(&name, None).await {
+        match whole(engine.docker.inspect_network(&name, None)).await {
             Ok(_) => {}
             Err(error) if status(&error) == Some(404) => self.create(engine, tenant, &name).await?,
             Err(error) => return Err(failed(&format!("inspecting network {name}"), &error)),
@@ -158,7 +158,7 @@ impl Networks {
                     self.pool
                 )));
             };
-            match engine.docker.create_network(request(names, tenant, name, subnet, bridge)).await {
+            match whole(engine.docker.create_network(request(names, tenant, name, subnet, bridge))).await {
                 Ok(_) => return Ok(()),
                 Err(error) if matches!(status(&error), Some(403 | 409 | 500)) => {
                     refusal = error.to_string();
@@ -168,7 +168,7 @@ impl Networks {
                     } else {
                         refused.push(subnet);
                     }
-                    if engine.docker.inspect_network(name, None).await.is_ok() {
+                    if whole(engine.docker.inspect_network(name, None)).await.is_ok() {
                         return Ok(());
                     }
                 }
@@ -179,7 +179,8 @@ impl Networks {
     }
 
     async fn taken(&self, engine: &Engine) -> Result<Vec<Subnet>, RuntimeError> {
-        let all = engine.docker.list_networks(None).await.map_err(|error| failed("listing networks", &error))?;
+        let all = whole(engine.docker.list_networks(None)).await;
+        let all = all.map_err(|error| failed("listing networks", &error))?;
         let ranges = all.into_iter().filter_map(|network| network.ipam?.config).flatten();
         let mut taken: Vec<Subnet> = ranges.filter_map(|range| range.subnet?.parse().ok()).collect();
         let table = tokio::fs::read_to_string("/proc/net/route").await.unwrap_or_default();

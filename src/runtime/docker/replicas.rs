@@ -13,11 +13,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
     Inner,
-    engine::{Created, no_such_network},
+    engine::{Created, left_in_the_middle, no_such_network},
     names,
     stops::Stop,
 };
-use crate::domain::{Replica, ReplicaId, ReplicaSet, ReplicaState, SetId, Timestamp};
+use crate::domain::{FailPoint, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId, Timestamp, fail_point::reached};
 use crate::runtime::RuntimeError;
 
 /// Containers being started at once: a start is mostly work of the kernel and the engine, which more at once would not hasten.
@@ -170,14 +170,18 @@ impl Inner {
                     }
                 }
             };
+            reached(FailPoint::Start);
             match self.engine.start(&id).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    reached(FailPoint::Start);
+                    return Ok(());
+                }
                 Err(error) => {
                     // The network may have been removed by hand; what was made for it is of no use either.
                     if no_such_network(&error) {
                         self.networks.doubt(&set.id.env.tenant);
                         self.prepare_tenant(&set.id.env.tenant).await?;
-                    } else if !matches!(error, RuntimeError::Gone(_)) {
+                    } else if !matches!(error, RuntimeError::Gone(_)) && !left_in_the_middle(&error) {
                         return Err(error);
                     }
                     failure = Some(error);
@@ -279,6 +283,7 @@ impl Inner {
         if !names::is_retired(name) {
             self.engine.rename(id, &names::retired_name(name, id)).await?;
         }
+        reached(FailPoint::Retire);
         Ok(self.stops.begin(&self.engine, id, grace))
     }
 

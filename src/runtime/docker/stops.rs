@@ -1,5 +1,6 @@
 //! Stopping and removing containers in the background: at most one task per container, owned by the runtime, repeated until it
-//! succeeds or hope is gone. Whoever wants to wait for the end, can.
+//! succeeds or the engine refuses it again and again. Whoever wants to wait for the end, can; after a while they are told that it is not
+//! there yet, and the task goes on, so that an engine that is away for long leaves nothing behind.
 
 use std::{
     collections::HashMap,
@@ -7,13 +8,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
 use tokio_util::task::TaskTracker;
 
 use super::engine::Engine;
 use crate::runtime::RuntimeError;
 
-/// Pauses between tries; after the last, the container is left to the next observation, or to the next start of the server.
+/// Pauses between tries. After the last, those who wait are told; a container that the engine refuses to remove is left to the next
+/// observation, or to the next start of the server, and an engine that does not answer is asked on.
 const PAUSES: [Duration; 5] = [
     Duration::from_millis(200),
     Duration::from_secs(1),
@@ -22,6 +24,9 @@ const PAUSES: [Duration; 5] = [
     Duration::from_secs(30),
 ];
 
+/// Pause between tries after that.
+const PATIENT: Duration = Duration::from_secs(15);
+
 type Outcome = Option<Result<(), String>>;
 
 /// The stops under way.
@@ -29,7 +34,7 @@ type Outcome = Option<Result<(), String>>;
 pub struct Stops {
     tasks: TaskTracker,
     handle: Handle,
-    under_way: Arc<Mutex<HashMap<String, watch::Receiver<Outcome>>>>,
+    under_way: Arc<Mutex<HashMap<String, (watch::Receiver<Outcome>, AbortHandle)>>>,
 }
 
 /// A stop under way.
@@ -55,20 +60,24 @@ impl Stops {
     /// Stops a container (SIGTERM, `grace`, SIGKILL) and removes it. When that is under way already, it stays as it is.
     pub fn begin(&self, engine: &Arc<Engine>, id: &str, grace: Duration) -> Stop {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(outcome) = under_way.get(id) {
-            return Stop(outcome.clone());
+        if let Some((outcome, task)) = under_way.get(id) {
+            if outcome.borrow().is_none() {
+                return Stop(outcome.clone());
+            }
+            // It waits for an engine that did not answer. Whoever asks anew need not.
+            task.abort();
         }
         let (tell, outcome) = watch::channel(None);
-        under_way.insert(id.to_owned(), outcome.clone());
-        let (engine, id, all) = (engine.clone(), id.to_owned(), self.under_way.clone());
-        self.tasks.spawn_on(
+        let (engine, name, all) = (engine.clone(), id.to_owned(), self.under_way.clone());
+        let task = self.tasks.spawn_on(
             async move {
-                let result = stop_and_remove(&engine, &id, grace).await;
-                all.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                let result = stop_and_remove(&engine, &name, grace, &tell).await;
+                all.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
                 tell.send_replace(Some(result.map_err(|error| error.to_string())));
             },
             &self.handle,
         );
+        under_way.insert(id.to_owned(), (outcome.clone(), task.abort_handle()));
         Stop(outcome)
     }
 
@@ -81,7 +90,12 @@ impl Stops {
     }
 }
 
-async fn stop_and_remove(engine: &Engine, id: &str, grace: Duration) -> Result<(), RuntimeError> {
+async fn stop_and_remove(
+    engine: &Engine,
+    id: &str,
+    grace: Duration,
+    tell: &watch::Sender<Outcome>,
+) -> Result<(), RuntimeError> {
     let mut pauses = PAUSES.iter();
     loop {
         let result = async {
@@ -94,10 +108,68 @@ async fn stop_and_remove(engine: &Engine, id: &str, grace: Duration) -> Result<(
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        let Some(pause) = pauses.next() else {
-            tracing::warn!(container = id, %error, "a container could not be stopped and removed");
-            return Err(error);
+        let pause = match pauses.next() {
+            Some(pause) => *pause,
+            None if error.is_passing() => {
+                tracing::warn!(container = id, %error, "a container is not stopped and removed yet");
+                tell.send_replace(Some(Err(error.to_string())));
+                PATIENT
+            }
+            None => {
+                tracing::warn!(container = id, %error, "a container could not be stopped and removed");
+                return Err(error);
+            }
         };
-        tokio::time::sleep(*pause).await;
+        tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::{API_DEFAULT_VERSION, Docker};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::{
+        super::{container::Recipe, names::Names, settings::DockerSettings},
+        *,
+    };
+
+    fn engine(socket: &std::path::Path) -> Arc<Engine> {
+        // The client wants to see a socket when it is made.
+        drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
+        let docker = Docker::connect_with_unix(&socket.display().to_string(), 20, API_DEFAULT_VERSION).unwrap();
+        let settings = DockerSettings::new("127.0.0.1:5000", "one");
+        let names = Names::new("berth", "one", String::new());
+        Arc::new(Engine::new(docker, Recipe { settings, names, cores: 1, open_files: 1024 }))
+    }
+
+    /// Answers every removal, and nothing else.
+    async fn serve(listener: tokio::net::UnixListener) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"DELETE "), "{}", String::from_utf8_lossy(&request[..length]));
+            stream.write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_is_away_for_long_is_asked_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("engine.sock");
+        let (engine, stops) = (engine(&socket), Stops::new());
+        let gone = stops.begin(&engine, "c1", Duration::ZERO).finished().await;
+        assert!(gone.unwrap_err().to_string().contains("does not answer"));
+        assert!(stops.under_way.lock().unwrap().contains_key("c1"), "it was given up");
+        tokio::time::resume();
+        std::fs::remove_file(&socket).unwrap();
+        let server = tokio::spawn(serve(tokio::net::UnixListener::bind(&socket).unwrap()));
+        // Whoever asks anew does not wait for the next try.
+        let began = std::time::Instant::now();
+        stops.begin(&engine, "c1", Duration::ZERO).finished().await.unwrap();
+        assert!(began.elapsed() < PATIENT / 2, "it took {:?}", began.elapsed());
+        assert!(stops.under_way.lock().unwrap().is_empty());
+        server.abort();
     }
 }

@@ -158,6 +158,15 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    async fn forget_others(
+        &self,
+        _: &std::collections::BTreeSet<TenantName>,
+        _: &std::collections::BTreeSet<AppRef>,
+    ) -> Result<usize, RuntimeError> {
+        self.alive()?;
+        Ok(0)
+    }
+
     async fn prepare_image(&self, image: &ImageRef) -> Result<(), RuntimeError> {
         self.alive()?;
         self.engine.pull(image)

@@ -1,0 +1,167 @@
+//! Running builds: one task for each, from where its build stands to its end.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{BuildService, Shared};
+use crate::{
+    build::work::{Ended, Watch, work, write},
+    deploy::Progress,
+    domain::{Build, BuildState, EnvRef, EventKind, Stage},
+};
+
+impl Shared {
+    /// Takes the next build that may run.
+    fn next(&self) -> Option<(Build, CancellationToken)> {
+        let mut queue = self.queue();
+        let env = queue.line.next(&self.limits())?;
+        let found = queue.active.get(&env).map(|active| (active.build.clone(), active.cancel.clone()));
+        if found.is_none() {
+            queue.line.ended(&env);
+        }
+        if let Some(active) = queue.active.get(&env) {
+            active.set_place(None);
+        }
+        queue.tell_places();
+        found
+    }
+
+    /// One build from where it stands to its end, or until `shutdown`, which leaves its record for the next server.
+    async fn run_build(self: Arc<Self>, mut build: Build, cancel: CancellationToken, shutdown: CancellationToken) {
+        let output = self.output(&build);
+        let resumed = self.queue().active.get(&build.env).is_some_and(|active| active.resumed);
+        if resumed {
+            output.step(match build.state {
+                BuildState::Running { stage: Stage::Deploy } => "Going on after a restart of the server",
+                _ => "The server was restarted; trying again",
+            });
+        }
+        self.begin(&mut build).await;
+        if build.no_cache && build.state == (BuildState::Running { stage: Stage::Build }) {
+            output.doing("removing the build cache");
+            if let Err(error) = output.with_signs_of_life(self.purge_cache(&build.env.app_ref())).await {
+                output.detail(&format!("the build cache could not be removed: {error:#}"));
+            }
+        }
+        let env = build.env.clone();
+        let queued = build.clone();
+        let worked = async {
+            let event = async {
+                if !resumed {
+                    self.record(EventKind::BuildQueued, &queued, Some(&queued.pushed_by)).await;
+                }
+            };
+            let worked = AssertUnwindSafe(work(&self.pipeline, build, &output, &*self)).catch_unwind();
+            let (ended, ()) = futures::join!(worked, event);
+            ended.unwrap_or_else(|_| {
+                // The panic is in the log already; what it left behind is dropped with the future.
+                output.error("The platform failed, not your app: an internal error.");
+                let reason = "an internal error of the platform".to_owned();
+                Ended {
+                    build: self.active(&env).unwrap_or_else(|| queued.clone()),
+                    state: BuildState::Failed { reason },
+                }
+            })
+        };
+        let ended = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return self.put_back(&env).await,
+            () = cancel.cancelled() => {
+                let build = self.active(&env).unwrap_or(queued.clone());
+                if let Some(version) = build.release {
+                    self.pipeline.parts.delivery.abandon(&env, version, &self.reason(&env)).await;
+                }
+                Ended { build, state: BuildState::Cancelled { reason: self.reason(&env) } }
+            }
+            ended = worked => ended,
+        };
+        self.end(ended, &output).await;
+    }
+
+    /// Leaves a build for the next server. One that is stopped in order has not been interrupted: it waits again.
+    async fn put_back(&self, env: &EnvRef) {
+        let building = BuildState::Running { stage: Stage::Build };
+        if let Some(mut build) = self.active(env).filter(|build| build.state == building) {
+            build.state = BuildState::Queued;
+            if let Err(error) = write(&self.store, &build).await {
+                tracing::warn!(%error, %env, "a build could not be put back into the queue");
+            }
+        }
+        self.release_slot(env);
+    }
+
+    /// Notes that a build that waited has begun.
+    async fn begin(&self, build: &mut Build) {
+        let waited = self.queue().active.get(&build.env).map_or(Duration::ZERO, |active| active.since.elapsed());
+        build.timings.push(("queued".to_owned(), u64::try_from(waited.as_millis()).unwrap_or(0)));
+        self.changed(build);
+        if build.state == BuildState::Queued {
+            build.state = BuildState::Running { stage: Stage::Build };
+            build.started_at = Some(jiff::Timestamp::now());
+            self.changed(build);
+            if let Err(error) = write(&self.store, build).await {
+                tracing::warn!(%error, "a build's beginning could not be written");
+            }
+        }
+    }
+}
+
+impl Watch for Shared {
+    fn changed(&self, build: &Build) {
+        if let Some(active) = self.queue().active.get_mut(&build.env) {
+            active.build = build.clone();
+        }
+        // Who only waits for replicas must not keep others from building.
+        if build.state == (BuildState::Running { stage: Stage::Deploy }) {
+            self.release_slot(&build.env);
+        }
+    }
+}
+
+impl BuildService {
+    /// Runs builds until `shutdown`. Builds under way are then dropped with their containers, and go on with the next server.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut builds = JoinSet::new();
+        let shared = self.shared.clone();
+        let prepare_until = shutdown.clone();
+        builds.spawn(async move {
+            tokio::select! {
+                () = prepare_until.cancelled() => {}
+                () = prepare(&shared) => {}
+            }
+        });
+        loop {
+            while let Some((build, cancel)) = self.shared.next() {
+                builds.spawn(self.shared.clone().run_build(build, cancel, shutdown.clone()));
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = self.shared.wake.notified() => {}
+                Some(ended) = builds.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a build's task has failed");
+                    }
+                }
+            }
+        }
+        while builds.join_next().await.is_some() {}
+        self.shared.pipeline.containers_gone().await;
+    }
+}
+
+/// Brings the stacks to where they are needed, so that the first build does not wait for it.
+async fn prepare(shared: &Shared) {
+    match shared.pipeline.stacks().await {
+        Ok(stacks) => {
+            for stack in [&stacks.build, &stacks.run] {
+                if let Err(error) = shared.pipeline.parts.runtime.prepare_image(&stack.image).await {
+                    tracing::warn!(%error, "a stack could not be brought to the engine");
+                }
+            }
+        }
+        Err(error) => tracing::warn!("no builds yet: {error:#}"),
+    }
+}
