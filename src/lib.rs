@@ -1,15 +1,17 @@
 //! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
 //!
 //! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `control` → `receive`, `build`, `deploy`,
-//! `commands`, `logs` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
+//! `cron`, `jobs`, `commands`, `logs` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
 pub mod app;
 pub mod build;
 pub mod commands;
 pub mod control;
+pub mod cron;
 pub mod deploy;
 pub mod domain;
 pub mod git;
+pub mod jobs;
 pub mod keys;
 pub mod logs;
 pub mod manifest;

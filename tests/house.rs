@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 6] = [
     &["domain"],
     &["plan", "manifest", "token", "keys", "places"],
     &["runtime", "registry", "store", "git", "router"],
-    &["receive", "build", "deploy", "commands", "logs"],
+    &["receive", "build", "deploy", "cron", "jobs", "commands", "logs"],
     &["ssh", "api", "console", "control"],
     &["app"],
 ];

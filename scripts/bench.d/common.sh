@@ -64,6 +64,7 @@ AuthorizedKeysFile $WORK/authorized_keys
 StrictModes no
 UsePAM no
 PermitRootLogin yes
+MaxStartups 1000
 PidFile $WORK/sshd.pid
 EOF
   /usr/sbin/sshd -D -f "$WORK/sshd_config" 2>"$WORK/sshd.log" &

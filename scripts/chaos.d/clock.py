@@ -11,7 +11,7 @@ from outage import Engine, PushUnderWay, own_network, part
 
 DAY = 86_400
 JUMPS = [DAY, 0, -DAY, 0, 3650 * DAY, 0, -3650 * DAY, 0, 3650 * DAY, -3650 * DAY, DAY, -DAY, 0]
-SITUATIONS = ["idle", "push", "build", "scale", "deadline"]
+SITUATIONS = ["idle", "push", "build", "scale", "deadline", "restart"]
 # How long a deployment without progress may take, by the manifest, in seconds.
 PROGRESS = 15
 
@@ -103,6 +103,10 @@ class World:
             status = push.end(90)
             chaos.check(status not in (0, 124) and "no progress" in push.out, f"{name}: the push ended with {status}: {push.out[-1500:]}")
             chaos.check(PROGRESS <= push.seconds <= PROGRESS + 20, f"{name}: it failed after {push.seconds:.1f} s, {PROGRESS} s are allowed")
+        elif situation == "restart":
+            platform.kill("serve")
+            platform.jump(to)
+            platform.start("serve")
         else:
             platform.jump(to)
         eventually(f"{name}: a crashing replica is started again", lambda: self.replicas(self.crashing, "worker") - workers, 40)

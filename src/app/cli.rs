@@ -53,8 +53,12 @@ enum Command {
         #[arg(long, value_name = "ADDRESS:PORT")]
         listen: Vec<SocketAddr>,
     },
-    /// Check that this host has what Berth needs
-    Doctor,
+    /// Check that this host has what Berth needs, and that the records fit what is there
+    Doctor {
+        /// Mend what can be mended safely
+        #[arg(long)]
+        repair: bool,
+    },
     /// Check a berth.yaml before pushing it
     Validate {
         #[arg(default_value = ".")]
@@ -69,6 +73,17 @@ enum Command {
     UploadKey { name: UserName },
     /// Say whether the server runs and is ready
     Status,
+    /// Write the records, repositories, keys and images that cannot be made anew into a file, while the server runs
+    Backup {
+        /// File to make; `-` for standard output (default: berth-backup-TIME.tar.gz in this directory)
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Put a backup into an empty data directory
+    Restore {
+        /// What `berth backup` wrote; `-` for standard input
+        file: PathBuf,
+    },
     /// Remove everything this server made on the container engine; the data directory is kept
     Teardown {
         /// Really
@@ -88,7 +103,7 @@ pub fn main() -> ExitCode {
     let done = match line.command {
         Command::Serve => super::serve::run(&line.place),
         Command::Router { listen } => super::data_plane::run(&line.place, listen),
-        Command::Doctor => super::doctor::run(&line.place),
+        Command::Doctor { repair } => super::doctor::run(&line.place, repair),
         Command::Validate { directory, env } => Ok(cli_validate::validate(&directory, env.as_ref()).report()),
         Command::Schema => {
             print!("{}", cli_validate::schema());
@@ -96,6 +111,8 @@ pub fn main() -> ExitCode {
         }
         Command::UploadKey { name } => host_command(&line.place, &["upload-key", name.as_str()]),
         Command::Status => host_command(&line.place, &["whoami"]),
+        Command::Backup { output } => super::backup::backup(&line.place, output),
+        Command::Restore { file } => super::backup::restore(&line.place, &file),
         Command::Teardown { yes } => super::teardown::run(&line.place, yes),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut CommandLine::command(), "berth", &mut std::io::stdout());

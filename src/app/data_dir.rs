@@ -11,6 +11,9 @@ use std::{
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 
+use super::backup;
+use crate::domain::TenantName;
+
 /// Subdirectories that the parts of the server expect.
 const SUBDIRECTORIES: [&str; 9] =
     ["repositories", "logs", "builds", "router", "registry", "stacks", "tmp", "keys", "hooks"];
@@ -26,6 +29,19 @@ impl DataDir {
     /// Makes what is missing, and takes the lock; fails when another server has it.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(path).with_context(|| format!("cannot make the data directory {}", path.display()))?;
+        if backup::is_interrupted(path) {
+            bail!(
+                "a restore into {} was interrupted; nothing in it is to be trusted: run `berth restore FILE` again",
+                path.display()
+            );
+        }
+        if !path.join("store").exists() && has_tenants(&path.join("repositories"))? {
+            bail!(
+                "the store {} is missing, though there are repositories; keep {} aside and put a backup in its place with `berth restore FILE`",
+                path.join("store").display(),
+                path.display()
+            );
+        }
         // Config values, keys and private code are below.
         fs::set_permissions(path, Permissions::from_mode(0o700))?;
         for name in SUBDIRECTORIES {
@@ -51,7 +67,7 @@ impl DataDir {
     }
 }
 
-fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
+pub(super) fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     let mut options = OpenOptions::new();
     let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -60,6 +76,16 @@ fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
             bail!("another `berth serve` uses this data directory ({} is locked); stop it first", path.display())
         }
         Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Whether anything in the directory has the name of a tenant; a file system's own `lost+found` has not.
+fn has_tenants(directory: &Path) -> anyhow::Result<bool> {
+    let is_tenant = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.parse::<TenantName>().is_ok());
+    match fs::read_dir(directory) {
+        Ok(mut entries) => Ok(entries.any(|entry| entry.is_ok_and(|entry| is_tenant(&entry.file_name())))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.display())),
     }
 }
 
@@ -128,5 +154,15 @@ mod tests {
         assert_eq!(second.instance(), id);
         assert!(left.iter().all(|name| !path.join(name).exists()) && !path.join(".control-Ef56").exists());
         assert!(kept.iter().all(|name| path.join(name).exists()));
+        assert!(!second.join("tmp").join("left").exists());
+        drop(second);
+        // A store that is gone, or half a restore, is not begun anew beside what is left.
+        fs::create_dir_all(path.join("repositories/lost+found")).unwrap();
+        drop(DataDir::open(&path).unwrap());
+        for (left, says) in [("repositories/acme", "is missing"), ("restoring", "interrupted")] {
+            fs::create_dir_all(path.join(left)).unwrap();
+            let refused = DataDir::open(&path).map(|_| ()).unwrap_err().to_string();
+            assert!(refused.contains(says) && refused.contains("berth restore FILE"), "{refused}");
+        }
     }
 }

@@ -6,8 +6,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use super::{cli::Place, config::Config};
-use crate::{control::client, runtime::docker::instance_tag};
+use super::{check::Problem, cli::Place, config::Config, data_dir::DataDir};
+use crate::{control::client, runtime::docker::instance_tag, store::open_store};
 
 /// Free disk space below which pushes will soon fail, in bytes.
 const WANTED_SPACE: u64 = 5 << 30;
@@ -25,7 +25,7 @@ enum Finding {
 use Finding::{Bad, Doubtful, Good};
 
 /// Looks at everything and says what it found; fails when something will not work.
-pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
+pub(super) fn run(place: &Place, repair: bool) -> anyhow::Result<ExitCode> {
     let config = place.load()?;
     let findings = [
         ("engine", engine(&config)),
@@ -51,7 +51,55 @@ pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
             println!("      {:<15} → {advice}", "");
         }
     }
+    bad += records(&config, repair);
     Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether the records fit what is there, and what was mended; the number of things that are left.
+fn records(config: &Config, repair: bool) -> usize {
+    let name = "records";
+    let answer = client::check(&config.control_socket(), repair);
+    let problems: Vec<Problem> =
+        match answer.and_then(|answer| Ok(answer.map(|json| serde_json::from_slice(&json)).transpose()?)) {
+            Ok(Some(problems)) => problems,
+            Ok(None) => return stopped_store(config, name),
+            Err(error) => {
+                println!("FAIL  {name:<15} {error:#}");
+                return 1;
+            }
+        };
+    if problems.is_empty() {
+        println!("ok    {name:<15} they fit the repositories, the registry and the engine");
+    }
+    for problem in &problems {
+        match &problem.mended {
+            Some(done) => println!("mended {name:<14} {}\n      {:<15} → done: {done}", problem.what, ""),
+            None => {
+                let how = if problem.mendable && !repair { "berth doctor --repair would " } else { "" };
+                println!("FAIL  {name:<15} {}\n      {:<15} → {how}{}", problem.what, "", problem.next);
+            }
+        }
+    }
+    problems.iter().filter(|problem| problem.mended.is_none()).count()
+}
+
+/// Without a server: whether the store is whole.
+fn stopped_store(config: &Config, name: &str) -> usize {
+    if !config.data_dir.join("store").exists() {
+        println!("ok    {name:<15} none yet");
+        return 0;
+    }
+    let opened = DataDir::open(&config.data_dir).and_then(|data| open_store(&data.join("store")));
+    match opened {
+        Ok(_) => {
+            println!("ok    {name:<15} whole; start berth serve to have them compared with what is there");
+            0
+        }
+        Err(error) => {
+            println!("FAIL  {name:<15} {error:#}");
+            1
+        }
+    }
 }
 
 /// The first line that a program prints about its version.

@@ -1,9 +1,12 @@
 //! The two doors (ssh, control socket) and what is behind them: commands and receiving.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::check::Check;
 use crate::{
     commands::{Caller, CommandError, CommandIo, Commands},
     control,
@@ -19,6 +22,7 @@ use crate::{
 pub(super) struct Doors {
     pub(super) commands: Commands,
     pub(super) receive: Receive,
+    pub(super) check: Arc<Check>,
 }
 
 #[async_trait]
@@ -47,6 +51,14 @@ impl ssh::Backend for Doors {
 
 #[async_trait]
 impl control::Backend for Doors {
+    async fn snapshot(&self) -> anyhow::Result<Vec<u8>> {
+        self.commands.store.snapshot().await?.to_lines()
+    }
+
+    async fn check(&self, repair: bool) -> anyhow::Result<Vec<u8>> {
+        Ok(serde_json::to_vec(&self.check.run(repair).await?)?)
+    }
+
     async fn pre_receive(&self, request: HookRequest, output: mpsc::Sender<Bytes>) -> Verdict {
         self.receive.pre_receive(request, output).await
     }

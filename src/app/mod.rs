@@ -3,6 +3,8 @@
 //! [`cli`] is what is typed on the host. `serve` is the control plane, `data_plane` the router. Only this module names concrete
 //! adapters.
 
+mod backup;
+mod check;
 pub mod cli;
 pub mod cli_validate;
 pub mod config;

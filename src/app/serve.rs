@@ -15,6 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    check::Check,
     cli::Place,
     config::{self, Config},
     data_dir::DataDir,
@@ -30,6 +31,7 @@ use crate::{
     build::{BuildParts, BuildSettings, Builds, CustomBuildpacks},
     commands::{CommandSettings, Commands, Services},
     control::ControlServer,
+    cron::{Cron, CronParts, CronSettings},
     deploy::{DeploySettings, Deployer, NetProber, SystemClock},
     domain::Limits,
     git::{Git, Repositories},
@@ -47,7 +49,7 @@ use crate::{
 /// How long each part may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// How long the start waits for the stacks to be in the registry.
-const STACKS_DEADLINE: Duration = Duration::from_secs(20);
+const STACKS_DEADLINE: Duration = Duration::from_secs(5);
 /// git processes that serve clients at once, in all and of one user.
 const GIT_SESSIONS: usize = 64;
 const GIT_SESSIONS_PER_USER: usize = 8;
@@ -179,11 +181,11 @@ impl Server {
         let mut work = Layer::new("work");
         let repositories = Repositories::new(data.join("repositories"));
         repositories.clean()?;
-        let deployer = start_deployer(config, data, store, &runtime, &mut work)?;
+        let deployer = start_deployer(config, data, store, &runtime, &logs, &mut work)?;
         let parts = BuildParts {
             store: store.clone(),
             runtime: runtime.clone(),
-            registry: Arc::new(registry),
+            registry: Arc::new(registry.clone()),
             repositories: repositories.clone(),
             delivery: Arc::new(deployer.clone()),
             logs: Arc::new(logs.clone()),
@@ -201,10 +203,12 @@ impl Server {
         let stop = CancellationToken::new();
         let receive = receive(config, data, store, &repositories, pipeline, stop.clone()).await?;
         receive.recover().await?;
+        let cron = start_cron(config, store, &runtime, &logs, &mut work);
         let commands = Commands::new(Services {
             store: store.clone(),
             builds: Arc::new(builds),
             deployer: Arc::new(deployer),
+            cron: Arc::new(cron),
             logs: logs.clone(),
             runtime,
             repositories,
@@ -212,7 +216,15 @@ impl Server {
             settings: command_settings(config),
         });
         commands.finish_destroying().await?;
-        let doors = open_doors(config, data, Doors { commands, receive: receive.clone() }).await?;
+        let check = Arc::new(Check {
+            store: store.clone(),
+            repositories: commands.repositories.clone(),
+            logs: logs.clone(),
+            runtime: commands.runtime.clone(),
+            registry,
+            commands: commands.clone(),
+        });
+        let doors = open_doors(config, data, Doors { commands, receive: receive.clone(), check }).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })
     }
 }
@@ -264,6 +276,7 @@ fn log_limits(config: &config::Logs) -> crate::logs::LogLimits {
         segment_bytes: config.per_environment.0 / segments,
         build_bytes: config.per_build.0,
         builds_kept: config.builds,
+        replica_rate: config.replica_rate.0,
         ..limits
     }
 }
@@ -273,6 +286,7 @@ fn start_deployer(
     data: &DataDir,
     store: &Store,
     runtime: &Arc<dyn Runtime>,
+    logs: &Logs,
     work: &mut Layer,
 ) -> anyhow::Result<Deployer> {
     let listened = config.router.listen.first().map_or(8080, std::net::SocketAddr::port);
@@ -291,12 +305,28 @@ fn start_deployer(
         settings,
         store.clone(),
         runtime.clone(),
+        logs.clone(),
         Arc::new(routes),
         Arc::new(NetProber),
         Arc::new(SystemClock),
     );
     work.spawn(service.run(work.stop.clone()));
     Ok(deployer)
+}
+
+fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: &Logs, work: &mut Layer) -> Cron {
+    let settings = CronSettings {
+        starting_deadline: config.cron.starting_deadline,
+        concurrency: config.cron.concurrency,
+        per_tenant: config.cron.per_tenant,
+        history: config.cron.history,
+        pids: config.runtime.pids,
+        stop_grace: config.deploy.stop_grace,
+    };
+    let (store, runtime, logs) = (store.clone(), runtime.clone(), logs.clone());
+    let (cron, service) = Cron::start(CronParts { store, runtime, logs, clock: Arc::new(SystemClock), settings });
+    work.spawn(service.run(work.stop.clone()));
+    cron
 }
 
 /// Cores as thousandths of one.
@@ -371,6 +401,7 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
             per_user: config.ssh.max_connections_per_user,
             unauthenticated: config.ssh.max_unauthenticated,
             unauthenticated_per_address: config.ssh.max_unauthenticated_per_address,
+            ..ConnectionLimits::default()
         },
         login_grace: config.ssh.login_grace,
         keepalive: config.ssh.keepalive,

@@ -365,6 +365,15 @@ fn check_size(definition: &Definition, (cpu, memory): (u32, u64)) -> Result<(), 
             lines.push(format!("{name} wants {wanted} MiB of memory; one replica may have {memory} MiB."));
         }
     }
+    for (name, job) in &definition.cron {
+        if let Some(wanted) = job.cpu_millis.filter(|wanted| *wanted > cpu) {
+            lines.push(format!("cron job {name} wants {} cores; one may have {}.", cores(wanted), cores(cpu)));
+        }
+        if let Some(wanted) = job.memory.filter(|wanted| *wanted > memory) {
+            let (wanted, memory) = (wanted >> 20, memory >> 20);
+            lines.push(format!("cron job {name} wants {wanted} MiB of memory; one may have {memory} MiB."));
+        }
+    }
     if lines.is_empty() {
         return Ok(());
     }

@@ -120,6 +120,7 @@ async fn build_and_deploy(
         release_command: definition.release.clone(),
         upgrade: definition.upgrade.clone(),
         domains: definition.domains.clone(),
+        cron: definition.cron_jobs(&pipeline.settings.process_defaults),
         created_by: build.pushed_by.clone(),
         reason: reason(build, &slug.subject),
         run_release_phase: true,

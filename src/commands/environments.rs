@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     domain::{
-        AppRef, Build, Deployment, EnvRef, Environment, EventKind, FailPoint, Release, Tombstone, Verb,
-        fail_point::reached,
+        AppRef, Build, CronMark, CronRun, Deployment, EnvRef, Environment, EventKind, FailPoint, Release, Tombstone,
+        Verb, fail_point::reached,
     },
     store::{NewEvent, Record, Store, StoreError, Transaction},
 };
@@ -23,6 +23,8 @@ use crate::{
 const MAX_ENVIRONMENTS: usize = 20;
 /// How long a build may take to notice that its deployment was ended.
 const BUILD_END: Duration = Duration::from_secs(30);
+/// How long cron jobs may take to end: their grace time and a little.
+const JOBS_END: Duration = Duration::from_secs(120);
 
 /// Adds the deletion of all records of kind `R` of an environment to a transaction.
 async fn delete_all<R: Record>(
@@ -109,6 +111,8 @@ impl Commands {
         keep_trying(|| self.delete_records(name)).await?;
         reached(FailPoint::Retire);
         self.deployer.retire(name).await.map_err(failed("what runs"))?;
+        let jobs = timeout(JOBS_END, self.cron.retire(name)).await.map_err(anyhow::Error::from);
+        jobs.map_err(failed("a cron job"))?;
         // A build that was queued in between finds no environment to deploy to.
         self.end_build(name).await?;
         self.build_ended(name).await?;
@@ -141,6 +145,17 @@ impl Commands {
         self.remove_files(name).await?;
         self.deployer.nudge(name);
         Ok(())
+    }
+
+    /// Removes repository and logs that belong to no environment; refuses when there is one of the name.
+    ///
+    /// # Errors
+    /// [`CommandError::Conflict`] for an environment that exists; else the disk's.
+    pub async fn remove_leftovers(&self, name: &EnvRef) -> Result<(), CommandError> {
+        if self.store.get::<Environment>(name).await?.is_some() {
+            return Err(CommandError::Conflict(format!("{name} exists")));
+        }
+        self.remove_files(name).await
     }
 
     /// Removes the repository and the logs, and notes that nothing is left.
@@ -188,6 +203,8 @@ impl Commands {
         transaction = delete_all::<Build>(&self.store, transaction, name).await?;
         transaction = delete_all::<Release>(&self.store, transaction, name).await?;
         transaction = delete_all::<Deployment>(&self.store, transaction, name).await?;
+        transaction = delete_all::<CronRun>(&self.store, transaction, name).await?;
+        transaction = delete_all::<CronMark>(&self.store, transaction, name).await?;
         for claim in self.claims(name).await? {
             transaction = transaction.delete(&claim);
         }

@@ -15,11 +15,12 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
     (
         "Run",
         &[
-            ("ps [ENV] [--why]", "what runs, and how it is; --why: what is waited for, since when, until when"),
+            ("ps [ENV] [--why]", "what runs; --why: what is waited for, since when, until when"),
             ("logs ENV [-f]", "logs; --process web.2 or router, -n LINES, --build NUMBER"),
             ("scale ENV web=3 worker=1", "number of replicas; --reset: as the manifest says"),
             ("restart ENV", "replace all replicas, one after another"),
             ("run ENV -- CMD", "a one-off command in the current release; `ssh -t` for a terminal"),
+            ("cron list | history | run ENV JOB", "jobs that run by the clock, and what became of their runs"),
             ("config list | get | set | unset", "config variables; a change is a new release, without a build"),
             ("domains list | add | remove", "host names"),
         ],

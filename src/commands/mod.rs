@@ -8,6 +8,7 @@ mod answer;
 mod apps;
 mod builds;
 mod config;
+mod cron;
 mod deployments;
 mod domains;
 mod environments;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 
 pub use error::CommandError;
 pub use io::{CommandIo, Control, Pty};
-pub use ports::{BuildQueue, Deployments};
+pub use ports::{BuildQueue, CronRuns, Deployments};
 
 use answer::Answer;
 use parse::{Command, Parsed};
@@ -80,6 +81,7 @@ pub struct Services {
     pub store: Store,
     pub builds: Arc<dyn BuildQueue>,
     pub deployer: Arc<dyn Deployments>,
+    pub cron: Arc<dyn CronRuns>,
     pub logs: Logs,
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
@@ -195,6 +197,7 @@ impl Commands {
             Command::Promote { from, to } => self.promote(caller, &from, &to, json, io).await?,
             Command::Config(command) => self.config(caller, command, io).await?,
             Command::Domains(command) => self.domains(caller, command).await?,
+            Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),
             // It takes the streams for itself, so `run` has sent it elsewhere.
             Command::Run { .. } => return Ok(None),

@@ -1,13 +1,14 @@
 //! `run ENV -- CMD`: a one-off command in the current release, with a terminal when the caller has one.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::{io::AsyncWriteExt, sync::mpsc};
 
 use super::{Caller, CommandError, CommandIo, Commands, Control, now};
 use crate::{
-    domain::{EnvRef, EventKind, Limits, Release, TenantName, Verb},
+    domain::{EnvRef, EventKind, TenantName, Verb},
+    jobs::{ReleaseJob, Started, widest},
     places::NoPlace,
     runtime::{Job, JobControl, JobKind, JobSpec, RuntimeError, Source},
     store::NewEvent,
@@ -20,40 +21,12 @@ pub(super) const MAX_OF_TENANT: usize = 10;
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// A command that runs longer is ended.
 const TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
-/// The image's launcher: sets the environment up as the buildpack wants it, then runs the command.
-const LAUNCHER: &str = "/usr/local/bin/berth-launch";
 
 fn engine(error: RuntimeError) -> CommandError {
     match error {
         error if error.is_passing() => CommandError::TryLater(error.to_string()),
         error => CommandError::Failed(format!("the command could not be run: {error}")),
     }
-}
-
-/// What the process sees: as a replica would.
-fn environment(release: &Release, name: &str) -> BTreeMap<String, String> {
-    let mut environment = release.config.clone();
-    let env = &release.env;
-    let own = [
-        ("BERTH_TENANT", env.tenant.to_string()),
-        ("BERTH_APP", env.app.to_string()),
-        ("BERTH_ENV", env.env.to_string()),
-        ("BERTH_RELEASE", release.version.to_string()),
-        ("BERTH_PROCESS", "run".to_owned()),
-        ("BERTH_REPLICA", name.to_owned()),
-        ("SOURCE_VERSION", release.commit.clone()),
-    ];
-    environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
-    let web = release.processes.iter().find(|(process, _)| process.is_web());
-    environment.extend(web.map(|(_, spec)| ("PORT".to_owned(), spec.port.to_string())));
-    environment
-}
-
-/// The widest of the release's processes, since a command often loads the whole app.
-fn limits(release: &Release, pids: u32) -> Limits {
-    let cpu_millis = release.processes.values().map(|process| process.cpu_millis).max().unwrap_or(0).max(500);
-    let memory = release.processes.values().map(|process| process.memory).max().unwrap_or(0).max(512 << 20);
-    Limits { cpu_millis, memory, pids }
 }
 
 fn no_place(reason: NoPlace, tenant: &TenantName) -> CommandError {
@@ -96,37 +69,52 @@ impl Commands {
         let _place = self.run_places.try_take(&env.tenant).map_err(|reason| no_place(reason, &env.tenant))?;
 
         let name = format!("run-{:08x}", rand::random::<u32>());
-        let mut variables = environment(&release, &name);
-        if let Some(pty) = &io.pty {
-            variables.insert("TERM".into(), pty.term.clone());
-        }
-        let spec = JobSpec {
+        let mut spec = ReleaseJob {
+            release: &release,
             kind: JobKind::OneOff,
-            env: env.clone(),
             name: name.clone(),
-            image: release.image.clone(),
-            // One word is a shell command line, as `heroku run "a | b"` has it; the launcher runs several as they are.
-            argv: std::iter::once(LAUNCHER.to_owned()).chain(words.iter().cloned()).collect(),
-            environment: variables,
-            limits: limits(&release, self.settings.run_pids),
-            cache: false,
-            read_only_mounts: Vec::new(),
-            tty: io.pty.as_ref().map(|pty| (pty.columns, pty.rows)),
-            stdin: true,
+            process: "run",
+            // One word is a shell command line, as `heroku run "a | b"` has it; several are run as they are.
+            words,
+            limits: widest(&release, self.settings.run_pids),
             stop_grace: STOP_GRACE,
-        };
+        }
+        .spec();
+        spec.stdin = true;
+        spec.tty = io.pty.as_ref().map(|pty| (pty.columns, pty.rows));
+        if let Some(pty) = &io.pty {
+            spec.environment.insert("TERM".into(), pty.term.clone());
+        }
         // The words are not recorded: they may hold secrets.
         let event = NewEvent::new(EventKind::RunStarted, now(), format!("{name} started in {version} of {env}"));
         self.store.record(event.env(env).by(&caller.user)).await?;
-        let mut job = self.runtime.job(&spec).await.map_err(engine)?;
+        let status = self.attend_command(caller, &spec, io).await;
+        let end = match &status {
+            Ok(status) => format!("{name} exited with status {status}"),
+            Err(error) => format!("{name} ended: {error}"),
+        };
+        let event = NewEvent::new(EventKind::RunFinished, now(), end).env(env).by(&caller.user);
+        if let Err(error) = self.store.record(event).await {
+            tracing::error!(%env, %error, "the end of a one-off command is not recorded");
+        }
+        status
+    }
+
+    /// Runs the job until it ends, its time is up, or its caller is gone or may not run it any more.
+    async fn attend_command(&self, caller: &Caller, spec: &JobSpec, io: &mut CommandIo) -> Result<u8, CommandError> {
+        let denied = || self.access_lost(caller, Verb::Run, &spec.env.tenant);
+        let mut started = tokio::select! {
+            started = Started::new(&*self.runtime, spec) => started.map_err(engine)?,
+            denied = denied() => return Err(denied),
+        };
         let attended = async {
             tokio::select! {
-                ended = attend(job.as_mut(), io) => ended,
-                denied = self.access_lost(caller, Verb::Run, &env.tenant) => Err(denied),
+                ended = attend(started.job(), io) => ended,
+                denied = denied() => Err(denied),
             }
         };
         let ended = tokio::time::timeout(TIME_LIMIT, attended).await;
-        let finished = job.finish().await;
+        let finished = started.finish().await;
         let status =
             ended.unwrap_or_else(|_| Err(CommandError::Failed("the command ran for 24 hours and was ended".into())))?;
         finished.map_err(engine)?;
@@ -134,11 +122,10 @@ impl Commands {
     }
 }
 
-/// Starts the job and carries its streams and signals until it ends.
+/// Carries the job's streams and signals until it ends.
 async fn attend(job: &mut dyn Job, io: &mut CommandIo) -> Result<u8, CommandError> {
     let terminal = io.pty.is_some();
     let CommandIo { stdin, stdout, stderr, controls, .. } = io;
-    job.start().await.map_err(engine)?;
     let output = job.output();
     let input = job.stdin();
     let control = job.control();

@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use super::help;
-use crate::domain::{AppRef, BuildNumber, EnvRef, ReleaseVersion, Role, TenantName, UserName};
+use crate::domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, UserName};
 
 /// How commands are begun, until it is known from where: then it is replaced in what clap has written.
 const PROGRAM: &str = "ssh -p 2222 berth@HOST";
@@ -92,6 +92,9 @@ pub(super) enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<String>,
     },
+    /// Jobs that run by the clock (`cron:` in berth.yaml)
+    #[command(subcommand)]
+    Cron(Cron),
     /// What happened
     Events(Events),
 }
@@ -119,6 +122,7 @@ impl Command {
             Self::Config(_) => "config",
             Self::Domains(_) => "domains",
             Self::Run { .. } => "run",
+            Self::Cron(_) => "cron",
             Self::Events(_) => "events",
         }
     }
@@ -302,6 +306,28 @@ pub(super) enum Domains {
     Remove { env: EnvRef, domain: String },
 }
 
+#[derive(Debug, Subcommand)]
+pub(super) enum Cron {
+    /// List the jobs of the current release: when they run next, how they ended last
+    List { env: EnvRef },
+    /// What became of the runs, the newest first
+    History {
+        env: EnvRef,
+        job: Option<JobName>,
+        /// Number of runs
+        #[arg(short = 'n', long = "lines", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        lines: u32,
+    },
+    /// Run a job now and show its output; its `overlap` holds
+    Run {
+        env: EnvRef,
+        job: JobName,
+        /// Return once it has begun
+        #[arg(short, long)]
+        detach: bool,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Events {
     /// Only about this tenant
@@ -406,6 +432,9 @@ mod tests {
             "config set acme/shop/dev A=b:c",
             "domains add acme/shop/dev shop.example.com",
             "run acme/shop/dev -- ls -la --json",
+            "cron list acme/shop/dev",
+            "cron:history acme/shop/dev nightly -n 5",
+            "cron run acme/shop/dev nightly --detach",
             "events -f",
         ] {
             assert!(matches!(parse(words(text)), Parsed::Command(_)), "{text} was not understood");

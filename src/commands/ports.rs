@@ -1,4 +1,4 @@
-//! What commands ask of the deployer and the build queue, as small as it is; tests put something in memory there.
+//! What commands ask of the deployer, the build queue and the cron jobs, as small as it is; tests put something in memory there.
 
 use std::time::Duration;
 
@@ -6,8 +6,9 @@ use async_trait::async_trait;
 
 use crate::{
     build::{Builds, EnqueueError, NewBuild},
+    cron::{Begun, Cron, CronRefusal},
     deploy::{CancelFailure, DeployFailure, Deployed, Deployer, Derive, EnvStatus, Progress},
-    domain::{AppRef, Build, BuildNumber, EnvRef, Release, ReleaseVersion, UserName},
+    domain::{AppRef, Build, BuildNumber, EnvRef, JobName, Release, ReleaseVersion, UserName},
     store::StoreError,
 };
 
@@ -136,5 +137,25 @@ impl BuildQueue for Builds {
 
     async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
         Self::purge_cache(self, app).await
+    }
+}
+
+/// Runs jobs that otherwise run by the clock: [`Cron`], whose methods of the same names these are.
+#[async_trait]
+pub trait CronRuns: Send + Sync {
+    /// As [`Cron::run_now`].
+    async fn run_now(&self, env: &EnvRef, job: &JobName, by: &UserName) -> Result<Begun, CronRefusal>;
+    /// As [`Cron::retire`].
+    async fn retire(&self, env: &EnvRef);
+}
+
+#[async_trait]
+impl CronRuns for Cron {
+    async fn run_now(&self, env: &EnvRef, job: &JobName, by: &UserName) -> Result<Begun, CronRefusal> {
+        Self::run_now(self, env, job, by).await
+    }
+
+    async fn retire(&self, env: &EnvRef) {
+        Self::retire(self, env).await;
     }
 }

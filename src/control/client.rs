@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::protocol::{CHUNK, MAX_LINE, ToClient, ToServer, decode, encode, line};
-use crate::receive::{HookRequest, Update};
+use crate::receive::{HookRequest, MAX_UPDATES, Update};
 
 /// Push options that are looked at (`GIT_PUSH_OPTION_COUNT`, githooks(5)).
 const MAX_OPTIONS: usize = 100;
@@ -43,6 +43,33 @@ pub fn run(socket: &Path, argv: Vec<String>, stdin: impl Read + Send + 'static) 
     relay(stream)
 }
 
+/// All records of the server that listens on `socket`; `None` when none does.
+pub fn snapshot(socket: &Path) -> Result<Option<Vec<u8>>> {
+    ask(socket, &ToServer::Snapshot)
+}
+
+/// What the server that listens on `socket` says of its records, as JSON; `None` when none does.
+pub fn check(socket: &Path, repair: bool) -> Result<Option<Vec<u8>>> {
+    ask(socket, &ToServer::Check { repair })
+}
+
+fn ask(socket: &Path, question: &ToServer) -> Result<Option<Vec<u8>>> {
+    match UnixStream::connect(socket) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        // Says it better.
+        _ => {}
+    }
+    let mut stream = connect(socket)?;
+    stream.write_all(&line(question)?)?;
+    let (mut answer, mut complaint) = (Vec::new(), Vec::new());
+    match relay_to(stream, &mut answer, &mut complaint)? {
+        0 => Ok(Some(answer)),
+        _ => bail!("the server could not answer: {}", String::from_utf8_lossy(&complaint).trim()),
+    }
+}
+
 fn connect(socket: &Path) -> Result<UnixStream> {
     UnixStream::connect(socket).map_err(|error| {
         let why = match error.kind() {
@@ -57,12 +84,17 @@ fn connect(socket: &Path) -> Result<UnixStream> {
 }
 
 fn read_updates(input: impl BufRead) -> Result<Vec<Update>> {
-    let mut updates = Vec::new();
-    for text in input.take(MAX_LINE as u64 / 2).lines() {
-        let text = text.context("git gave no list of refs")?;
-        let update =
-            Update::parse(&text).with_context(|| format!("git gave a line that is no ref update: {text:?}"))?;
+    let mut input = input.take(MAX_LINE as u64 / 2);
+    let (mut updates, mut text) = (Vec::new(), String::new());
+    // One more than is allowed is enough for the refusal; what is not read here is not accepted either.
+    while updates.len() <= MAX_UPDATES && input.read_line(&mut text).context("git gave no list of refs")? > 0 {
+        if input.limit() == 0 {
+            bail!("the push changes more refs than can be looked at; push fewer at once");
+        }
+        let line = text.trim_end_matches('\n');
+        let update = Update::parse(line).with_context(|| format!("git gave a line that is no ref update: {line:?}"))?;
         updates.push(update);
+        text.clear();
     }
     if updates.is_empty() {
         bail!("git gave an empty list of refs");
@@ -97,6 +129,10 @@ fn forward(mut from: impl Read, mut to: UnixStream) {
 
 /// Prints what the server says until it says how it ended.
 fn relay(stream: UnixStream) -> Result<u8> {
+    relay_to(stream, &mut io::stdout(), &mut io::stderr())
+}
+
+fn relay_to(stream: UnixStream, output: &mut impl Write, errors: &mut impl Write) -> Result<u8> {
     let mut lines = BufReader::new(stream);
     let mut text = Vec::new();
     loop {
@@ -106,8 +142,8 @@ fn relay(stream: UnixStream) -> Result<u8> {
             bail!("the server went away before it answered; see its log");
         }
         match serde_json::from_slice(&text).context("the server is of another version; restart it")? {
-            ToClient::Stdout(bytes) => print(&mut io::stdout().lock(), &decode(&bytes)?)?,
-            ToClient::Stderr(bytes) => print(&mut io::stderr().lock(), &decode(&bytes)?)?,
+            ToClient::Stdout(bytes) => print(output, &decode(&bytes)?)?,
+            ToClient::Stderr(bytes) => print(errors, &decode(&bytes)?)?,
             ToClient::Exit(status) => return Ok(status),
         }
     }

@@ -25,4 +25,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn pre_receive(&self, request: HookRequest, output: mpsc::Sender<Bytes>) -> Verdict;
     /// Runs a command of Berth's; returns its exit status.
     async fn run(&self, caller: Caller, argv: Vec<String>, io: CommandIo) -> u8;
+    /// All records at one moment, as [`crate::store::Snapshot`] writes them.
+    async fn snapshot(&self) -> anyhow::Result<Vec<u8>> {
+        anyhow::bail!("this server keeps no records")
+    }
+    /// Compares the records with what is there, and mends what it may; the findings as JSON.
+    async fn check(&self, _repair: bool) -> anyhow::Result<Vec<u8>> {
+        anyhow::bail!("this server keeps no records")
+    }
 }

@@ -18,6 +18,10 @@ pub enum ToServer {
     PreReceive(HookRequest),
     /// First: a command is to be run.
     Command { argv: Vec<String> },
+    /// First: all records, for a backup.
+    Snapshot,
+    /// First: whether the records fit what is there.
+    Check { repair: bool },
     /// Then: its input, base64.
     Stdin(String),
     /// Its input is over.

@@ -134,6 +134,8 @@ async fn serve(stream: UnixStream, backend: Arc<dyn Backend>, _place: OwnedSemap
     let served = match first {
         Ok(Ok(Some(ToServer::PreReceive(request)))) => hook(request, reader, writer, backend).await,
         Ok(Ok(Some(ToServer::Command { argv }))) => command(argv, reader, writer, backend).await,
+        Ok(Ok(Some(ToServer::Snapshot))) => answer(backend.snapshot().await, writer).await,
+        Ok(Ok(Some(ToServer::Check { repair }))) => answer(backend.check(repair).await, writer).await,
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(io::Error::new(ErrorKind::TimedOut, "it said nothing")),
@@ -188,6 +190,23 @@ async fn hook(
     };
     relayed?;
     let status = if verdict == Verdict::Accept { 0 } else { 1 };
+    writer.write_all(&line(&ToClient::Exit(status))?).await
+}
+
+/// Sends a whole answer.
+async fn answer(found: anyhow::Result<Vec<u8>>, mut writer: OwnedWriteHalf) -> io::Result<()> {
+    let status = match found {
+        Ok(bytes) => {
+            for chunk in bytes.chunks(CHUNK) {
+                writer.write_all(&line(&ToClient::Stdout(encode(chunk)))?).await?;
+            }
+            0
+        }
+        Err(error) => {
+            writer.write_all(&line(&ToClient::Stderr(encode(format!("{error:#}\n").as_bytes())))?).await?;
+            1
+        }
+    };
     writer.write_all(&line(&ToClient::Exit(status))?).await
 }
 

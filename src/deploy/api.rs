@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use serde::Serialize;
 
 use crate::domain::{
-    BuildNumber, Deployment, EnvRef, ImageRef, ProcessSpec, ProcessType, ReleaseVersion, ReplicaState, Timestamp,
-    UpgradePolicy, UserName,
+    BuildNumber, CronJob, Deployment, EnvRef, ImageRef, JobName, ProcessSpec, ProcessType, ReleaseVersion,
+    ReplicaState, Timestamp, UpgradePolicy, UserName,
 };
 use crate::store::StoreError;
 
@@ -68,6 +68,7 @@ pub struct NewRelease {
     pub release_command: Option<String>,
     pub upgrade: UpgradePolicy,
     pub domains: Vec<String>,
+    pub cron: BTreeMap<JobName, CronJob>,
     pub created_by: UserName,
     /// For people: `push 1a2b3c4`.
     pub reason: String,

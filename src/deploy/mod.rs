@@ -19,7 +19,7 @@ mod routes;
 mod service;
 mod spec;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod watcher;
 mod world;
 
@@ -52,6 +52,7 @@ pub use self::{
 };
 use crate::{
     domain::{EnvRef, Environment, EventKind, ImageRef, Release, ReleaseVersion, UserName},
+    logs::Logs,
     plan::retention,
     runtime::Runtime,
     store::{NewEvent, Store, StoreError},
@@ -68,6 +69,7 @@ struct Parts {
     settings: DeploySettings,
     store: Store,
     runtime: Arc<dyn Runtime>,
+    logs: Logs,
     prober: Arc<dyn Prober>,
     clock: Arc<dyn Clock>,
     steady: Steady,
@@ -106,6 +108,7 @@ impl Deployer {
         settings: DeploySettings,
         store: Store,
         runtime: Arc<dyn Runtime>,
+        logs: Logs,
         publisher: Arc<dyn RoutePublisher>,
         prober: Arc<dyn Prober>,
         clock: Arc<dyn Clock>,
@@ -114,7 +117,7 @@ impl Deployer {
         let (routes, routes_task) = RoutesTask::new(publisher, &settings);
         let (events, event_queue) = mpsc::channel(service::EVENTS);
         let steady = Steady::starting_at(clock.now());
-        let parts = Arc::new(Parts { settings, store, runtime, prober, clock, steady, world, routes, events });
+        let parts = Arc::new(Parts { settings, store, runtime, logs, prober, clock, steady, world, routes, events });
         let (directory, asks) = Directory::new();
         let service = DeployService::new(parts.clone(), asks, observer, routes_task, event_queue);
         (Self { parts, directory }, service)

@@ -34,10 +34,12 @@ impl Deployer {
                     release_command: new.release_command.clone(),
                     upgrade: new.upgrade.clone(),
                     domains: new.domains.clone(),
+                    cron: new.cron.clone(),
                     created_at: now,
                     created_by: new.created_by.clone(),
                     reason: new.reason.clone(),
                     release_phase_done: no_phase,
+                    release_phase_attempts: 0,
                 }
             })
             .await?;

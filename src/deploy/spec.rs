@@ -4,13 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     domain::{Environment, Limits, ProcessSpec, ProcessType, Release, ReplicaSet, SetId},
+    jobs::variables,
     plan::{Goal, ProcessGoal},
 };
-
-/// Starts a command line in the run stack.
-const LAUNCHER: &str = "/usr/local/bin/berth-launch";
-/// `BERTH_PROCESS` of a release phase.
-const RELEASE_PHASE: &str = "release";
 
 /// A number in 0..1 that is the same each time for the same thing: spreads what would else happen to many at once.
 pub(super) fn share(of: &impl std::fmt::Display) -> f64 {
@@ -59,48 +55,8 @@ pub(super) fn replica_set(
     })
 }
 
-/// What a process sees: the configuration byte for byte, and then the platform's own variables, which win.
-fn variables(release: &Release, process: &str, port: Option<u16>) -> BTreeMap<String, String> {
-    let mut variables = release.config.clone();
-    let own = [
-        ("BERTH_TENANT", release.env.tenant.to_string()),
-        ("BERTH_APP", release.env.app.to_string()),
-        ("BERTH_ENV", release.env.env.to_string()),
-        ("BERTH_RELEASE", release.version.to_string()),
-        ("BERTH_PROCESS", process.to_owned()),
-        ("SOURCE_VERSION", release.commit.clone()),
-    ];
-    variables.extend(own.map(|(key, value)| (key.to_owned(), value)));
-    variables.extend(port.map(|port| ("PORT".to_owned(), port.to_string())));
-    variables
-}
-
-/// What a command of the release sees that is no replica: the release phase.
-pub(super) fn phase_variables(release: &Release) -> BTreeMap<String, String> {
-    variables(release, RELEASE_PHASE, release.processes.get(&web()).map(|spec| spec.port))
-}
-
-/// The argument vector of a command line.
-pub(super) fn launched(command: &str) -> Vec<String> {
-    vec![LAUNCHER.to_owned(), command.to_owned()]
-}
-
-/// Limits of a release phase: the widest of the release's processes, since it often loads the whole app.
-pub(super) fn phase_limits(release: &Release, pids: u32) -> Limits {
-    let of = |field: fn(&ProcessSpec) -> u64, least: u64| {
-        release.processes.values().map(field).max().unwrap_or(0).max(least)
-    };
-    let cpu = of(|spec| u64::from(spec.cpu_millis), 500);
-    Limits { cpu_millis: u32::try_from(cpu).unwrap_or(u32::MAX), memory: of(|spec| spec.memory, 512 << 20), pids }
-}
-
 fn limits(spec: &ProcessSpec, pids: u32) -> Limits {
     Limits { cpu_millis: spec.cpu_millis, memory: spec.memory, pids }
-}
-
-fn web() -> ProcessType {
-    // The constant is a valid name; a unit test of this file would fail otherwise.
-    ProcessType::WEB.parse().unwrap_or_else(|_| unreachable!("`web` is a process type"))
 }
 
 #[cfg(test)]
@@ -117,6 +73,5 @@ mod tests {
         let value = |key: &str| set.environment[key].as_str();
         assert_eq!((value("PORT"), value("BERTH_APP"), value("A")), ("5000", "shop", " b\n=ü"));
         assert_eq!((value("BERTH_RELEASE"), value("BERTH_PROCESS")), ("v7", "web"));
-        assert_eq!(phase_variables(&release)["PORT"], "5000");
     }
 }

@@ -14,10 +14,10 @@ use tokio::{
 use super::{
     clock::{Steady, elapsed},
     probe::{ProbeError, ProbeTarget, Prober},
-    spec,
 };
 use crate::{
     domain::{FailPoint, Health, HealthProbe, ReplicaId, Timestamp, fail_point::reached},
+    jobs::launched,
     plan::{Phase, ProbeSchedule, Tracker},
     runtime::{Listener, Runtime, RuntimeError},
 };
@@ -81,7 +81,7 @@ impl Watcher {
     pub(super) async fn run(self) {
         match (&self.health.probe, self.address) {
             (HealthProbe::Running, _) => self.wait_for_stability().await,
-            (HealthProbe::Command { command }, _) => self.probe(&Asked::Command(spec::launched(command))).await,
+            (HealthProbe::Command { command }, _) => self.probe(&Asked::Command(launched(command))).await,
             (_, Some(address)) => self.probe(&Asked::Network(self.target(SocketAddr::new(address, self.port)))).await,
             (_, None) => self.tell(Phase::Starting, Some("it has no network address".to_owned())).await,
         }

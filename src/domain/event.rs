@@ -59,4 +59,12 @@ pub enum EventKind {
     DomainChanged,
     #[serde(rename = "run.started")]
     RunStarted,
+    #[serde(rename = "run.finished")]
+    RunFinished,
+    #[serde(rename = "cron.started")]
+    CronStarted,
+    #[serde(rename = "cron.finished")]
+    CronFinished,
+    #[serde(rename = "cron.skipped")]
+    CronSkipped,
 }

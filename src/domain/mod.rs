@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod build;
+pub mod cron;
 pub mod event;
 pub mod fail_point;
 pub mod image;
@@ -17,10 +18,11 @@ pub mod replica;
 
 pub use access::{Role, Verb};
 pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
+pub use cron::{CronJob, CronMark, CronRun, CronState, Overlap};
 pub use event::{Event, EventKind};
 pub use fail_point::FailPoint;
 pub use image::{Digest, ImageRef};
-pub use names::{AppName, AppRef, EnvName, EnvRef, NameError, ProcessType, TenantName, UserName};
+pub use names::{AppName, AppRef, EnvName, EnvRef, JobName, NameError, ProcessType, TenantName, UserName};
 pub use people::{App, DomainClaim, Environment, Invite, PublicKey, Tenant, Tombstone, User};
 pub use process::{Health, HealthProbe, ProcessSpec, UpgradePolicy};
 pub use release::{Deployment, DeploymentState, Release, ReleaseVersion};

@@ -113,6 +113,11 @@ name_type!(
     ProcessType, "process type", &['_']
 );
 
+name_type!(
+    /// A job that runs by the clock: `nightly`. May contain `_`.
+    JobName, "cron job", &['_']
+);
+
 impl ProcessType {
     /// The process type that is given a `PORT` and requests.
     pub const WEB: &'static str = "web";

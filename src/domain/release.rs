@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BuildNumber, EnvRef, ImageRef, ProcessSpec, ProcessType, Timestamp, UpgradePolicy, UserName};
+use super::{
+    BuildNumber, CronJob, EnvRef, ImageRef, JobName, ProcessSpec, ProcessType, Timestamp, UpgradePolicy, UserName,
+};
 
 /// `v7`: counts up per environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -43,6 +45,9 @@ pub struct Release {
     /// Host names from the manifest.
     #[serde(default)]
     pub domains: Vec<String>,
+    /// Jobs that run by the clock while this release is the current one.
+    #[serde(default)]
+    pub cron: BTreeMap<JobName, CronJob>,
     pub created_at: Timestamp,
     pub created_by: UserName,
     /// Why it exists, for people: `push 1a2b3c4`, `config set FOO`, `rollback to v3`.
@@ -50,6 +55,9 @@ pub struct Release {
     /// Whether the release phase of this release has succeeded (or there is none).
     #[serde(default)]
     pub release_phase_done: bool,
+    /// How often the release phase was begun: more than once when the server died while it ran.
+    #[serde(default)]
+    pub release_phase_attempts: u32,
 }
 
 /// Where a deployment stands.

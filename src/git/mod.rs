@@ -3,6 +3,7 @@
 //! git's own `receive-pack` and `upload-pack` speak the wire protocol (in [`wire`]); git2 reads trees. A repository's path is made
 //! from parsed names only. Every git process gets the configuration in [`settings`] and nothing of the host's.
 
+mod bundle;
 mod clean;
 pub mod idle;
 mod limits;
@@ -23,6 +24,7 @@ use git2::{Oid, Repository, RepositoryInitOptions};
 
 use crate::domain::EnvRef;
 
+pub use bundle::{Refs, full_commit};
 pub use refs::{Moved, is_branch, pin_name, short_branch};
 pub use settings::{Git, GitVersion, MIN_VERSION};
 pub use tree::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off};

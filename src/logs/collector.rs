@@ -2,25 +2,36 @@
 //!
 //! Level-triggered: an event is only a reason to observe; whatever is observed and not followed is followed. A replica is read from where
 //! the log has it, so that neither a restart of the server nor of the engine loses or doubles a line.
+//!
+//! A replica that writes faster than it may ([`super::LogLimits::replica_rate`]) is not read for a while, and what it wrote meanwhile is
+//! left out and counted: reading on would cost the engine and this process more than the replica's own limits let it have, and keeping the
+//! engine waiting would leave its log ever further behind.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt, StreamExt};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{LogRecord, LogSource, LogStream, Logs, ResumePoint};
+use super::{
+    LogRecord, LogSource, LogStream, Logs, ResumePoint,
+    pace::{LeftOut, Pace},
+};
 use crate::{
-    domain::{EnvRef, Replica, ReplicaId, ReplicaState},
+    domain::{EnvRef, Replica, ReplicaId, ReplicaState, Timestamp},
     runtime::{LogLine, Runtime, RuntimeError, Source},
 };
 
 /// Pause after the engine did not answer.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a replica that writes too fast is not read.
+const REST: Duration = Duration::from_secs(10);
+/// How long reading what is left out may take: with a clock that was set back, its end would not come.
+const CATCH_UP: Duration = Duration::from_secs(20);
 
 /// Follows the output of replicas.
 pub struct Collector {
@@ -171,17 +182,70 @@ impl Reader {
     }
 
     async fn read(&self) -> anyhow::Result<()> {
-        let point = self.logs.resume_point(&self.env, &self.id).await?;
-        let mut lines = self.runtime.logs(&self.id, point.map(|point| point.at)).await?;
+        let mut point = self.logs.resume_point(&self.env, &self.id).await?;
+        let clock = Instant::now();
+        let mut pace = Pace::new(self.logs.replica_rate(), 0);
+        let mut left_out = None;
+        while let Some(too_fast) = self.read_from(point, &clock, &mut pace, &mut left_out).await? {
+            self.say(format!(
+                "{} writes too fast: what it writes in the next {} s is left out",
+                self.process,
+                REST.as_secs()
+            ));
+            tokio::time::sleep(REST).await;
+            point = Some(ResumePoint { at: too_fast, lines: 0 });
+            left_out = Some(LeftOut::new(Timestamp::now()));
+        }
+        let Some(left_out) = left_out else { return Ok(()) };
+        let (lines, last) = left_out.into_last();
+        self.say_left_out(lines);
+        for line in last {
+            self.logs.append_when_ready(&self.env, self.record(line)).await;
+        }
+        Ok(())
+    }
+
+    /// Until the output ends, or until a line that came too fast, whose moment is returned.
+    async fn read_from(
+        &self,
+        point: Option<ResumePoint>,
+        clock: &Instant,
+        pace: &mut Pace,
+        left_out: &mut Option<LeftOut>,
+    ) -> anyhow::Result<Option<Timestamp>> {
+        let (mut lines, began) = (self.runtime.logs(&self.id, point.map(|point| point.at)).await?, Instant::now());
         let mut skip = Skip(point);
         while let Some(line) = lines.next().await {
             let line = line?;
-            if !skip.is_known(&line) {
-                // Waiting here makes the engine keep the rest, which is its job.
-                self.logs.append_when_ready(&self.env, self.record(line)).await;
+            if skip.is_known(&line) {
+                continue;
             }
+            if let Some(gap) = left_out {
+                if gap.covers(&line) && began.elapsed() < CATCH_UP {
+                    gap.add(line);
+                    continue;
+                }
+                self.say_left_out(gap.lines);
+                *left_out = None;
+            }
+            let now = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+            if !pace.take(line.bytes.len(), now) {
+                return Ok(Some(line.at));
+            }
+            // Waiting here makes the engine keep the rest, which is its job.
+            self.logs.append_when_ready(&self.env, self.record(line)).await;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    fn say_left_out(&self, lines: u64) {
+        if lines > 0 {
+            self.say(format!("{lines} lines of {} and what the engine no longer had were left out", self.process));
+        }
+    }
+
+    fn say(&self, text: String) {
+        self.logs.append(&self.env, LogRecord::berth(Timestamp::now(), "logs", text));
     }
 
     fn record(&self, line: LogLine) -> LogRecord {

@@ -10,6 +10,7 @@ mod builds;
 pub mod collector;
 mod follow;
 mod lines;
+mod pace;
 mod record;
 mod render;
 mod ring;
@@ -52,6 +53,8 @@ pub struct LogLimits {
     pub segments: usize,
     /// Lines waiting to be written, over all environments; more are dropped and counted.
     pub queue: usize,
+    /// What a replica may write, in bytes a second (for a short while more); the rest is left out and counted.
+    pub replica_rate: u64,
     /// Lines that a follower may be behind before it misses some.
     pub follower_lines: usize,
     /// Size of one build's log, in bytes; beyond it only the last lines are kept.
@@ -66,6 +69,7 @@ impl Default for LogLimits {
             segment_bytes: 4 << 20,
             segments: 4,
             queue: 8192,
+            replica_rate: 1 << 20,
             follower_lines: 2000,
             build_bytes: 8 << 20,
             builds_kept: 50,
@@ -87,6 +91,7 @@ pub struct Logs(Arc<Inner>);
 
 struct Inner {
     root: PathBuf,
+    replica_rate: u64,
     queue: mpsc::Sender<Command>,
     dropped: Arc<Dropped>,
     builds: Builds,
@@ -102,13 +107,14 @@ impl Logs {
         std::fs::create_dir_all(&root).with_context(|| format!("{} cannot be made", root.display()))?;
         let (queue, commands) = mpsc::channel(limits.queue.max(1));
         let dropped = Arc::new(Dropped::default());
+        let replica_rate = limits.replica_rate;
         let builds = Builds::new(root.clone(), limits.build_bytes, limits.builds_kept);
         let writer = Writer::new(root.clone(), limits, dropped.clone());
         std::thread::Builder::new()
             .name("logs".to_owned())
             .spawn(move || writer.run(commands))
             .context("the log writer cannot be started")?;
-        Ok(Self(Arc::new(Inner { root, queue, dropped, builds })))
+        Ok(Self(Arc::new(Inner { root, replica_rate, queue, dropped, builds })))
     }
 
     /// Adds a line. Never waits: when the queue is full the line is dropped, and the log says how many were.
@@ -116,6 +122,11 @@ impl Logs {
         if self.0.queue.try_send(Command::Append(env.clone(), record)).is_err() {
             self.0.dropped.count(env);
         }
+    }
+
+    /// Bytes a second that are taken of one replica's output.
+    pub fn replica_rate(&self) -> u64 {
+        self.0.replica_rate
     }
 
     /// Adds a line, and waits while the queue is full: for sources that can wait.
@@ -186,6 +197,31 @@ impl Logs {
     /// As [`Self::resume_point`].
     pub async fn last_timestamp(&self, env: &EnvRef, replica: &ReplicaId) -> anyhow::Result<Option<Timestamp>> {
         Ok(self.resume_point(env, replica).await?.map(|point| point.at))
+    }
+
+    /// The environments that have logs.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub async fn environments(&self) -> anyhow::Result<Vec<EnvRef>> {
+        let root = self.0.root.clone();
+        blocking(move || {
+            let names = |directory: &Path| -> io::Result<Vec<String>> {
+                let entries = std::fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
+                let directories = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+                Ok(directories.filter_map(|entry| entry.file_name().into_string().ok()).collect())
+            };
+            let mut found = Vec::new();
+            for tenant in names(&root)? {
+                for app in names(&root.join(&tenant))? {
+                    // What has another name is none of ours.
+                    let envs = names(&root.join(&tenant).join(&app))?;
+                    found.extend(envs.iter().filter_map(|env| format!("{tenant}/{app}/{env}").parse().ok()));
+                }
+            }
+            Ok(found)
+        })
+        .await
     }
 
     /// Removes every log of an environment, build logs included; followers end.

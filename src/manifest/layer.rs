@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{BuildDefinition, Definition, HealthDefinition, ProcessDefinition};
-use crate::domain::{AppRef, EnvName, ProcessType, UpgradePolicy};
+use super::{BuildDefinition, Definition, HealthDefinition, ProcessDefinition, cron::CronLayer};
+use crate::domain::{AppRef, EnvName, JobName, ProcessType, UpgradePolicy};
 
 /// A whole valid `berth.yaml`, for all environments. Made by [`super::parse`].
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -25,6 +25,7 @@ pub(super) struct Layer {
     pub upgrade: UpgradeLayer,
     /// Only for an environment: two environments cannot answer at one host name.
     pub domains: Vec<String>,
+    pub cron: BTreeMap<JobName, CronLayer>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -94,6 +95,7 @@ impl Layer {
                 progress_deadline: over.upgrade.progress_deadline.or(self.upgrade.progress_deadline),
             },
             domains: if over.domains.is_empty() { self.domains.clone() } else { over.domains.clone() },
+            cron: CronLayer::merged(&self.cron, &over.cron),
         }
     }
 
@@ -117,6 +119,7 @@ impl Layer {
                 progress_deadline: self.upgrade.progress_deadline.unwrap_or(standard.progress_deadline),
             },
             domains: self.domains,
+            cron: self.cron.into_iter().filter_map(|(name, job)| Some((name, job.into_definition()?))).collect(),
         }
     }
 }

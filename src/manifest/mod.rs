@@ -5,6 +5,7 @@
 //! [`resolve()`] for the processes of the release. Whatever is wrong is found in the first two, before anything is built.
 
 mod checks;
+mod cron;
 mod layer;
 mod procfile;
 mod read;
@@ -23,6 +24,7 @@ mod tests;
 use std::{collections::BTreeMap, time::Duration};
 
 pub use checks::MAX_COMMAND;
+pub use cron::{CronDefinition, MAX_CRON_JOBS};
 pub use layer::Manifest;
 pub use procfile::{PROCFILE, parse_procfile};
 pub use read::{MAX_PROCESS_TYPES, MAX_REPLICAS};
@@ -32,7 +34,7 @@ pub use source::{MAX_BYTES, render_problems};
 pub use template::template;
 pub use units::{format_duration, format_memory};
 
-use crate::domain::{AppRef, ProcessType, UpgradePolicy};
+use crate::domain::{AppRef, JobName, ProcessType, UpgradePolicy};
 
 /// What the manifest is called, at the root of the repository.
 pub const FILE_NAME: &str = "berth.yaml";
@@ -61,6 +63,8 @@ pub struct Definition {
     pub upgrade: UpgradePolicy,
     /// Host names for this environment.
     pub domains: Vec<String>,
+    /// Jobs that run by the clock.
+    pub cron: BTreeMap<JobName, CronDefinition>,
 }
 
 /// `build:`.

@@ -15,7 +15,7 @@ use super::{
     tree::{self, Kind, Node, Value},
     units::{self, Refusal},
 };
-use crate::domain::{EnvName, NameError, ProcessType};
+use crate::domain::{EnvName, JobName, NameError, ProcessType};
 
 /// Most process types of one environment.
 pub const MAX_PROCESS_TYPES: usize = 20;
@@ -28,13 +28,14 @@ pub(super) const MAX_DOMAINS: usize = 50;
 /// Cores; less than a hundredth cannot be set on a container.
 pub(super) const CORES: RangeInclusive<f64> = 0.01..=64.0;
 pub(super) const FAILURES: RangeInclusive<u32> = 1..=100;
-const MEMORY: RangeInclusive<u64> = (16 << 20)..=(1 << 40);
+pub(super) const MEMORY: RangeInclusive<u64> = (16 << 20)..=(1 << 40);
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
 const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 const DEADLINE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
-pub(super) const TOP_KEYS: &[&str] = &["app", "auth", "build", "processes", "release", "upgrade", "environments"];
-pub(super) const ENVIRONMENT_KEYS: &[&str] = &["build", "processes", "release", "upgrade", "domains"];
+pub(super) const TOP_KEYS: &[&str] =
+    &["app", "auth", "build", "processes", "release", "cron", "upgrade", "environments"];
+pub(super) const ENVIRONMENT_KEYS: &[&str] = &["build", "processes", "release", "cron", "upgrade", "domains"];
 pub(super) const BUILD_KEYS: &[&str] = &["root", "buildpacks", "env"];
 pub(super) const PROCESS_KEYS: &[&str] = &["command", "replicas", "cpu", "memory", "port", "health"];
 pub(super) const HEALTH_KEYS: &[&str] = &["path", "command", "interval", "timeout", "grace", "failures"];
@@ -52,12 +53,16 @@ pub(super) fn manifest(source: &Source<'_>) -> Result<Manifest, Vec<Problem>> {
         }
     };
     let read = Reader { problems: &mut problems };
-    let manifest = ManifestReader { read, places: BTreeMap::new(), domains: BTreeSet::new() }.manifest(&root);
+    let manifest =
+        ManifestReader { read, cron_places: BTreeMap::new(), places: BTreeMap::new(), domains: BTreeSet::new() }
+            .manifest(&root);
     if problems.is_empty() { Ok(manifest) } else { Err(problems.into_vec()) }
 }
 
-struct ManifestReader<'p, 's, 't> {
-    read: Reader<'p, 's, 't>,
+pub(super) struct ManifestReader<'p, 's, 't> {
+    pub(super) read: Reader<'p, 's, 't>,
+    /// Where each `environments.NAME.cron.JOB` stands.
+    pub(super) cron_places: BTreeMap<(EnvName, JobName), Place>,
     /// Where each `environments.NAME.processes.TYPE` stands.
     places: BTreeMap<(EnvName, ProcessType), Place>,
     /// Of all environments so far.
@@ -79,6 +84,7 @@ impl ManifestReader<'_, '_, '_> {
         let environments = self.environments(&fields);
         let manifest = Manifest { app, auth, base, environments };
         self.check_overrides(&manifest);
+        self.check_cron(&manifest);
         manifest
     }
 
@@ -114,6 +120,7 @@ impl ManifestReader<'_, '_, '_> {
         self.build(fields, &mut layer);
         layer.processes = self.processes(fields, env);
         layer.release = fields.get("release").and_then(|(node, path)| self.read.text(node, &path, checks::command));
+        layer.cron = self.cron(fields, env);
         layer.upgrade = self.upgrade(fields);
         if let (Some((node, path)), Some(_)) = (fields.get("domains"), env) {
             let domains = self.read.list(node, &path, "`[shop.example.com]`", MAX_DOMAINS, checks::domain);
@@ -268,7 +275,12 @@ impl ManifestReader<'_, '_, '_> {
         }
     }
 
-    fn duration(&mut self, fields: &Fields<'_>, key: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
+    pub(super) fn duration(
+        &mut self,
+        fields: &Fields<'_>,
+        key: &str,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
         let (node, path) = fields.get(key)?;
         self.read.text(node, &path, |text| within(units::duration(text)?, &range, units::format_duration))
     }
@@ -302,7 +314,7 @@ impl ManifestReader<'_, '_, '_> {
 }
 
 /// `value`, if it is in `range`.
-fn within<T: PartialOrd + Copy>(
+pub(super) fn within<T: PartialOrd + Copy>(
     value: T,
     range: &RangeInclusive<T>,
     format: impl Fn(T) -> String,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{Definition, FILE_NAME, HealthDefinition, Manifest, PROCFILE, Problem, ProcessDefinition};
-use crate::domain::{EnvName, Health, HealthProbe, ProcessSpec, ProcessType};
+use crate::domain::{CronJob, EnvName, Health, HealthProbe, JobName, ProcessSpec, ProcessType};
 
 /// The process type name that a Procfile and buildpacks give to the release phase.
 const RELEASE: &str = "release";
@@ -101,6 +101,11 @@ fn undeclared<'c>(
 }
 
 impl Definition {
+    /// The jobs that run by the clock, with everything said.
+    pub fn cron_jobs(&self, defaults: &Defaults) -> BTreeMap<JobName, CronJob> {
+        self.cron.iter().map(|(name, job)| (name.clone(), job.to_job(defaults))).collect()
+    }
+
     /// With the Procfile's processes if the manifest declares none, and its release phase if the manifest has none.
     pub fn with_procfile(mut self, procfile: &[(ProcessType, String)]) -> Self {
         if self.processes.is_empty() {

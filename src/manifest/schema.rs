@@ -14,9 +14,12 @@ use super::{
         AUTH_PATTERN, BUILDPACK_PATTERN, DOMAIN_PATTERN, HEALTH_PATH_PATTERN, MAX_COMMAND, MAX_VALUE, ROOT_PATTERN,
         VARIABLE_PATTERN,
     },
+    cron::{MAX_CRON_JOBS, SCHEDULE_PATTERN, TIMEZONE_PATTERN},
     read::{CORES, FAILURES, MAX_BUILDPACKS, MAX_DOMAINS, MAX_PROCESS_TYPES, MAX_REPLICAS},
     units::{DURATION_PATTERN, MEMORY_PATTERN, PERCENT_PATTERN},
 };
+
+use crate::domain::Overlap;
 
 const LABEL_PATTERN: &str = "^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$";
 const PROCESS_TYPE_PATTERN: &str = "^[a-z]([a-z0-9_-]{0,28}[a-z0-9])?$";
@@ -68,6 +71,9 @@ pub struct ManifestFile {
     /// Command of the release phase: runs once in the new image before any replica starts.
     #[schemars(regex(pattern = COMMAND_PATTERN), length(max = MAX_COMMAND), example = "node migrate.js")]
     pub release: Option<String>,
+    /// Jobs by name that run by the clock, in the current release.
+    #[schemars(extend("propertyNames" = {"pattern": PROCESS_TYPE_PATTERN}, "maxProperties" = MAX_CRON_JOBS))]
+    pub cron: Option<BTreeMap<String, CronSection>>,
     pub upgrade: Option<UpgradeSection>,
     /// What is different in an environment, merged over the above.
     #[schemars(extend("propertyNames" = {"pattern": LABEL_PATTERN}, "maxProperties" = 20))]
@@ -131,6 +137,64 @@ pub struct ProcessSection {
     pub health: Option<HealthSection>,
 }
 
+/// A job that runs by the clock.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct CronSection {
+    /// Minute, hour, day of month, month and day of week; or @hourly, @daily, @weekly, @monthly, @yearly.
+    #[schemars(regex(pattern = SCHEDULE_PATTERN), length(max = 100), example = "*/5 * * * *", example = "@daily")]
+    pub schedule: String,
+    /// What to run, by a shell in the container.
+    #[schemars(regex(pattern = COMMAND_PATTERN), length(max = MAX_COMMAND), example = "node cleanup.js")]
+    pub command: String,
+    /// When it is due while a run is under way: leave the new one out, end the old one, or run both. Default: skip.
+    pub overlap: Option<OverlapWord>,
+    /// A run that takes longer is ended, 1s to 24h. Default: 1h.
+    #[schemars(regex(pattern = DURATION_PATTERN), example = "10m")]
+    pub timeout: Option<String>,
+    /// CPU limit in cores.
+    #[schemars(range(min = *CORES.start(), max = *CORES.end()), example = 0.5)]
+    pub cpu: Option<f64>,
+    /// Memory limit, 16Mi to 1Ti.
+    #[schemars(regex(pattern = MEMORY_PATTERN), example = "256Mi")]
+    pub memory: Option<String>,
+    /// Time zone of the schedule, by its name in the IANA database. Default: UTC.
+    #[schemars(regex(pattern = TIMEZONE_PATTERN), example = "Europe/Berlin")]
+    pub timezone: Option<String>,
+}
+
+/// [`CronSection`] with nothing required.
+pub struct CronChanges;
+
+impl JsonSchema for CronChanges {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "CronChanges".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = CronSection::json_schema(generator);
+        schema.remove("required");
+        schema
+    }
+}
+
+/// `skip`, `replace` or `allow`.
+pub struct OverlapWord;
+
+impl JsonSchema for OverlapWord {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "OverlapWord".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({"type": "string", "pattern": format!("^({})$", Overlap::NAMES.join("|"))})
+    }
+}
+
 /// When a replica counts as ready and alive.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -139,7 +203,7 @@ pub struct HealthSection {
     #[schemars(regex(pattern = HEALTH_PATH_PATTERN), example = "/healthz")]
     pub path: Option<String>,
     /// Shell command line that is run in the replica's container and ends with status 0 when the replica is ready; instead of `path`.
-    #[schemars(length(min = 1, max = MAX_COMMAND), example = "bin/check")]
+    #[schemars(regex(pattern = COMMAND_PATTERN), length(max = MAX_COMMAND), example = "bin/check")]
     pub command: Option<String>,
     /// Time between two checks, 100ms to 10m.
     #[schemars(regex(pattern = DURATION_PATTERN), example = "5s")]
@@ -181,6 +245,9 @@ pub struct EnvironmentSection {
     /// Command of the release phase in this environment.
     #[schemars(regex(pattern = COMMAND_PATTERN), length(max = MAX_COMMAND))]
     pub release: Option<String>,
+    /// Changes to jobs, merged key by key. One that the top level does not declare needs a schedule and a command.
+    #[schemars(extend("propertyNames" = {"pattern": PROCESS_TYPE_PATTERN}, "maxProperties" = MAX_CRON_JOBS))]
+    pub cron: Option<BTreeMap<String, CronChanges>>,
     pub upgrade: Option<UpgradeSection>,
     /// Host names at which this environment answers, besides its own.
     #[schemars(length(max = MAX_DOMAINS), inner(regex(pattern = DOMAIN_PATTERN), length(max = 253)), example = ["shop.example.com"], extend("uniqueItems" = true))]

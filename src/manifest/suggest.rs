@@ -46,6 +46,7 @@ pub(super) fn for_key(path: &str, key: &str, allowed: &[&str]) -> String {
 /// Keys known from Heroku, Docker Compose and Kubernetes.
 fn from_elsewhere(section: &str, key: &str) -> Option<&'static str> {
     let process = section.strip_prefix("processes.").is_some_and(|name| !name.contains('.'));
+    let job = section.strip_prefix("cron.").is_some_and(|name| !name.contains('.'));
     Some(match (section, key) {
         ("", "domains" | "domain" | "hosts") => {
             "domains belong to one environment: `environments: {prod: {domains: [shop.example.com]}}`"
@@ -64,6 +65,13 @@ fn from_elsewhere(section: &str, key: &str) -> Option<&'static str> {
         _ if process && matches!(key, "instances" | "count" | "quantity" | "scale") => "did you mean `replicas`?",
         _ if process && matches!(key, "mem" | "ram") => "did you mean `memory`?",
         _ if process && matches!(key, "healthcheck" | "readiness" | "probe") => "did you mean `health`?",
+        _ if job && matches!(key, "cron" | "when" | "every" | "at") => "did you mean `schedule`?",
+        _ if job && matches!(key, "concurrency" | "concurrencyPolicy" | "concurrency_policy") => {
+            "did you mean `overlap`? Its values are skip, replace and allow"
+        }
+        _ if job && matches!(key, "tz" | "time_zone" | "timeZone") => "did you mean `timezone`?",
+        _ if job && matches!(key, "cmd" | "run" | "exec") => "did you mean `command`?",
+        ("", "jobs" | "crons" | "schedule" | "scheduler") => "did you mean `cron`?",
         _ if process && key == "ports" => "did you mean `port`?",
         _ => return None,
     })

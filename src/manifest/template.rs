@@ -32,6 +32,9 @@ auth: {token}  # signed, not a secret: proves that this repository belongs to th
 
 #release: node migrate.js    # runs once in the new image before any replica
 
+#cron:                       # jobs that run by the clock
+#  nightly: {{schedule: '@daily', command: node cleanup.js}}
+
 #upgrade: {{min_healthy: 100%, max_over: 100%, progress_deadline: 10m}}
 
 #environments:               # what is different in one of them

@@ -7,6 +7,7 @@
 //! - [`backoff`]: when a set whose replicas die may be started again.
 //! - [`health`]: from probe results to ready, starting or unhealthy.
 //! - [`retention`]: which releases' images are kept.
+//! - [`schedule`]: when jobs run by the clock.
 
 pub mod backoff;
 pub mod bounds;
@@ -14,6 +15,7 @@ pub mod health;
 mod process;
 pub mod retention;
 pub mod rollout;
+pub mod schedule;
 pub mod wait;
 
 #[cfg(test)]

@@ -217,8 +217,9 @@ fn choose_idle(scope: &Scope, idle: &[&Seen]) -> Vec<ReplicaId> {
 /// for one more to try it.
 fn choose_replaced(scope: &Scope) -> BTreeSet<ReplicaId> {
     let kept = || scope.alive().filter(|replica| scope.is_kept(replica));
-    let under_way = size(kept().filter(|replica| replica.phase == Phase::Starting || replica.stopping))
-        + scope.target.map_or(0, |set| scope.launching(set));
+    // Those that are missing, start or stop: one after the other, also while a backoff holds the next start.
+    let there = |replica: &&Seen| matches!(replica.phase, Phase::Ready | Phase::Unhealthy) && !replica.stopping;
+    let under_way = scope.count.saturating_sub(size(kept().filter(there)));
     let at_once = scope.count.saturating_sub(scope.bounds.min_healthy).max(1);
     let free = usize::try_from(at_once.saturating_sub(under_way)).unwrap_or(usize::MAX);
     let unhealthy = kept().filter(|replica| replica.phase == Phase::Unhealthy && !replica.stopping);

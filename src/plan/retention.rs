@@ -35,10 +35,12 @@ mod tests {
             release_command: None,
             upgrade: UpgradePolicy::default(),
             domains: vec![],
+            cron: BTreeMap::new(),
             created_at: Timestamp::UNIX_EPOCH,
             created_by: "alice".parse().unwrap(),
             reason: String::new(),
             release_phase_done: true,
+            release_phase_attempts: 0,
         }
     }
 

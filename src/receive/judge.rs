@@ -87,6 +87,10 @@ impl Receive {
     async fn admit(&self, push: &Arc<LivePush>, request: &HookRequest) -> anyhow::Result<Option<Queued>> {
         let env = &push.env;
         let options = PushOptions::parse(&request.options).map_err(Rejected)?;
+        let _turn = match request.updates.iter().any(|update| update.name.starts_with("refs/heads/")) {
+            true => Some(self.turn(push).await?.map_err(Rejected)?),
+            false => None,
+        };
         let environment = self.0.store.get::<Environment>(env).await?;
         let environment =
             environment.ok_or_else(|| Rejected(Refusal::new(format!("{env} was destroyed meanwhile."))))?;
@@ -135,6 +139,8 @@ impl Receive {
             self.0.pipeline.cancel(env, build.number, "its commit could not be kept").await?;
             return Err(error);
         }
+        // Set once: a push has one hook, which asks once.
+        let _ = push.queued.set((build.number, options.detach));
         if options.detach {
             self.choose_branch(env, &update.name).await?;
         }

@@ -8,6 +8,7 @@
 mod judge;
 mod policy;
 mod settle;
+mod turn;
 mod waiting;
 mod wire;
 
@@ -15,7 +16,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -35,7 +36,7 @@ use crate::{
     store::{Store, StoreError},
 };
 
-pub use policy::{PushOptions, Refusal, Update};
+pub use policy::{MAX_UPDATES, PushOptions, Refusal, Update};
 
 /// The hook that is installed to `DATA/hooks` at start.
 pub const PRE_RECEIVE: &str = include_str!("../../hooks/pre-receive");
@@ -159,6 +160,8 @@ struct LivePush {
     /// Its pack was taken, and its hook has asked.
     judged: AtomicBool,
     idle: Idle,
+    /// Its build, and whether the branch moves without waiting for it. Set when it is queued.
+    queued: OnceLock<(BuildNumber, bool)>,
     /// Until its build is queued.
     place: Mutex<Option<Place>>,
     /// Cancelled when `receive-pack` has ended.
@@ -173,6 +176,8 @@ struct Inner {
     pipeline: Arc<dyn Pipeline>,
     live: Mutex<HashMap<String, Arc<LivePush>>>,
     sessions: Places<UserName>,
+    /// Who may judge a push to an environment: one at a time.
+    turns: Places<EnvRef>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -192,8 +197,9 @@ impl Receive {
         shutdown: CancellationToken,
     ) -> Self {
         let sessions = Places::new(settings.sessions, settings.sessions_per_user);
+        let turns = Places::new(turn::ALL, 1);
         let (live, tasks) = (Mutex::default(), TaskTracker::new());
-        Self(Arc::new(Inner { settings, git, repositories, store, pipeline, live, sessions, tasks, shutdown }))
+        Self(Arc::new(Inner { settings, git, repositories, store, pipeline, live, sessions, turns, tasks, shutdown }))
     }
 
     /// Waits, after `shutdown`, until no push needs this process any more.

@@ -12,6 +12,8 @@ const OPTIONS: [(&str, &str); 3] = [
 ];
 /// Branches that a first push may choose.
 const FIRST_BRANCHES: [&str; 2] = ["refs/heads/main", "refs/heads/master"];
+/// Refs that one push may change: git writes and syncs each of them.
+pub const MAX_UPDATES: usize = 5000;
 /// How many wrong refs are named.
 const NAMED: usize = 5;
 
@@ -111,6 +113,11 @@ pub fn decide<'u>(
     updates: &'u [Update],
 ) -> Result<Option<&'u Update>, Refusal> {
     let deploy_branch = deploy_branch.map(|name| format!("refs/heads/{}", short_branch(name)));
+    if updates.len() > MAX_UPDATES {
+        return Err(Refusal::new(format!("One push may change {MAX_UPDATES} refs, and this one changes more."))
+            .detail("Nothing was changed. Tags that are needed here can be pushed in several portions; a deployment needs none.")
+            .detail(format!("Deploy with: git push paas-{} HEAD:{}", env.env, wanted(deploy_branch.as_deref()))));
+    }
     let may_deploy = |name: &str| match &deploy_branch {
         Some(branch) => branch == name,
         None => FIRST_BRANCHES.contains(&name),
@@ -227,6 +234,16 @@ mod tests {
                 _ => panic!("{branch:?} {lines:?}: {got:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_push_of_too_many_refs_is_refused() {
+        let env: EnvRef = "acme/shop/dev".parse().unwrap();
+        let tag = |n| Update::parse(&format!("{ZEROS} {ONE} refs/tags/{n}")).unwrap();
+        let tags: Vec<Update> = (0..=MAX_UPDATES).map(tag).collect();
+        let refusal = decide(&env, None, &tags).unwrap_err().render();
+        assert!(refusal.contains("may change 5000 refs"), "{refusal}");
+        assert_eq!(decide(&env, None, &tags[1..]), Ok(None));
     }
 
     #[test]

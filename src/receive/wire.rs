@@ -1,7 +1,7 @@
 //! Running `receive-pack` and `upload-pack` for a client.
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, OnceLock, PoisonError, atomic::Ordering},
     time::Instant,
 };
 
@@ -115,6 +115,7 @@ impl Receive {
             shallow: false.into(),
             judged: false.into(),
             idle: Idle::new(self.0.settings.idle),
+            queued: OnceLock::new(),
             place: Some(place).into(),
             ended: CancellationToken::new(),
         });

@@ -5,6 +5,7 @@
 
 pub mod contract;
 mod fake;
+mod layout;
 mod managed;
 mod oci;
 mod patience;
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 use crate::domain::Digest;
 
 pub use fake::FakeRegistry;
+pub use layout::{RegistryFiles, StoredImage};
 pub use managed::{ManagedRegistry, ManagedSettings};
 pub use oci::{Credentials, OciRegistry};
 

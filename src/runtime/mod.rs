@@ -90,6 +90,7 @@ pub enum JobKind {
     Build,
     ReleasePhase,
     OneOff,
+    Cron,
 }
 
 /// The image of a job: an app's, or a stack's by name.
@@ -97,7 +98,7 @@ pub enum JobKind {
 pub struct JobSpec {
     pub kind: JobKind,
     pub env: EnvRef,
-    /// For people and labels, unique among running jobs: `build-12`, `release-v7`, `run-4821`.
+    /// For people and labels, unique among running jobs: `build-12`, `release-v7`, `run-4821`, `cron-nightly-12`.
     pub name: String,
     pub image: ImageRef,
     /// Complete argument vector.

@@ -1,11 +1,15 @@
 //! How many connections may be open: of users in all and of one user, not yet authenticated in all and from one address.
 //!
-//! Who it is shows only after the login, so that is when users are counted. Operators are not: they get in whatever users do.
+//! Who it is shows only after the login, so that is when users are counted. Operators are not: they get in whatever users do. A connection
+//! beyond what may log in at once waits for its turn, and nothing is read from it until then; how many wait is bounded as well.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use crate::{
@@ -25,11 +29,22 @@ pub struct ConnectionLimits {
     pub unauthenticated: usize,
     /// Open and not authenticated from one address (IPv6: one /64).
     pub unauthenticated_per_address: usize,
+    /// Waiting until they may log in, in all.
+    pub waiting: usize,
+    /// The same, from one address.
+    pub waiting_per_address: usize,
 }
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { total: 512, per_user: 32, unauthenticated: 64, unauthenticated_per_address: 16 }
+        Self {
+            total: 512,
+            per_user: 32,
+            unauthenticated: 64,
+            unauthenticated_per_address: 16,
+            waiting: 1024,
+            waiting_per_address: 256,
+        }
     }
 }
 
@@ -46,63 +61,82 @@ pub enum TurnedAway {
     Address,
 }
 
-#[derive(Debug, Default)]
-struct Counts {
-    total: usize,
-    unauthenticated: usize,
-    by_address: HashMap<IpAddr, usize>,
-}
-
 /// Counts connections. Clones share the counts.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    limits: ConnectionLimits,
-    counts: Arc<Mutex<Counts>>,
+    /// Connections that have a [`Place`].
+    open: Arc<AtomicUsize>,
+    unauthenticated: Arc<Places<IpAddr>>,
+    waiting: Arc<Places<IpAddr>>,
     users: Arc<Places<UserName>>,
 }
 
 impl Admission {
     /// Nothing is open yet.
     pub fn new(limits: ConnectionLimits) -> Self {
-        Self { limits, counts: Arc::default(), users: Arc::new(Places::new(limits.total, limits.per_user)) }
+        Self {
+            open: Arc::default(),
+            unauthenticated: Arc::new(Places::new(limits.unauthenticated, limits.unauthenticated_per_address)),
+            waiting: Arc::new(Places::new(limits.waiting, limits.waiting_per_address)),
+            users: Arc::new(Places::new(limits.total, limits.per_user)),
+        }
     }
 
-    /// Takes a place for a new connection, or says why there is none.
-    pub fn admit(&self, address: IpAddr) -> Result<Place, TurnedAway> {
+    /// A place for a new connection, or one in the line of those that wait for it; or says why there is neither.
+    pub fn admit(&self, address: IpAddr) -> Result<Turn, TurnedAway> {
         let address = network(address);
-        let mut counts = self.lock();
-        let from_here = counts.by_address.get(&address).copied().unwrap_or_default();
-        if from_here >= self.limits.unauthenticated_per_address {
-            return Err(TurnedAway::Address);
+        match self.unauthenticated.try_take(&address) {
+            Ok(place) => Ok(Turn::Now(self.place(place))),
+            Err(_) => {
+                let waiting = self.waiting.try_take(&address).map_err(turned_away)?;
+                Ok(Turn::Later(Waiting { admission: self.clone(), address, waiting }))
+            }
         }
-        if counts.unauthenticated >= self.limits.unauthenticated {
-            return Err(TurnedAway::Unauthenticated);
-        }
-        counts.total += 1;
-        counts.unauthenticated += 1;
-        counts.by_address.insert(address, from_here + 1);
-        Ok(Place { admission: self.clone(), address, authenticated: false, user: None })
     }
 
     /// Open connections in all.
     pub fn open(&self) -> usize {
-        self.lock().total
+        self.open.load(Ordering::Acquire)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        // The counts are whole between any two statements that can panic.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn place(&self, unauthenticated: places::Place) -> Place {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        Place { admission: self.clone(), unauthenticated: Some(unauthenticated), user: None }
     }
+}
 
-    fn logged_in(&self, address: IpAddr) {
-        let mut counts = self.lock();
-        counts.unauthenticated = counts.unauthenticated.saturating_sub(1);
-        let left = counts.by_address.get(&address).copied().unwrap_or_default().saturating_sub(1);
-        if left == 0 {
-            counts.by_address.remove(&address);
-        } else {
-            counts.by_address.insert(address, left);
-        }
+/// When a connection may log in.
+#[derive(Debug)]
+pub enum Turn {
+    Now(Place),
+    Later(Waiting),
+}
+
+/// A connection's place in the line.
+#[derive(Debug)]
+pub struct Waiting {
+    admission: Admission,
+    address: IpAddr,
+    waiting: places::Place,
+}
+
+impl Turn {
+    /// The connection's place, waited for if need be.
+    pub async fn come(self, patience: Duration) -> Result<Place, TurnedAway> {
+        let Waiting { admission, address, waiting } = match self {
+            Self::Now(place) => return Ok(place),
+            Self::Later(waiting) => waiting,
+        };
+        let place = admission.unauthenticated.take(&address, patience).await.map_err(turned_away)?;
+        drop(waiting);
+        Ok(admission.place(place))
+    }
+}
+
+fn turned_away(reason: NoPlace) -> TurnedAway {
+    match reason {
+        NoPlace::All => TurnedAway::Unauthenticated,
+        NoPlace::Share(_) => TurnedAway::Address,
     }
 }
 
@@ -110,8 +144,8 @@ impl Admission {
 #[derive(Debug)]
 pub struct Place {
     admission: Admission,
-    address: IpAddr,
-    authenticated: bool,
+    /// Until it has logged in.
+    unauthenticated: Option<places::Place>,
     /// Held, not looked at.
     user: Option<places::Place>,
 }
@@ -119,7 +153,7 @@ pub struct Place {
 impl Place {
     /// The connection counts as one of this user's from now on, unless there is no room for it.
     pub fn authenticated(&mut self, caller: &Caller) -> Result<(), TurnedAway> {
-        if self.authenticated {
+        if self.unauthenticated.is_none() {
             return Ok(());
         }
         if !caller.operator {
@@ -129,22 +163,14 @@ impl Place {
                 NoPlace::Share(limit) => TurnedAway::User(limit),
             })?);
         }
-        self.leave_the_waiting();
+        self.unauthenticated = None;
         Ok(())
-    }
-
-    fn leave_the_waiting(&mut self) {
-        if !std::mem::replace(&mut self.authenticated, true) {
-            self.admission.logged_in(self.address);
-        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.leave_the_waiting();
-        let mut counts = self.admission.lock();
-        counts.total = counts.total.saturating_sub(1);
+        self.admission.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -168,36 +194,70 @@ mod tests {
         Caller { user: user.parse().unwrap(), operator, door: Door::Ssh }
     }
 
+    /// With no more than so many not logged in, in all and from one address, and as many waiting.
+    fn limits(unauthenticated: usize, per_address: usize, waiting: usize) -> ConnectionLimits {
+        ConnectionLimits {
+            unauthenticated,
+            unauthenticated_per_address: per_address,
+            waiting,
+            waiting_per_address: waiting,
+            ..ConnectionLimits::default()
+        }
+    }
+
+    fn now(turn: Result<Turn, TurnedAway>) -> Result<Place, TurnedAway> {
+        turn.map(|turn| match turn {
+            Turn::Now(place) => place,
+            Turn::Later(_) => unreachable!("it has to wait"),
+        })
+    }
+
     #[test]
     fn places_are_counted_and_given_back() {
-        let limits = ConnectionLimits { total: 9, per_user: 9, unauthenticated: 3, unauthenticated_per_address: 2 };
-        let admission = Admission::new(limits);
-        let one: IpAddr = "192.0.2.1".parse().unwrap();
-        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
-        let two: IpAddr = "2001:db8::1".parse().unwrap();
-        let neighbour: IpAddr = "2001:db8::2".parse().unwrap();
-        let mut first = admission.admit(one).unwrap();
-        let second = admission.admit(mapped).unwrap();
-        assert_eq!(admission.admit(one).unwrap_err(), TurnedAway::Address);
-        let _third = admission.admit(two).unwrap();
-        assert_eq!(admission.admit(neighbour).unwrap_err(), TurnedAway::Unauthenticated);
+        let admission = Admission::new(limits(3, 2, 0));
+        let admit = |address: &str| now(admission.admit(address.parse().unwrap()));
+        let (one, mapped) = ("192.0.2.1", "::ffff:192.0.2.1");
+        let (two, neighbour) = ("2001:db8::1", "2001:db8::2");
+        let mut first = admit(one).unwrap();
+        let second = admit(mapped).unwrap();
+        assert_eq!(admit(one).unwrap_err(), TurnedAway::Address, "nobody may wait");
+        let _third = admit(two).unwrap();
+        assert!(admit(neighbour).is_err());
         first.authenticated(&caller("ann", false)).unwrap();
         first.authenticated(&caller("ann", false)).unwrap();
-        let fourth = admission.admit(neighbour).unwrap();
-        assert_eq!(admission.admit(one).unwrap_err(), TurnedAway::Unauthenticated);
+        let fourth = admit(neighbour).unwrap();
+        assert!(admit(one).is_err());
         drop(second);
-        assert_eq!(admission.admit(two).unwrap_err(), TurnedAway::Address);
+        assert!(admit(two).is_err(), "one /64 is one address");
         drop((fourth, first));
         assert_eq!(admission.open(), 1);
-        assert!(admission.counts.lock().unwrap().by_address.len() == 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_too_many_waits_for_a_turn() {
+        let admission = Admission::new(limits(2, 1, 1));
+        let (one, two): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let first = now(admission.admit(one)).unwrap();
+        let later = admission.admit(one).unwrap();
+        assert_eq!(admission.admit(one).unwrap_err(), TurnedAway::Address, "the line is bounded");
+        let second = now(admission.admit(two)).unwrap();
+        let waiting = tokio::spawn(later.come(Duration::from_secs(10)));
+        tokio::task::yield_now().await;
+        drop(first);
+        let third = waiting.await.unwrap().unwrap();
+        assert_eq!(admission.open(), 2);
+        // The line has room again; who waits too long is turned away.
+        let later = admission.admit(one).unwrap();
+        assert_eq!(later.come(Duration::from_secs(10)).await.unwrap_err(), TurnedAway::Address);
+        drop((second, third));
+        assert_eq!(admission.open(), 0);
     }
 
     #[test]
     fn a_user_has_a_share_and_operators_get_in_whatever_users_do() {
-        let limits = ConnectionLimits { total: 3, per_user: 2, unauthenticated: 9, unauthenticated_per_address: 9 };
-        let admission = Admission::new(limits);
+        let admission = Admission::new(ConnectionLimits { total: 3, per_user: 2, ..limits(9, 9, 0) });
         let log_in = |user: &str, operator| {
-            let mut place = admission.admit("192.0.2.1".parse().unwrap()).unwrap();
+            let mut place = now(admission.admit("192.0.2.1".parse().unwrap())).unwrap();
             place.authenticated(&caller(user, operator)).map(|()| place)
         };
         let ann = [log_in("ann", false).unwrap(), log_in("ann", false).unwrap()];

@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Backend,
-    admission::{Admission, ConnectionLimits},
+    admission::{Admission, ConnectionLimits, TurnedAway},
     connection::Connection,
     gate::GatedStream,
     handler::ConnectionHandler,
@@ -139,20 +139,32 @@ impl SshServer {
     }
 
     fn accept(&self, socket: TcpStream, peer: SocketAddr, shutdown: &CancellationToken) {
-        let place = match self.admission.admit(peer.ip()) {
-            Ok(place) => place,
-            Err(reason) => {
-                tracing::info!(%peer, %reason, "a connection was turned away");
-                // RFC 4253, section 4.2: lines before the identification. Best effort.
-                let _ = socket.try_write(format!("Berth: {reason}\r\n").as_bytes());
-                return;
-            }
+        let turn = match self.admission.admit(peer.ip()) {
+            Ok(turn) => turn,
+            Err(reason) => return turn_away(&socket, peer, reason),
         };
-        let connection =
-            Arc::new(Connection::new(peer, self.backend.clone(), place, self.sessions.clone(), self.stop.clone()));
-        let served = serve(socket, connection, self.config.clone(), self.settings.clone(), shutdown.clone());
-        self.connections.spawn(served);
+        let (backend, sessions, stop) = (self.backend.clone(), self.sessions.clone(), self.stop.clone());
+        let (config, settings, shutdown) = (self.config.clone(), self.settings.clone(), shutdown.clone());
+        self.connections.spawn(async move {
+            let come = tokio::select! {
+                come = turn.come(settings.login_grace) => come,
+                () = shutdown.cancelled() => return,
+            };
+            match come {
+                Ok(place) => {
+                    let connection = Arc::new(Connection::new(peer, backend, place, sessions, stop));
+                    serve(socket, connection, config, settings, shutdown).await;
+                }
+                Err(reason) => turn_away(&socket, peer, reason),
+            }
+        });
     }
+}
+
+fn turn_away(socket: &TcpStream, peer: SocketAddr, reason: TurnedAway) {
+    tracing::info!(%peer, %reason, "a connection was turned away");
+    // RFC 4253, section 4.2: lines before the identification. Best effort.
+    let _ = socket.try_write(format!("Berth: {reason}\r\n").as_bytes());
 }
 
 async fn serve(

@@ -2,13 +2,17 @@
 //!
 //! [`Kv`] fits sled on one box and etcd on several alike: revisions, compare-and-swap over several keys, watches. [`Store`] is what
 //! the rest of Berth uses; it knows the records ([`records`]) and nothing of bytes. One contract suite (`contract`) runs against every
-//! adapter.
+//! adapter. On disk, [`SledKv`] knows whether it is whole ([`seal`]) and brings old shapes to the newest ([`migrations`]).
 
 pub mod contract;
+mod disk;
 mod events;
 pub mod memory;
+pub mod migrations;
 pub mod records;
+pub mod seal;
 pub mod sled_kv;
+mod snapshot;
 mod typed;
 mod watch;
 
@@ -19,10 +23,12 @@ pub use events::NewEvent;
 pub use memory::MemoryKv;
 pub use records::Record;
 pub use sled_kv::{SledKv, open_store};
+pub use snapshot::Snapshot;
 pub use typed::{Store, StoreError, Stored, Transaction};
 
 /// Grows with every commit, over all keys; the first is 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct Revision(pub u64);
 
 /// A key with its value and the revision that wrote it.

@@ -3,8 +3,8 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    App, AppRef, Build, BuildNumber, Deployment, DomainClaim, EnvRef, Environment, Event, Invite, PublicKey, Release,
-    ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
+    App, AppRef, Build, BuildNumber, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, Event, Invite,
+    JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
 };
 
 /// A type that the store keeps, and how its key is made.
@@ -141,6 +141,28 @@ impl Record for Deployment {
     }
     fn own_key(&self) -> String {
         numbered(&self.env, self.to.0)
+    }
+}
+
+impl Record for CronRun {
+    type Id = (EnvRef, JobName, u64);
+    const KIND: &'static str = "cron-run";
+    fn id_key((env, job, number): &Self::Id) -> String {
+        format!("{env}/{job}/{number:010}")
+    }
+    fn own_key(&self) -> String {
+        format!("{}/{}/{:010}", self.env, self.job, self.number)
+    }
+}
+
+impl Record for CronMark {
+    type Id = (EnvRef, JobName);
+    const KIND: &'static str = "cron-mark";
+    fn id_key((env, job): &Self::Id) -> String {
+        format!("{env}/{job}")
+    }
+    fn own_key(&self) -> String {
+        format!("{}/{}", self.env, self.job)
     }
 }
 

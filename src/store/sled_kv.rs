@@ -1,34 +1,35 @@
-//! The sled adapter, made durable.
+//! The sled adapter: durable, checked, and honest about a disk that fails.
 //!
-//! sled 0.34 acknowledges a `flush` after `sync_file_range`, which a power loss does not survive. So one writer thread gathers the
-//! commits that wait (group commit), applies them as one batch, flushes, and then syncs the database's file itself; only then are they
-//! acknowledged. A snapshot that was being written when the power went (`snap.*.generating`) is removed before opening, since sled
-//! would trip over it.
+//! One writer thread gathers the commits that wait (group commit), writes them as one batch, and acknowledges them when that batch is on
+//! disk ([`Disk`]). Readers are served from memory, which changes only then: nobody sees what a power loss could still take
+//! back, or half of a commit. When a write fails, its commits fail, reading goes on with what was committed, and the database is opened
+//! anew (and checked) before the next commit is taken: what a failed write left in its memory is never served.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    ffi::OsString,
-    fs::File,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Change, Entry, Guard, Kv, KvError, Revision, Write, memory::broken_guard, watch::Watches};
+use super::{
+    Change, Entry, Guard, Kv, KvError, Revision, Write,
+    disk::{Changes, Disk, MakeDurable, SyncedFiles, apply_to, resealed},
+    memory::broken_guard,
+    migrations::{Contents, MIGRATIONS, Migration},
+    watch::Watches,
+};
 
 /// Commits that may wait for the writer; further callers wait for a place.
 const QUEUE: usize = 1024;
 /// Commits that share one sync at the most.
 const GROUP: usize = 256;
-/// Bytes of sled's page cache; the records are few and small.
-const CACHE: u64 = 32 << 20;
-/// Key (in a tree of its own) of the newest revision.
-const REVISION: &[u8] = b"revision";
+/// After a failed write, the database is opened anew when a commit comes, but not more often than this.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
 struct Commit {
     guards: Vec<Guard>,
@@ -36,9 +37,18 @@ struct Commit {
     done: oneshot::Sender<Result<Revision, KvError>>,
 }
 
+/// What is committed, for readers.
+#[derive(Default)]
+struct Committed {
+    contents: Contents,
+    revision: Revision,
+}
+
+type Shared = Arc<RwLock<Committed>>;
+
 /// A [`Kv`] in a directory.
 pub struct SledKv {
-    database: sled::Db,
+    committed: Shared,
     commits: Option<mpsc::Sender<Commit>>,
     watches: Watches,
     writer: Option<JoinHandle<()>>,
@@ -48,42 +58,54 @@ fn failed(error: impl std::fmt::Display) -> KvError {
     KvError::Failed(error.to_string())
 }
 
-/// A stored value is the revision (8 bytes, big-endian) and then the value.
-fn split_value(stored: &[u8]) -> Result<(Revision, &[u8]), KvError> {
-    let (revision, value) = stored.split_at_checked(8).ok_or_else(|| failed("a value is shorter than its revision"))?;
-    let revision = revision.try_into().map_err(failed)?;
-    Ok((Revision(u64::from_be_bytes(revision)), value))
+/// How a store is opened; the default is how `berth serve` does it.
+#[derive(Clone, Copy)]
+pub struct SledOptions {
+    /// Steps to the newest version.
+    pub migrations: &'static [Migration],
+    /// What makes the files durable.
+    pub durable: MakeDurable,
 }
 
-fn entry(key: &[u8], stored: &[u8]) -> Result<Entry, KvError> {
-    let (revision, value) = split_value(stored)?;
-    let key = String::from_utf8(key.to_vec()).map_err(failed)?;
-    Ok(Entry { key, value: value.to_vec(), revision })
+impl Default for SledOptions {
+    fn default() -> Self {
+        Self { migrations: MIGRATIONS, durable: SyncedFiles::open }
+    }
 }
 
 impl SledKv {
-    /// Opens (or makes) the database in `directory`. Fails when another process has it open.
+    /// Opens (or makes) the database in `directory`, and checks it.
+    ///
+    /// # Errors
+    /// When another process has it open, when it is damaged or of a later version (the text says what to do), when the disk fails.
     pub fn open(directory: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        remove_torn_snapshots(directory)?;
-        let database = sled::Config::new()
-            .path(directory)
-            .cache_capacity(CACHE)
-            // The writer flushes; a timer besides would only add syncs that nobody waits for.
-            .flush_every_ms(None)
-            .open()
-            .with_context(|| format!("cannot open the store in {}; does another berth use it?", directory.display()))?;
-        let meta = database.open_tree("meta").context("cannot open the store's meta tree")?;
-        let revision = match meta.get(REVISION)? {
-            Some(bytes) => split_value(&bytes)?.0,
-            None => Revision(0),
-        };
+        Self::open_with(directory, SledOptions::default())
+    }
+
+    /// As [`Self::open`], with other parts.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with(directory: &Path, options: SledOptions) -> anyhow::Result<Self> {
+        let (disk, contents) = Disk::open(directory, options.migrations, options.durable)?;
+        let revision = disk.seal.revision;
         let (commits, queue) = mpsc::channel(QUEUE);
         let watches = Watches::from_revision(revision);
-        let syncer = Syncer::open(directory)?;
-        let writer = Writer { database: database.clone(), meta, revision, watches: watches.clone(), syncer };
+        let committed = Arc::new(RwLock::new(Committed { contents, revision }));
+        let writer = Writer {
+            directory: directory.to_owned(),
+            options,
+            state: State::Open(Box::new(disk)),
+            committed: committed.clone(),
+            watches: watches.clone(),
+        };
         let writer = std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(queue))?;
-        Ok(Self { database, commits: Some(commits), watches, writer: Some(writer) })
+        Ok(Self { committed, commits: Some(commits), watches, writer: Some(writer) })
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Committed> {
+        // Written to by moves alone; a panic in between leaves it whole.
+        self.committed.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,155 +119,156 @@ impl Drop for SledKv {
     }
 }
 
-fn remove_torn_snapshots(directory: &Path) -> anyhow::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "generating") {
-            std::fs::remove_file(&path)
-                .with_context(|| format!("cannot remove the torn snapshot {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Makes what sled has written durable.
-struct Syncer {
-    log: File,
-    blobs: PathBuf,
-    /// Names of the blob files that are durable. sled never changes one, it writes a new one.
-    synced_blobs: HashSet<OsString>,
-}
-
-impl Syncer {
-    fn open(directory: &Path) -> anyhow::Result<Self> {
-        let log = File::open(directory.join("db")).context("cannot open the store's log")?;
-        let mut syncer = Self { log, blobs: directory.join("blobs"), synced_blobs: HashSet::new() };
-        // A store that has just been made must itself survive.
-        syncer.sync().context("cannot sync the store")?;
-        for path in [Some(directory), Some(&directory.join("conf")), directory.parent()].into_iter().flatten() {
-            File::open(path)?.sync_all()?;
-        }
-        Ok(syncer)
-    }
-
-    /// sled keeps large pages in files of their own, and rewrites them when small values nearby change. Those files go first: a log
-    /// that points to a missing one is cut off there when it is opened.
-    fn sync(&mut self) -> std::io::Result<()> {
-        let mut present = HashSet::new();
-        for entry in std::fs::read_dir(&self.blobs)? {
-            let name = entry?.file_name();
-            if !self.synced_blobs.contains(&name) {
-                match File::open(self.blobs.join(&name)) {
-                    Ok(file) => file.sync_all()?,
-                    // sled has just removed it, since nothing points to it any more.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(error),
-                }
-            }
-            present.insert(name);
-        }
-        if present != self.synced_blobs {
-            File::open(&self.blobs)?.sync_all()?;
-            self.synced_blobs = present;
-        }
-        self.log.sync_data()
-    }
+enum State {
+    Open(Box<Disk>),
+    /// A write has failed; why, and when the database was last opened since.
+    Failed {
+        reason: String,
+        tried: Instant,
+    },
 }
 
 struct Writer {
-    database: sled::Db,
-    meta: sled::Tree,
-    revision: Revision,
+    directory: PathBuf,
+    options: SledOptions,
+    state: State,
+    committed: Shared,
     watches: Watches,
-    syncer: Syncer,
+}
+
+/// What is to become of a group.
+struct Group {
+    changes: Changes,
+    accepted: Vec<(Commit, Revision)>,
+    revision: Revision,
 }
 
 impl Writer {
     fn run(mut self, mut queue: mpsc::Receiver<Commit>) {
         let mut group = Vec::with_capacity(GROUP);
         while queue.blocking_recv_many(&mut group, GROUP) > 0 {
-            self.commit_group(&mut group);
+            self.recover();
+            match &self.state {
+                State::Open(_) => self.commit_group(&mut group),
+                State::Failed { reason, .. } => {
+                    for commit in group.drain(..) {
+                        let _ = commit.done.send(Err(failed(reason)));
+                    }
+                }
+            }
+        }
+        if let State::Open(disk) = self.state {
+            disk.close();
         }
     }
 
-    /// One batch, one sync, then the answers. Guards of a later commit see the writes of an earlier one in the same group.
-    fn commit_group(&mut self, group: &mut Vec<Commit>) {
-        let mut pending: BTreeMap<String, Option<(Vec<u8>, Revision)>> = BTreeMap::new();
-        let mut accepted = Vec::new();
+    /// Opens the database anew after a failed write, when it is time.
+    fn recover(&mut self) {
+        let State::Failed { tried, .. } = &self.state else { return };
+        if tried.elapsed() < REOPEN_PAUSE {
+            return;
+        }
+        match Disk::open(&self.directory, self.options.migrations, self.options.durable) {
+            Ok((disk, contents)) => {
+                let revision = disk.seal.revision;
+                tracing::info!(revision = revision.0, "the store works again");
+                *self.committed.write().unwrap_or_else(PoisonError::into_inner) = Committed { contents, revision };
+                // The commits that failed may have come to the disk all the same; whoever watches looks anew.
+                self.watches.resync(revision);
+                self.state = State::Open(Box::new(disk));
+            }
+            Err(error) => {
+                let reason = format!("{error:#}");
+                tracing::error!(%reason, "the store still takes no changes");
+                self.state = State::Failed { reason, tried: Instant::now() };
+            }
+        }
+    }
+
+    /// Which commits of the group may happen. Guards of a later one see the writes of an earlier one.
+    fn judge(&self, group: &mut Vec<Commit>) -> Group {
+        let committed = self.committed.read().unwrap_or_else(PoisonError::into_inner);
+        let mut judged = Group { changes: Changes::new(), accepted: Vec::new(), revision: committed.revision };
         for commit in group.drain(..) {
-            let broken = broken_guard(&commit.guards, |key| match pending.get(key) {
-                Some(pending) => pending.as_ref().map(|(_, revision)| *revision),
-                None => self.stored_revision(key),
+            let broken = broken_guard(&commit.guards, |key| match judged.changes.get(key) {
+                Some(changed) => changed.as_ref().map(|(_, revision)| *revision),
+                None => committed.contents.get(key).map(|(_, revision)| *revision),
             });
             if let Some(key) = broken {
                 let _ = commit.done.send(Err(KvError::Conflict(key)));
                 continue;
             }
-            self.revision = Revision(self.revision.0 + 1);
+            judged.revision = Revision(judged.revision.0 + 1);
             for write in &commit.writes {
                 let value = match write {
-                    Write::Put(_, value) => Some((value.clone(), self.revision)),
+                    Write::Put(_, value) => Some((value.clone(), judged.revision)),
                     Write::Delete(_) => None,
                 };
-                pending.insert(write.key().to_owned(), value);
+                judged.changes.insert(write.key().to_owned(), value);
             }
-            accepted.push((commit, self.revision));
+            judged.accepted.push((commit, judged.revision));
         }
+        judged
+    }
+
+    /// One batch, one sync, then the answers.
+    fn commit_group(&mut self, group: &mut Vec<Commit>) {
+        let Group { changes, accepted, revision } = self.judge(group);
+        let State::Open(disk) = &mut self.state else { return };
         if accepted.is_empty() {
             return;
         }
-        match self.write(pending) {
+        let seal = {
+            let committed = self.committed.read().unwrap_or_else(PoisonError::into_inner);
+            resealed(disk.seal, &committed.contents, &changes, revision)
+        };
+        match disk.write(&changes, seal) {
             Ok(()) => {
+                let mut committed = self.committed.write().unwrap_or_else(PoisonError::into_inner);
+                apply_to(&mut committed.contents, changes);
+                committed.revision = revision;
+                drop(committed);
                 for (commit, revision) in accepted {
                     self.watches.publish(revision, &commit.writes);
                     // An error means that the caller no longer waits.
                     let _ = commit.done.send(Ok(revision));
                 }
             }
-            Err(error) => {
-                // The numbers stay used: what failed may be visible all the same, and no two states may share a revision.
-                for (commit, _) in accepted {
-                    let _ = commit.done.send(Err(failed(&error)));
-                }
-            }
+            Err(error) => self.fail(&error, accepted),
         }
     }
 
-    /// A key that cannot be read counts as there, at a revision that nobody has seen: every guard on it fails.
-    fn stored_revision(&self, key: &str) -> Option<Revision> {
-        let unreadable = Some(Revision(u64::MAX));
-        let Ok(stored) = self.database.get(key) else { return unreadable };
-        stored.and_then(|stored| split_value(&stored).map_or(unreadable, |(revision, _)| Some(revision)))
-    }
-
-    fn write(&mut self, pending: BTreeMap<String, Option<(Vec<u8>, Revision)>>) -> anyhow::Result<()> {
-        let mut batch = sled::Batch::default();
-        for (key, value) in pending {
-            match value {
-                Some((value, revision)) => {
-                    batch.insert(key.as_bytes(), [&revision.0.to_be_bytes(), value.as_slice()].concat());
-                }
-                None => batch.remove(key.as_bytes()),
-            }
+    fn fail(&mut self, error: &anyhow::Error, commits: Vec<(Commit, Revision)>) {
+        let reason =
+            format!("a write failed: {error:#}; it takes no changes until the disk is in order, and tries by itself");
+        tracing::error!(directory = %self.directory.display(), %reason, "the store has failed");
+        for (commit, _) in commits {
+            let _ = commit.done.send(Err(failed(&reason)));
         }
-        // The revision goes first: if only it survives a power loss, numbers are skipped, never used twice.
-        self.meta.insert(REVISION, &self.revision.0.to_be_bytes())?;
-        self.database.apply_batch(batch)?;
-        self.database.flush()?;
-        self.syncer.sync()?;
-        Ok(())
+        if let State::Open(disk) = std::mem::replace(&mut self.state, State::Failed { reason, tried: Instant::now() }) {
+            disk.close();
+        }
     }
 }
 
 #[async_trait]
 impl Kv for SledKv {
     async fn get(&self, key: &str) -> Result<Option<Entry>, KvError> {
-        self.database.get(key).map_err(failed)?.map(|stored| entry(key.as_bytes(), &stored)).transpose()
+        let committed = self.read();
+        let found = committed.contents.get(key);
+        Ok(found.map(|(value, revision)| Entry { key: key.to_owned(), value: value.clone(), revision: *revision }))
     }
 
     async fn scan(&self, prefix: &str) -> Result<Vec<Entry>, KvError> {
-        let found = self.database.scan_prefix(prefix);
-        found.map(|pair| pair.map_err(failed).and_then(|(key, stored)| entry(&key, &stored))).collect()
+        let committed = self.read();
+        let from = committed.contents.range(prefix.to_owned()..);
+        let found = from.take_while(|(key, _)| key.starts_with(prefix));
+        let entry = |(key, (value, revision)): (&String, &(Vec<u8>, Revision))| Entry {
+            key: key.clone(),
+            value: value.clone(),
+            revision: *revision,
+        };
+        Ok(found.map(entry).collect())
     }
 
     async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Revision, KvError> {
@@ -256,16 +279,12 @@ impl Kv for SledKv {
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Change>, KvError> {
-        let now = self.revision().await?;
+        let now = self.read().revision;
         Ok(self.watches.subscribe(prefix, from, now))
     }
 
     async fn revision(&self) -> Result<Revision, KvError> {
-        let meta = self.database.open_tree("meta").map_err(failed)?;
-        match meta.get(REVISION).map_err(failed)? {
-            Some(bytes) => Ok(split_value(&bytes)?.0),
-            None => Ok(Revision(0)),
-        }
+        Ok(self.read().revision)
     }
 }
 
@@ -275,25 +294,4 @@ pub fn open_store(directory: &Path) -> anyhow::Result<super::Store> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn keeps_the_contract() {
-        let directory = tempfile::tempdir().unwrap();
-        super::super::contract::check(&SledKv::open(directory.path()).unwrap()).await;
-    }
-
-    #[tokio::test]
-    async fn survives_reopening_and_a_torn_snapshot() {
-        let directory = tempfile::tempdir().unwrap();
-        let kv = SledKv::open(directory.path()).unwrap();
-        let written = kv.commit(vec![], vec![Write::Put("a".into(), vec![7; 200_000])]).await.unwrap();
-        drop(kv);
-        std::fs::write(directory.path().join("snap.0000000000000042.generating"), b"torn").unwrap();
-        let kv = SledKv::open(directory.path()).unwrap();
-        assert_eq!(kv.get("a").await.unwrap().unwrap().value, vec![7; 200_000]);
-        let next = kv.commit(vec![Guard::At("a".into(), written)], vec![Write::Delete("a".into())]).await.unwrap();
-        assert!(next > written);
-    }
-}
+mod tests;

@@ -79,11 +79,13 @@ impl Delivery for RunOnce {
             processes: new.processes,
             release_command: new.release_command,
             upgrade: new.upgrade,
+            cron: new.cron,
             domains: new.domains,
             created_at: jiff::Timestamp::now(),
             created_by: new.created_by,
             reason: new.reason,
             release_phase_done: false,
+            release_phase_attempts: 0,
         };
         self.store.transaction().create(&release).commit().await?;
         Ok(release)

@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     ("members_and_roles", members_and_roles),
     ("config_changes_roll_out_without_a_build", config_changes_roll_out_without_a_build),
     ("run_gives_streams_and_exit_status", run_gives_streams_and_exit_status),
+    ("cron_jobs_run_by_the_clock_and_by_hand", cron_jobs_run_by_the_clock_and_by_hand),
     ("domains_route", domains_route),
     ("logs_are_kept_across_deploys", logs_are_kept_across_deploys),
     ("restart_drops_no_request", restart_drops_no_request),
@@ -49,6 +50,46 @@ fn feed(platform: &Platform, user: &User, words: &[&str], input: &[u8]) -> (i32,
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap_or(-1), text)
+}
+
+fn cron_jobs_run_by_the_clock_and_by_hand(platform: &Platform) {
+    let (app, user) = platform.new_app();
+    let repository = Repository::new(platform, &user, &app);
+    repository.write(
+        "berth.yaml",
+        "processes: {web: python3 -m http.server $PORT}\n\
+         cron:\n\
+        \x20 tick: {schedule: \"* * * * *\", command: 'echo ticked as $BERTH_PROCESS with $GREETING'}\n\
+        \x20 yearly: {schedule: \"@yearly\", command: 'echo begun; echo oops >&2; exit 3', timeout: 30s}\n\
+        \x20 long: {schedule: \"@yearly\", command: 'echo waiting; exec sleep 600'}\n",
+    );
+    repository.write("Procfile", "");
+    repository.commit("First");
+    repository.push().ok();
+    let env = format!("{app}/dev");
+    platform.ssh(&user, &["config", "set", &env, "GREETING=hello"]).ok();
+    let listed = platform.ssh(&user, &["cron", "list", &env, "--json"]).ok().json();
+    let names: Vec<&str> = listed.as_array().unwrap().iter().map(|job| job["job"].as_str().unwrap()).collect();
+    assert_eq!(names, ["long", "tick", "yearly"]);
+
+    let failed = platform.ssh(&user, &["cron", "run", &env, "yearly"]).refused(&["exited with status 3"]);
+    assert!(failed.status == 1 && failed.all().contains("begun"), "{}", failed.all());
+    let history = platform.ssh(&user, &["cron", "history", &env, "yearly", "--json"]).ok().json();
+    assert_eq!((&history[0]["state"], &history[0]["exit"]), (&"failed".into(), &3.into()), "{history}");
+    platform.ssh(&user, &["events"]).ok().says(&["cron.started", "cron.finished"]);
+
+    platform.ssh(&user, &["cron", "run", &env, "long", "--detach"]).ok().says(&["began"]);
+    let busy = platform.ssh(&user, &["cron", "run", &env, "long"]);
+    assert_eq!(busy.status, 5, "{}", busy.all());
+
+    eventually("a run by the clock", std::time::Duration::from_secs(75), || {
+        let history = platform.ssh(&user, &["cron", "history", &env, "tick", "--json"]).ok().json();
+        let ended = history.as_array().unwrap().iter().any(|run| run["state"] == "succeeded");
+        ended.then_some(())
+    });
+    platform.ssh(&user, &["logs", &env, "--process", "cron.tick"]).ok().says(&["ticked as cron.tick with hello"]);
+    // What still runs goes with its environment.
+    platform.ssh(&user, &["envs", "destroy", &env, "--confirm", &env]).ok();
 }
 
 fn keys(platform: &Platform) {

@@ -118,7 +118,13 @@ async fn who_does_not_log_in_is_sent_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_wait_to_log_in_are_counted() {
-    let limits = ConnectionLimits { total: 8, per_user: 8, unauthenticated: 4, unauthenticated_per_address: 3 };
+    let limits = ConnectionLimits {
+        unauthenticated: 4,
+        unauthenticated_per_address: 3,
+        waiting: 2,
+        waiting_per_address: 1,
+        ..ConnectionLimits::default()
+    };
     let server = Server::with(SshSettings { limits, ..SshSettings::default() }, false).await;
     let mut waiting = Vec::new();
     for _ in 0..3 {
@@ -128,11 +134,16 @@ async fn connections_that_wait_to_log_in_are_counted() {
         assert_eq!(&identification, b"SSH-2.0-B");
         waiting.push(stream);
     }
+    let mut in_line = TcpStream::connect(server.address).await.unwrap();
     let mut refused = TcpStream::connect(server.address).await.unwrap();
     let mut said = String::new();
     let _ = timeout(Duration::from_secs(5), refused.read_to_string(&mut said)).await.unwrap();
     assert!(said.contains("too many connections from this address"), "{said:?}");
-    drop(waiting);
+    waiting.pop();
+    let mut identification = [0; 9];
+    timeout(Duration::from_secs(5), in_line.read_exact(&mut identification)).await.unwrap().unwrap();
+    assert_eq!(&identification, b"SSH-2.0-B", "its turn has come");
+    drop((waiting, in_line));
     eventually("there is room again", || async { server.ssh(&["whoami"]).await.status() == 0 }).await;
 }
 

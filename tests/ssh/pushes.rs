@@ -155,3 +155,26 @@ async fn detach_returns_at_once_and_supersede_replaces() {
     assert!(matches!(builds[0].state, BuildState::Cancelled { .. }));
     assert_eq!(server.branch("main"), Some(second));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_pushes_at_once_none_is_built_that_git_refuses() {
+    let server = Server::start().await;
+    server.pipeline.builds_end(None);
+    let work = server.work("work").await;
+    let mut commits = Vec::new();
+    for turn in 0..8 {
+        commits.push(server.commit(&work, &[("a", &turn.to_string())]).await);
+    }
+    let push = async |commit: &String| {
+        let refspec = format!("{commit}:refs/heads/main");
+        server.git(&work, &["push", "-o", "detach", "-o", "supersede", "paas-dev", &refspec]).await.status() == 0
+    };
+    let accepted = futures::future::join_all(commits.iter().map(push)).await;
+    let builds = server.pipeline.builds(&env()).await;
+    assert_eq!(builds.len(), accepted.iter().filter(|accepted| **accepted).count());
+    assert_eq!(server.branch("main"), builds.last().map(|build| build.commit.clone()));
+    // Each of them began where the one before it had ended.
+    let began: Vec<_> = builds.iter().skip(1).map(|build| build.old_commit.clone().unwrap()).collect();
+    let ended: Vec<_> = builds.iter().take(builds.len() - 1).map(|build| build.commit.clone()).collect();
+    assert_eq!(began, ended);
+}

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
-pub use sections::{Builds, Deploy, Git, Logs, Registry, Router, Runtime, Ssh};
+pub use sections::{Builds, Cron, Deploy, Git, Logs, Registry, Router, Runtime, Ssh};
 pub use units::Bytes;
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
@@ -27,6 +27,7 @@ pub struct Config {
     pub runtime: Runtime,
     pub builds: Builds,
     pub deploy: Deploy,
+    pub cron: Cron,
     pub logs: Logs,
 }
 
@@ -42,6 +43,7 @@ impl Default for Config {
             runtime: Runtime::default(),
             builds: Builds::default(),
             deploy: Deploy::default(),
+            cron: Cron::default(),
             logs: Logs::default(),
         }
     }

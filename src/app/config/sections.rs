@@ -233,6 +233,26 @@ impl Default for Deploy {
     }
 }
 
+/// Jobs that run by the clock.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cron {
+    /// How late a run may be started that came due while it could not be.
+    #[serde(with = "duration")]
+    pub starting_deadline: Duration,
+    /// Runs at the same time, in all and of one tenant.
+    pub concurrency: usize,
+    pub per_tenant: usize,
+    /// Runs that are remembered, per job.
+    pub history: u64,
+}
+
+impl Default for Cron {
+    fn default() -> Self {
+        Self { starting_deadline: seconds(3600), concurrency: 20, per_tenant: 5, history: 50 }
+    }
+}
+
 /// Logs.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -243,10 +263,12 @@ pub struct Logs {
     pub per_build: Bytes,
     /// Build logs kept per environment.
     pub builds: usize,
+    /// What one replica may write a second.
+    pub replica_rate: Bytes,
 }
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { per_environment: Bytes(16 << 20), per_build: Bytes(8 << 20), builds: 50 }
+        Self { per_environment: Bytes(16 << 20), per_build: Bytes(8 << 20), builds: 50, replica_rate: Bytes(1 << 20) }
     }
 }

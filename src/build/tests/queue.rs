@@ -61,11 +61,13 @@ impl Delivery for Deploys {
             processes: new.processes,
             release_command: new.release_command,
             upgrade: new.upgrade,
+            cron: new.cron,
             domains: new.domains,
             created_at: jiff::Timestamp::now(),
             created_by: new.created_by,
             reason: new.reason,
             release_phase_done: false,
+            release_phase_attempts: 0,
         };
         let mut transaction = self.store.transaction().create(&release);
         if let Some(number) = new.build {

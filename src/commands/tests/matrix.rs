@@ -68,6 +68,11 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     // Nothing was added yet.
     ("domains remove acme/shop/dev a.example.com", [3, 4, 4, 4, 4, 4]),
     ("run acme/shop/dev -- true", [3, 42, 42, 3, 4, 3]),
+    ("cron list acme/shop/dev", [0, 0, 0, 0, 4, 0]),
+    ("cron history acme/shop/dev", [0, 0, 0, 0, 4, 0]),
+    ("cron history acme/shop/dev nightly", [0, 0, 0, 0, 4, 0]),
+    // It sees the config, as a one-off command does.
+    ("cron run acme/shop/dev nightly", [3, 0, 0, 3, 4, 3]),
     ("events", [0; 6]),
     ("events --tenant acme", [0, 0, 0, 0, 4, 0]),
 ];

@@ -12,7 +12,11 @@ use tokio::{io::AsyncReadExt, sync::mpsc};
 
 use self::fakes::{FakeBuilds, FakeDeployer, TurnsKv};
 use super::*;
+use tokio_util::sync::CancellationToken;
+
 use crate::{
+    cron::{Cron, CronParts, CronSettings},
+    deploy::SystemClock,
     domain::*,
     logs::{LogLimits, LogRecord},
     runtime::{
@@ -66,6 +70,18 @@ async fn deployment(store: &Store, env: &EnvRef, to: ReleaseVersion, state: Depl
     store.transaction().put(&record).commit().await.unwrap();
 }
 
+fn nightly() -> CronJob {
+    CronJob {
+        schedule: "@daily".into(),
+        timezone: "UTC".into(),
+        command: "node cleanup.js".into(),
+        overlap: Overlap::Skip,
+        timeout: Duration::from_secs(60),
+        cpu_millis: 500,
+        memory: 256 << 20,
+    }
+}
+
 fn release(env: &EnvRef, version: u64) -> Release {
     let process = |replicas| ProcessSpec {
         command: "node server.js".into(),
@@ -92,10 +108,12 @@ fn release(env: &EnvRef, version: u64) -> Release {
         release_command: None,
         upgrade: UpgradePolicy::default(),
         domains: vec!["manifest.example.com".into()],
+        cron: [("nightly".parse().unwrap(), nightly())].into(),
         created_at: Timestamp::now(),
         created_by: "dan".parse().unwrap(),
         reason: format!("push {version}"),
         release_phase_done: true,
+        release_phase_attempts: 0,
     }
 }
 
@@ -156,6 +174,10 @@ impl World {
                 if words == "forever" {
                     context.print(Source::Stdout, "began\n").await;
                 }
+                if words == "node cleanup.js" {
+                    context.print(Source::Stdout, "cleaned\n").await;
+                    return 0;
+                }
                 if matches!(words.as_str(), "sleep" | "forever") {
                     std::future::pending::<()>().await;
                 }
@@ -166,12 +188,21 @@ impl World {
                 42
             })
         };
+        let runtime = Arc::new(FakeRuntime::new(Behaviour::default().jobs(job)));
+        let (cron, service) = Cron::start(CronParts {
+            store: store.clone(),
+            runtime: runtime.clone(),
+            logs: logs.clone(),
+            clock: Arc::new(SystemClock),
+            settings: CronSettings::default(),
+        });
         let services = Services {
             store: store.clone(),
             builds: builds.clone(),
             deployer: deployer.clone(),
+            cron: Arc::new(cron),
             logs: logs.clone(),
-            runtime: Arc::new(FakeRuntime::new(Behaviour::default().jobs(job))),
+            runtime,
             repositories: Repositories::new(directory.path().join("repositories")),
             tokens: Arc::new(TokenKey::from_pkcs8(&TokenKey::generate().unwrap()).unwrap()),
             settings: CommandSettings {
@@ -184,6 +215,9 @@ impl World {
         std::fs::create_dir(directory.path().join("repositories")).unwrap();
         let world = Self { commands: Commands::new(services), store, deployer, builds, logs, _directory: directory };
         world.populate().await;
+        tokio::spawn(service.run(CancellationToken::new()));
+        // Answered once it has read what there is.
+        world.commands.cron.retire(&env("none/none/none")).await;
         world
     }
 

@@ -314,3 +314,21 @@ async fn help_names_the_server() {
     world.run("vera", "help scale").await.ok().says("ssh -p 2222 berth@paas.example.com scale");
     world.run("opal", "").await.ok().says("Hello opal (operator)");
 }
+
+#[tokio::test]
+async fn cron_jobs_are_listed_run_and_remembered() {
+    let world = World::new().await;
+    let listed = world.run("vera", "cron list acme/shop/dev --json").await.ok().json();
+    assert_eq!((&listed[0]["job"], &listed[0]["overlap"]), (&"nightly".into(), &"skip".into()));
+    assert!(listed[0]["next"].is_string() && listed[0]["last"].is_null(), "{listed}");
+    world.run("dan", "cron run acme/shop/dev nightly").await.ok().says("cleaned\n").says("Run 1 of nightly succeeded");
+    world.run("dan", "cron run acme/shop/dev nigthly").await.fails(4, "did you mean nightly?");
+    world.run("dan", "cron run acme/shop/prod nightly").await.fails(4, "push first");
+    world.run("vera", "cron history acme/shop/dev nigthly").await.fails(4, "did you mean nightly?");
+    world.run("vera", "cron history acme/shop/dev").await.ok().says("by dan").says("succeeded");
+    world.run("vera", "cron list acme/shop/dev").await.ok().says("@daily");
+    world.logs.flush().await;
+    world.run("vera", "logs acme/shop/dev --process cron.nightly").await.ok().says("cleaned");
+    let events = world.events().await.join("\n");
+    assert!(events.contains("\"cron.started\"") && events.contains("\"cron.finished\""), "{events}");
+}

@@ -1,30 +1,25 @@
 //! The release phase: a command that runs once in the new image before any of its replicas.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use async_trait::async_trait;
+use tokio::time::Instant;
 
 use super::{Actor, STORE_AGAIN, execute::Done};
 use crate::{
     deploy::{
         Parts,
         progress::{Audience, Note},
-        spec,
     },
     domain::{Release, ReleaseVersion},
-    runtime::{Job, JobKind, JobSpec, RuntimeError},
+    jobs::{self, ReleaseJob, attend, widest},
+    logs::{LogRecord, LogSource, LogStream, OutputLines},
+    runtime::{JobKind, Output},
     store::StoreError,
 };
 
-/// How long making and starting the job may take; it may have to wait for the image.
-const START_DEADLINE: Duration = Duration::from_secs(300);
-/// How long clearing up may take.
-const FINISH_DEADLINE: Duration = Duration::from_secs(30);
-/// Output is said to be still coming when there was none for this long.
-const SILENCE: Duration = Duration::from_secs(8);
-/// Last output that is kept for the failure's message, in bytes.
-const TAIL: usize = 4096;
+/// What a release phase is called in logs and in `BERTH_PROCESS`.
+const PROCESS: &str = "release";
 
 impl Actor {
     /// Begins the release phase, unless one is running. One of a release that was superseded is not cut short: half a migration is worse
@@ -38,28 +33,12 @@ impl Actor {
         rollout.audience.tell(Note::Step(format!("Running release phase: {command}")));
         let phase = ReleasePhase {
             parts: self.parts.clone(),
-            job: self.phase_job(release, command),
+            release: release.clone(),
+            command: command.clone(),
             audience: rollout.audience.clone(),
         };
         let version = release.version;
         self.tasks.spawn(async move { Done::Phase { version, result: phase.run().await } });
-    }
-
-    fn phase_job(&self, release: &Release, command: &str) -> JobSpec {
-        JobSpec {
-            kind: JobKind::ReleasePhase,
-            env: self.env.clone(),
-            name: format!("release-{}", release.version),
-            image: release.image.clone(),
-            argv: spec::launched(command),
-            environment: spec::phase_variables(release),
-            limits: spec::phase_limits(release, self.parts.settings.pids),
-            cache: false,
-            read_only_mounts: Vec::new(),
-            tty: None,
-            stdin: false,
-            stop_grace: self.parts.settings.stop_grace,
-        }
     }
 
     /// Takes in how a release phase ended.
@@ -103,70 +82,98 @@ impl Actor {
 
 struct ReleasePhase {
     parts: Arc<Parts>,
-    job: JobSpec,
+    release: Release,
+    command: String,
     audience: Audience,
 }
 
 impl ReleasePhase {
     async fn run(self) -> Result<(), (String, Vec<String>)> {
-        let mut tail = VecDeque::with_capacity(TAIL);
-        let reason = match self.run_job(&mut tail).await {
-            Ok(None) => return Ok(()),
-            Ok(Some(reason)) => reason,
-            Err(error) => error.to_string(),
+        let failed = |reason: String| format!("the release phase failed: {reason}");
+        // Before it begins, so that the next server knows if this one dies.
+        if let Err(error) = self.count_attempt().await {
+            return Err((failed(error.to_string()), Vec::new()));
+        }
+        let settings = &self.parts.settings;
+        let spec = ReleaseJob {
+            release: &self.release,
+            kind: JobKind::ReleasePhase,
+            name: format!("release-{}", self.release.version),
+            process: PROCESS,
+            words: std::slice::from_ref(&self.command),
+            limits: widest(&self.release, settings.pids),
+            stop_grace: settings.stop_grace,
         };
-        let text = String::from_utf8_lossy(tail.make_contiguous()).into_owned();
-        let mut lines: Vec<String> = text.lines().rev().take(30).map(str::to_owned).collect();
-        lines.reverse();
-        Err((format!("the release phase failed: {reason}"), lines))
+        let spec = spec.spec();
+        self.say(format!("release phase of {} started: {}", self.release.version, self.command));
+        let mut listeners = Listeners { phase: &self, lines: OutputLines::default() };
+        let never = std::future::pending();
+        let limit = settings.release_phase_timeout;
+        let attended = attend(&*self.parts.runtime, &spec, limit, never, &mut listeners).await;
+        listeners.flush();
+        let (reason, tail) = match attended {
+            Ok(attended) => (attended.ending.failure(), attended.tail),
+            Err(error) => (Some(error.to_string()), Vec::new()),
+        };
+        self.say(reason.as_ref().map_or_else(|| "release phase succeeded".to_owned(), |reason| failed(reason.clone())));
+        reason.map_or(Ok(()), |reason| Err((failed(reason), tail)))
     }
 
-    /// Why it failed, if it did.
-    async fn run_job(&self, tail: &mut VecDeque<u8>) -> Result<Option<String>, RuntimeError> {
-        let start = async {
-            let mut job = self.parts.runtime.job(&self.job).await?;
-            job.start().await?;
-            Ok(job)
-        };
-        let late = || Err(RuntimeError::Unavailable(format!("no start within {} s", START_DEADLINE.as_secs())));
-        let mut job = timeout(START_DEADLINE, start).await.unwrap_or_else(|_| late())?;
-        let reason = self.follow(job.as_mut(), tail).await;
-        if timeout(FINISH_DEADLINE, job.finish()).await.is_err() {
-            tracing::warn!(job = self.job.name, "a release phase cannot be cleared up in time");
+    /// Writes down that it begins, and tells when it did so before: a server that died left it half done.
+    async fn count_attempt(&self) -> Result<(), StoreError> {
+        let id = (self.release.env.clone(), self.release.version);
+        let written = self.parts.store.modify::<Release, StoreError>(&id, |release| {
+            release.release_phase_attempts = release.release_phase_attempts.saturating_add(1);
+            Ok(())
+        });
+        let attempts = written.await?.release_phase_attempts;
+        if attempts > 1 {
+            let text =
+                format!("The server was restarted while the release phase ran; it runs again (attempt {attempts})");
+            self.audience.tell(Note::Error(text.clone()));
+            self.say(text);
         }
-        reason
+        Ok(())
     }
 
-    async fn follow(&self, job: &mut dyn Job, tail: &mut VecDeque<u8>) -> Result<Option<String>, RuntimeError> {
-        let limit = self.parts.settings.release_phase_timeout;
-        let (began, deadline) = (Instant::now(), Instant::now() + limit);
-        let mut output = job.output();
-        loop {
-            tokio::select! {
-                chunk = output.next() => match chunk {
-                    Some(chunk) => {
-                        let bytes = chunk?.bytes;
-                        tail.extend(&bytes);
-                        tail.drain(..tail.len().saturating_sub(TAIL));
-                        self.audience.tell(Note::Raw(bytes));
-                    }
-                    None => break,
-                },
-                () = sleep_until((Instant::now() + SILENCE).min(deadline)) => {
-                    if Instant::now() >= deadline {
-                        return Ok(Some(format!("it took longer than {} s", limit.as_secs())));
-                    }
-                    self.audience.detail(format!("still running ({} s)", began.elapsed().as_secs()));
-                }
-            }
+    fn say(&self, text: String) {
+        let record = LogRecord::berth(self.parts.clock.now(), PROCESS, text);
+        self.parts.logs.append(&self.release.env, record);
+    }
+}
+
+/// Who hears of a release phase: those who wait for the deployment, and the environment's log.
+struct Listeners<'a> {
+    phase: &'a ReleasePhase,
+    lines: OutputLines,
+}
+
+impl Listeners<'_> {
+    fn record(&self, text: String) -> LogRecord {
+        let (at, process) = (self.phase.parts.clock.now(), PROCESS.to_owned());
+        LogRecord { at, source: LogSource::App, process, stream: LogStream::Stdout, text, replica: None }
+    }
+
+    fn flush(&mut self) {
+        if let Some(text) = self.lines.rest() {
+            self.phase.parts.logs.append(&self.phase.release.env, self.record(text));
         }
-        let Ok(exit) = timeout_at(deadline, job.wait()).await else {
-            return Ok(Some(format!("it took longer than {} s", limit.as_secs())));
-        };
-        Ok(match exit? {
-            exit if exit.code == 0 => None,
-            exit if exit.out_of_memory => Some("it ran out of memory".to_owned()),
-            exit => Some(format!("it exited with status {}", exit.code)),
-        })
+    }
+}
+
+#[async_trait]
+impl jobs::Audience for Listeners<'_> {
+    async fn output(&mut self, output: Output) {
+        let mut whole = Vec::new();
+        self.lines.take(&output.bytes, |line| whole.push(line.to_owned()));
+        for text in whole {
+            let record = self.record(text);
+            self.phase.parts.logs.append_when_ready(&self.phase.release.env, record).await;
+        }
+        self.phase.audience.tell(Note::Raw(output.bytes));
+    }
+
+    fn silent(&mut self, running: Duration) {
+        self.phase.audience.detail(format!("still running ({} s)", running.as_secs()));
     }
 }

@@ -5,4 +5,4 @@ mod engine;
 mod failures;
 mod promises;
 mod rollouts;
-pub(super) mod support;
+pub(crate) mod support;

@@ -129,12 +129,17 @@ async fn a_command_says_how_a_replica_is() {
     platform.deploy(version).await.unwrap();
     platform.settle().await;
     platform.engine.sicken("worker", 1);
-    sleep(Duration::from_secs(16)).await;
-    let status = platform.deployer.status(&env()).await.unwrap();
-    let worker = status.processes.iter().find(|process| process.process.as_str() == "worker").unwrap();
-    assert_eq!(worker.replicas[0].health, ReplicaHealth::Unhealthy);
-    let reason = worker.replicas[0].reason.as_deref();
-    assert_eq!(reason, Some("the health command ends with status 1: no queue"));
+    let until = Instant::now() + Duration::from_secs(20);
+    let sick = loop {
+        let status = platform.deployer.status(&env()).await.unwrap();
+        let mut replicas = status.processes.into_iter().flat_map(|process| process.replicas);
+        if let Some(sick) = replicas.find(|replica| replica.health == ReplicaHealth::Unhealthy) {
+            break sick;
+        }
+        assert!(Instant::now() < until, "nobody notices");
+        sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(sick.reason.as_deref(), Some("the health command ends with status 1: no queue"));
     platform.settle().await;
     assert_eq!(platform.engine.running(), ["web.1 v1 r0", "worker.1 v1 r0"]);
 }

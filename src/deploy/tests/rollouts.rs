@@ -8,7 +8,7 @@ use super::{
     engine::{READY_TIME, START_TIME},
     support::*,
 };
-use crate::{deploy::*, domain::*};
+use crate::{deploy::*, domain::*, logs::LogFilter};
 
 #[tokio::test(start_paused = true)]
 async fn first_deployment_serves_as_soon_as_it_can() {
@@ -119,10 +119,32 @@ async fn release_phase_runs_once_before_any_replica_and_speaks() {
     assert_eq!(deployed.timings[0].0, "release phase");
     platform.change(|record| record.restarts += 1).await;
     platform.settle().await;
+    platform.logs.flush().await;
+    let lines = platform.logs.tail(&env(), 10, &LogFilter::process("release")).await.unwrap();
+    let lines: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+    assert_eq!((lines[0], lines[1]), ("release phase of v1 started: node migrate.js", "migrating"), "{lines:?}");
     let by = "alice".parse().unwrap();
     let derived = platform.deployer.derive_release(&env(), release.version, Derive::Everything, &by, "rollback").await;
     platform.deploy(derived.unwrap().version).await.unwrap();
     assert_eq!(platform.engine.phases().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_phase_that_a_dying_server_left_half_done_says_that_it_runs_again() {
+    let platform = Platform::new().await;
+    let mut new = platform.new_release(&[("web", 1)]);
+    new.release_command = Some("node migrate.js".into());
+    let version = platform.deployer.create_release(new).await.unwrap().version;
+    let begun = |release: &mut Release| {
+        release.release_phase_attempts = 1;
+        Ok(())
+    };
+    platform.store.modify::<Release, StoreError>(&(env(), version), begun).await.unwrap();
+    let heard = Heard::default();
+    platform.deployer.deploy(&env(), version, &heard).await.unwrap();
+    assert!(heard.text().contains("it runs again (attempt 2)"), "{}", heard.text());
+    let release = platform.store.need::<Release>(&(env(), version)).await.unwrap();
+    assert_eq!(release.release_phase_attempts, 2);
 }
 
 #[tokio::test(start_paused = true)]

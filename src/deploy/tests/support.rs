@@ -23,6 +23,7 @@ use super::engine::Engine;
 use crate::{
     deploy::{clock::Steady, *},
     domain::*,
+    logs::{LogLimits, Logs},
     router::table::{Ack, RoutesTable},
     store::MemoryKv,
 };
@@ -65,10 +66,12 @@ pub(crate) fn release(version: u64, counts: &[(&str, u32)]) -> Release {
         release_command: None,
         upgrade: UpgradePolicy::default(),
         domains: vec![],
+        cron: BTreeMap::new(),
         created_at: Timestamp::UNIX_EPOCH,
         created_by: "alice".parse().unwrap(),
         reason: "test".into(),
         release_phase_done: true,
+        release_phase_attempts: 0,
     }
 }
 
@@ -190,6 +193,8 @@ pub(super) struct Platform {
     pub(super) engine: Engine,
     pub(super) router: Arc<Router>,
     pub(super) store: Store,
+    pub(super) logs: Logs,
+    _directory: tempfile::TempDir,
     pub(super) deployer: Deployer,
     service: JoinHandle<()>,
     /// Seconds that the time of day is off.
@@ -226,14 +231,17 @@ impl Platform {
         };
         store.transaction().create(&record).commit().await.unwrap();
         let leap = Arc::new(AtomicI64::new(0));
-        let (deployer, service) = Self::boot(&engine, &router, &store, &leap);
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::open(directory.path(), LogLimits::default()).unwrap();
+        let (deployer, service) = Self::boot(&engine, &router, &store, &logs, &leap);
         let (faults, least) = (Arc::default(), Arc::default());
-        let platform = Self { engine, router, store, deployer, service, leap, faults, least };
+        let _directory = directory;
+        let platform = Self { engine, router, store, logs, _directory, deployer, service, leap, faults, least };
         platform.watch_traffic();
         platform
     }
 
-    fn boot(engine: &Engine, router: &Arc<Router>, store: &Store, leap: &Arc<AtomicI64>) -> (Deployer, JoinHandle<()>) {
+    fn boot(engine: &Engine, router: &Arc<Router>, store: &Store, logs: &Logs, leap: &Arc<AtomicI64>) -> (Deployer, JoinHandle<()>) {
         // Far enough from the beginning of time for a leap back.
         let begin = Timestamp::UNIX_EPOCH + Duration::from_secs(50 * 365 * 86_400);
         let clock = Arc::new(TestClock(Steady::starting_at(begin), leap.clone()));
@@ -241,6 +249,7 @@ impl Platform {
             DeploySettings::default(),
             store.clone(),
             Arc::new(engine.clone()),
+            logs.clone(),
             router.clone(),
             Arc::new(engine.clone()),
             clock,
@@ -255,7 +264,7 @@ impl Platform {
     }
 
     pub(super) fn restart(&mut self) {
-        (self.deployer, self.service) = Self::boot(&self.engine, &self.router, &self.store, &self.leap);
+        (self.deployer, self.service) = Self::boot(&self.engine, &self.router, &self.store, &self.logs, &self.leap);
     }
 
     /// Sets the time of day off by so many seconds, from now on.
@@ -303,6 +312,7 @@ impl Platform {
             release_command: None,
             upgrade: release.upgrade,
             domains: vec!["shop.example.com".into()],
+            cron: BTreeMap::new(),
             created_by: release.created_by,
             reason: "push".into(),
             run_release_phase: true,

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     domain::{AppRef, ImageRef, ReleaseVersion, ReplicaSet, SetId, TenantName, Timestamp},
-    logs::{LogFilter, LogLimits, MAX_TAIL},
+    logs::{LogFilter, LogItem, LogLimits, MAX_TAIL},
     runtime::{Capabilities, Change, Executed, Job, JobSpec, Listener, RuntimeEvent},
 };
 
@@ -169,7 +169,11 @@ struct Server {
 
 impl Server {
     fn start(dir: &std::path::Path, engine: &Arc<Engine>) -> Self {
-        let logs = Logs::open(dir, LogLimits::default()).unwrap();
+        Self::with(dir, engine, LogLimits::default())
+    }
+
+    fn with(dir: &std::path::Path, engine: &Arc<Engine>, limits: LogLimits) -> Self {
+        let logs = Logs::open(dir, limits).unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(Collector::new(engine.clone(), logs.clone()).run(stop.clone()));
         Self { logs, stop, task }
@@ -237,5 +241,33 @@ async fn replicas_that_start_later_or_die_at_once_are_read() {
     engine.event("crash", Change::Died);
     engine.say("late", 3, "bye");
     server.has(&["web.2 hello", "web.3 cannot start", "web.2 bye"]).await;
+    server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_too_fast_is_left_out_and_counted_but_for_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::new();
+    // 8 * 128 bytes at once: seven of these lines.
+    let limits = LogLimits { replica_rate: 128, ..LogLimits::default() };
+    engine.start("one", 1);
+    (0..1000).for_each(|n| engine.say("one", n, &n.to_string()));
+    engine.exit("one");
+    let server = Server::with(dir.path(), &engine, limits);
+    let all = server.logs.follow(&env(), &LogFilter::all()).await.unwrap();
+    let lines: Vec<String> = all
+        .take(7 + 2 + 100)
+        .map(|item| match item {
+            LogItem::Record(record) => record.text.clone(),
+            other @ LogItem::Missed(_) => panic!("{other:?}"),
+        })
+        .collect()
+        .await;
+    let first: Vec<String> = (0..7).map(|n| n.to_string()).collect();
+    assert_eq!(lines[..7], first);
+    assert!(lines[7].starts_with("web.1 writes too fast"), "{}", lines[7]);
+    assert!(lines[8].starts_with("893 lines of web.1 and what the engine no longer had"), "{}", lines[8]);
+    let last: Vec<String> = (900..1000).map(|n| n.to_string()).collect();
+    assert_eq!(lines[9..], last);
     server.stop().await;
 }

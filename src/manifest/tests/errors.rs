@@ -104,3 +104,25 @@ fn all_problems_are_reported_at_once_in_order() {
     assert_eq!(problems.len(), 21);
     assert_eq!(problems[20].message, "… and 80 more problems");
 }
+
+#[test]
+fn cron_jobs() {
+    let texts = [
+        "cron:\n  nightly:\n    schedule: \"0 25 * * *\"\n    command: x\n",
+        "cron:\n  nightly:\n    schedul: \"@daily\"\n    command: x\n",
+        "cron:\n  nightly: {schedule: \"@dayly\", command: x}\n",
+        "cron:\n  nightly: {schedule: \"*/10 * * * * *\", command: x}\n",
+        "cron:\n  nightly: {schedule: \"0 0 31 2 *\", command: x}\n",
+        "cron:\n  nightly: {schedule: \"@daily\", command: x, overlap: Forbid}\n",
+        "cron:\n  nightly: {schedule: \"@daily\", command: x, overlap: replac, timeout: 2d}\n",
+        "cron:\n  nightly: {schedule: \"@daily\", command: x, timezone: Europe/Belin}\n",
+        "cron:\n  Nightly Job: {schedule: \"@daily\", command: x}\n",
+        "cron:\n  nightly: \"@daily\"\n",
+        "cron:\n  nightly: {command: x, concurrencyPolicy: Forbid}\n",
+        "crons: {}\n",
+        "cron:\n  nightly: {schedule: \"@daily\", command: x}\nenvironments:\n  prod:\n    cron: {nigthly: {timeout: 5m}}\n",
+    ];
+    insta::assert_snapshot!(rendered(&texts));
+    let many: String = (0..=MAX_CRON_JOBS).map(|n| format!("  j{n}: {{schedule: \"@daily\", command: x}}\n")).collect();
+    assert!(refused(format!("cron:\n{many}")).contains("names 21 jobs; at most 20"));
+}

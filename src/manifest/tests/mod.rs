@@ -6,6 +6,7 @@ mod properties;
 mod schema;
 
 use super::*;
+use crate::domain::Overlap;
 
 /// The example of the contract.
 const CONTRACT: &str = "\
@@ -117,4 +118,31 @@ fn ways_to_write_the_same() {
     ] {
         assert_eq!(parsed(text), want, "{text}");
     }
+}
+
+#[test]
+fn cron_jobs_with_defaults_and_overrides() {
+    let text = "
+cron:
+  sync: {schedule: ' */5  * * * * ', command: node sync.js}
+  report: {schedule: '@daily', command: node report.js, overlap: replace, timeout: 5m, cpu: 0.25, timezone: Europe/Berlin}
+environments:
+  prod:
+    cron:
+      sync: {schedule: '* * * * *', memory: 1Gi}
+      extra: {schedule: '@weekly', command: x}
+";
+    let manifest = parsed(text);
+    let jobs = |env: &str| manifest.for_environment(&env.parse().unwrap()).cron_jobs(&Defaults::default());
+    let (dev, prod) = (jobs("dev"), jobs("prod"));
+    let name = |text: &str| -> JobName { text.parse().unwrap() };
+    let sync = &dev[&name("sync")];
+    assert_eq!((sync.schedule.as_str(), sync.timezone.as_str()), ("*/5 * * * *", "UTC"));
+    assert_eq!((sync.overlap, sync.timeout, sync.cpu_millis), (Overlap::Skip, Duration::from_secs(3600), 1000));
+    let report = &dev[&name("report")];
+    assert_eq!((report.overlap, report.timeout, report.cpu_millis), (Overlap::Replace, Duration::from_secs(300), 250));
+    assert_eq!(dev.len(), 2);
+    assert_eq!(prod[&name("sync")].schedule, "* * * * *");
+    assert_eq!((prod[&name("sync")].memory, prod[&name("sync")].command.as_str()), (1 << 30, "node sync.js"));
+    assert_eq!((prod.len(), &prod[&name("report")]), (3, report));
 }

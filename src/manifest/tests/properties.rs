@@ -77,6 +77,7 @@ prop_compose! {
             release,
             upgrade: UpgradeLayer { min_healthy, max_over, progress_deadline },
             domains: domains.into_iter().collect(),
+            cron: BTreeMap::new(),
         }
     }
 }

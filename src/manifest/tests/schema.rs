@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::manifest::cron::CRON_KEYS;
 use crate::manifest::read::{BUILD_KEYS, ENVIRONMENT_KEYS, HEALTH_KEYS, PROCESS_KEYS, TOP_KEYS, UPGRADE_KEYS};
 
 const PUBLISHED: &str = include_str!("../../../config/berth.schema.json");
@@ -78,6 +79,8 @@ fn both_know_the_same_keys() {
         ("/$defs/BuildSection", BUILD_KEYS),
         ("/$defs/ProcessSection", PROCESS_KEYS),
         ("/$defs/ProcessChanges", PROCESS_KEYS),
+        ("/$defs/CronSection", CRON_KEYS),
+        ("/$defs/CronChanges", CRON_KEYS),
         ("/$defs/HealthSection", HEALTH_KEYS),
         ("/$defs/UpgradeSection", UPGRADE_KEYS),
     ] {
@@ -111,6 +114,27 @@ fn both_give_the_same_verdict() {
         (true, "environments: {prod: {processes: {web: x}}}"),
         (true, "upgrade: {min_healthy: 0%, progress_deadline: 1m30s}"),
         (true, "build: {env: {A: 1, B: true, C: '', D: 1.5}, buildpacks: []}"),
+        (true, "cron: {a: {schedule: '*/5 * * * *', command: x}}"),
+        (
+            true,
+            "cron: {a_b: {schedule: '@daily', command: x, overlap: replace, timeout: 5m, cpu: 1, memory: 1Gi, timezone: Europe/Berlin}}",
+        ),
+        (
+            true,
+            "cron: {a: {schedule: '0 4 * * MON-FRI', command: x}}\nenvironments: {prod: {cron: {a: {schedule: '@hourly'}}}}",
+        ),
+        (false, "cron: {a: '* * * * *'}"),
+        (false, "cron: {a: {schedule: '* * * * *'}}"),
+        (false, "cron: {a: {command: x}}"),
+        (false, "cron: {a: {schedule: '* * * *', command: x}}"),
+        (false, "cron: {a: {schedule: '0 * * * * *', command: x}}"),
+        (false, "cron: {a: {schedule: '@reboot', command: x}}"),
+        (false, "cron: {a: {schedule: '@daily', command: x, overlap: forbid}}"),
+        (false, "cron: {a: {schedule: '@daily', command: x, timeout: 5}}"),
+        (false, "cron: {a: {schedule: '@daily', command: x, timezone: 'Europe Berlin'}}"),
+        (false, "cron: {a: {schedule: '@daily', command: x, replicas: 2}}"),
+        (false, "cron: {A: {schedule: '@daily', command: x}}"),
+        (false, "environments: {prod: {cron: {a: '@daily'}}}"),
         (false, ""),
         (false, "[]"),
         (false, "app: acme"),

@@ -47,8 +47,8 @@ use self::{engine::Engine, firewall::Firewall, locks::KeyedLocks, names::Names, 
 use super::{Capabilities, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent};
 use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, SetId, TenantName, Timestamp};
 
-/// Seconds that the first calls may take.
-const CONNECT_SECONDS: u64 = 20;
+/// Seconds that each of the first calls may take: an engine that is late by half a minute is no reason not to start.
+const CONNECT_SECONDS: u64 = 45;
 /// How often the packet filter rules are looked after when nothing else is done.
 const GUARD_EVERY: Duration = Duration::from_secs(60);
 

@@ -173,6 +173,7 @@ impl Names {
             JobKind::Build => "build",
             JobKind::ReleasePhase => "release-phase",
             JobKind::OneOff => "one-off",
+            JobKind::Cron => "cron",
         };
         labels.insert(KIND.to_owned(), kind.to_owned());
         labels

@@ -34,8 +34,11 @@ type Outcome = Option<Result<(), String>>;
 pub struct Stops {
     tasks: TaskTracker,
     handle: Handle,
-    under_way: Arc<Mutex<HashMap<String, (watch::Receiver<Outcome>, AbortHandle)>>>,
+    under_way: Arc<Mutex<HashMap<String, UnderWay>>>,
 }
+
+/// What came of a stop, as far as that is known, and its task.
+type UnderWay = (watch::Receiver<Outcome>, AbortHandle);
 
 /// A stop under way.
 pub struct Stop(watch::Receiver<Outcome>);

@@ -1,0 +1,446 @@
+"""What `scripts/bench load` does: pushes at once and one after another, one that is huge, one of many refs; what each is told, and memory.
+
+The apps are tiny and scaled to 0, but for every tenth: what is measured is the way of a push, and a replica more would only measure the
+engine. Users come from addresses of their own (127.1.0.N), as they would.
+"""
+
+import concurrent.futures
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "chaos.d"))
+from harness import SERVER, Platform, eventually, main, percentile, run, say, table
+
+TENANTS, APPS, ENVIRONMENTS = 20, 5, ("dev", "prod")
+ONE = 50
+REFS = 20_000
+MIB = 1 << 20
+MEMORY_GROWTH = 64 * MIB
+LS_REMOTE = 5.0
+NOBODY = "b <b@localhost> 1700000000 +0000"
+WIDE_QUEUE = {"BERTH__BUILDS__QUEUE": "500", "BERTH__BUILDS__QUEUE_PER_TENANT": "500"}
+
+
+class Environment:
+    def __init__(self, number, name, user):
+        self.number, self.name, self.user = number, name, user
+        self.remote = f"ssh://{user}/{name}"
+        self.replicas = 1 if number % 10 == 0 else 0
+
+
+class Push:
+    """One `git push`, and what came of it."""
+
+    def __init__(self, env, commit, finished):
+        self.env, self.commit, self.seconds, self.text = env, commit, finished.seconds, finished.all()
+        self.accepted = finished.status == 0
+        found = re.search(r"Queued as build (\d+)", self.text)
+        self.build = int(found[1]) if found else None
+        refused = re.search(r"!     (.*)", self.text)
+        self.reason = refused[1].strip() if refused else None
+
+
+class Repository:
+    """One repository with every commit that is pushed; a branch for each."""
+
+    def __init__(self, platform):
+        self.path, self.platform = platform.directory / "repository", platform
+        run(["git", "init", "-q", "--bare", self.path], env=platform.git_environment).ok()
+
+    def git(self, *words, **options):
+        return run(["git", "-C", self.path, *words], env=self.platform.git_environment, **options)
+
+    def make(self, branches):
+        """`branches`: [(name, parent branch or None, {file: text})], in one stream (git-fast-import(1))."""
+        stream = []
+        for name, parent, files in branches:
+            stream.append(f"commit refs/heads/{name}\ncommitter {NOBODY}\ndata {len(name)}\n{name}\n")
+            if parent:
+                stream.append(f"from refs/heads/{parent}\n")
+            for path, text in files.items():
+                stream.append(f"M 100644 inline {path}\ndata {len(text.encode())}\n{text}\n")
+        self.git("fast-import", "--quiet", "--force", stdin="".join(stream)).ok()
+
+    def commit(self, branch):
+        return self.git("rev-parse", f"refs/heads/{branch}").ok().out.strip()
+
+    def push(self, env, branch, *options, timeout=600):
+        words = [word for option in options for word in ("-o", option)]
+        return Push(env, branch, self.git("push", *words, env.remote, f"refs/heads/{branch}:refs/heads/main", timeout=timeout))
+
+    def make_blob(self, branch, megabytes):
+        """A commit with one file of random bytes."""
+        made = subprocess.Popen(["git", "-C", self.path, "fast-import", "--quiet", "--force"], stdin=subprocess.PIPE, env=self.platform.git_environment)
+        made.stdin.write(f"commit refs/heads/{branch}\ncommitter {NOBODY}\ndata 4\nblob\nM 100644 inline blob.bin\ndata {megabytes * 1_000_000}\n".encode())
+        with open("/dev/urandom", "rb") as random:
+            for _ in range(megabytes):
+                made.stdin.write(random.read(1_000_000))
+        made.stdin.close()
+        if made.wait() != 0:
+            raise AssertionError("the blob could not be made")
+
+
+class Memory:
+    """Samples the resident memory of `berth serve` and of the git processes below it. `end` gives the report."""
+
+    def __init__(self, platform):
+        self.platform, self.serve = platform, platform.processes["serve"].pid
+        self.before, self.peak, self.git_peak, self.git_most = platform.memory(), 0, 0, 0
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self):
+        while not self.stopping.wait(0.1):
+            # Everything is being taken down when it is gone.
+            if not self.platform.alive("serve"):
+                return
+            self.peak = max(self.peak, self.platform.memory())
+            sizes = self._git()
+            self.git_peak, self.git_most = max(self.git_peak, sum(sizes)), max(self.git_most, len(sizes))
+
+    def _git(self):
+        """Resident bytes of every git process and hook that `berth serve` has started."""
+        parents, names, sizes = {}, {}, {}
+        for entry in pathlib.Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    name, rest = (entry / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+                except (OSError, IndexError):
+                    continue
+                words = rest.split()
+                parents[int(entry.name)], names[int(entry.name)], sizes[int(entry.name)] = int(words[1]), name, int(words[21]) * 4096
+        found = []
+        for pid, name in names.items():
+            above = parents[pid]
+            while above > 1 and above != self.serve:
+                above = parents.get(above, 0)
+            if above == self.serve and (name.startswith("git") or name in ("pre-receive", "berth")):
+                found.append(sizes[pid])
+        return found
+
+    def end(self):
+        self.stopping.set()
+        self.thread.join()
+        self.after = self.platform.memory()
+        self.growth = max(0, self.peak - self.before)
+        return self
+
+    def row(self):
+        return [mib(self.before), mib(self.peak), mib(self.after), f"{mib(self.git_peak)} ({self.git_most})"]
+
+
+def mib(size):
+    return f"{size / MIB:.1f}"
+
+
+MEMORY_HEADS = ["serve MiB before", "peak", "after", "git peak (processes)"]
+
+
+class Bench:
+    def __init__(self, chaos):
+        self.chaos = chaos
+        self.platform = Platform(chaos, settings=dict(WIDE_QUEUE))
+        self.platform.begin()
+        self.repository = Repository(self.platform)
+        self.environments = self._tenants()
+
+    def _tenants(self):
+        """Users with keys and addresses of their own, each the owner of a tenant with apps."""
+        platform, hosts, found = self.platform, [], []
+        for tenant in range(TENANTS):
+            user, key = f"user{tenant}", platform.directory / f"key{tenant}"
+            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key]).ok()
+            platform.host("upload-key", user, stdin=key.with_suffix(".pub").read_text()).ok()
+            hosts.append(f"Host {user}\n  BindAddress 127.1.0.{tenant + 1}\n  IdentityFile {key}\n  HostName 127.0.0.1\n"
+                         f"  Port {platform.ssh_port}\n  User berth\n  IdentitiesOnly yes\n  IdentityAgent none\n  BatchMode yes\n"
+                         f"  LogLevel ERROR\n  StrictHostKeyChecking accept-new\n  UserKnownHostsFile {platform.directory}/known_hosts\n")
+            platform.ssh("tenants", "create", f"t{tenant}", "--owner", user).ok()
+            for app in range(APPS):
+                platform.ssh("apps", "create", f"t{tenant}/app{app}").ok()
+                found += [Environment(0, f"t{tenant}/app{app}/{env}", user) for env in ENVIRONMENTS]
+        config = platform.directory / "ssh_config"
+        config.write_text("".join(hosts) + config.read_text())
+        return [Environment(number, env.name, env.user) for number, env in enumerate(found)]
+
+    def restart(self, settings):
+        self.platform.kill("serve", how=15)
+        for name in [*WIDE_QUEUE, "BERTH__GIT__MAX_INPUT_SIZE"]:
+            self.platform.environment.pop(name, None)
+        self.platform.environment |= settings
+        self.platform.start("serve")
+
+    def files(self, version, replicas=0):
+        return {"server.py": SERVER.replace("VERSION", f"version {version}"),
+                "berth.yaml": f"processes: {{web: {{command: python3 server.py, replicas: {replicas}}}}}\n",
+                "Procfile": "web: python3 server.py\n"}
+
+    def builds(self, env):
+        return self.platform.builds(env.name)
+
+    def await_terminal(self, environments, deadline=900):
+        """Seconds until no build of these is queued or running, and all builds by environment."""
+        began, found = time.monotonic(), {}
+        for env in environments:
+            def ended():
+                found[env.name] = self.builds(env)
+                return all(is_final(build) for build in found[env.name])
+            eventually(f"the builds of {env.name} end", ended, deadline, pause=0.5)
+        return time.monotonic() - began, found
+
+    def at_once(self, branch_of, deadline_options=("detach",)):
+        with concurrent.futures.ThreadPoolExecutor(len(self.environments)) as pool:
+            return list(pool.map(lambda env: self.repository.push(env, branch_of(env), *deadline_options), self.environments))
+
+    # -- the parts
+
+    def concurrent(self, peer):
+        """Every environment gets a push at the same moment; the queue is wide enough."""
+        chaos = self.chaos
+        self.repository.make([(f"first{env.number}", None, self.files(env.number, env.replicas)) for env in self.environments])
+        memory, began = Memory(self.platform), time.monotonic()
+        pushes = self.at_once(lambda env: f"first{env.number}")
+        accepted = time.monotonic() - began
+        _, builds = self.await_terminal(self.environments)
+        terminal = time.monotonic() - began
+        memory.end()
+        for push in pushes:
+            chaos.check(push.accepted and push.build == 1, f"the push to {push.env.name} was not queued: {push.text}")
+        states = count(state_of(build) for found in builds.values() for build in found)
+        chaos.check(states == {"succeeded": len(pushes)}, f"builds ended as {states}")
+        chaos.check(memory.growth <= MEMORY_GROWTH, f"200 pushes made berth serve grow by {mib(memory.growth)} MiB")
+        for env in [env for env in self.environments if env.replicas][:3]:
+            eventually(f"{env.name} answers", lambda: self.answers(env) == f"version {env.number}", 60)
+        times = [push.seconds for push in pushes]
+        theirs = peer_at_once(self, peer) if peer else None
+        say(f"\n{len(pushes)} pushes at once to {len(pushes)} environments of {TENANTS} tenants (detached; queue widened; a tenth of the apps with a replica, the rest with 0)")
+        heads = ["", "accepted", "p50 s", "p99 s", "max s", "all accepted s", "all terminal s", "builds/min"]
+        rows = [["Berth", sum(push.accepted for push in pushes), *latencies(times), f"{accepted:.1f}", f"{terminal:.1f}", f"{len(pushes) * 60 / terminal:.0f}"]]
+        if theirs:
+            rows.append(["sshd and git", len(theirs[1]), *latencies(theirs[1]), f"{theirs[0]:.1f}", "", ""])
+        table(heads, rows)
+        table(MEMORY_HEADS, [memory.row()])
+        chaos.figures |= {"ours": round(accepted, 2), "peer": round(theirs[0], 2) if theirs else None,
+                          "ratio": round(accepted / theirs[0], 3) if theirs else None, "unit": "s until 200 pushes are accepted",
+                          "p50_s": round(percentile(times, 50), 2), "p99_s": round(percentile(times, 99), 2),
+                          "terminal_s": round(terminal, 1), "builds_per_minute": round(len(pushes) * 60 / terminal),
+                          "memory_growth_mib": round(memory.growth / MIB, 1)}
+
+    def answers(self, env):
+        tenant, app, name = env.name.split("/")
+        host = f"{app}.{tenant}.localhost" if name == "prod" else f"{name}.{app}.{tenant}.localhost"
+        try:
+            status, body = self.platform.get(host)
+        except OSError:
+            return None
+        return body.split(" ", 2)[2] if status == 200 else None
+
+    def one(self):
+        """Pushes to one environment, four at a time; every other one supersedes."""
+        chaos, env = self.chaos, self.environments[0]
+        names = [f"one{number}" for number in range(ONE)]
+        parents = ["first0", *names]
+        self.repository.make([(name, parents[number], self.files(f"one{number}", 1)) for number, name in enumerate(names)])
+        commits, memory, began = {self.repository.commit(name): number for number, name in enumerate(names)}, Memory(self.platform), time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            options = [("detach", "supersede") if number % 2 else ("detach",) for number in range(ONE)]
+            pushes = list(pool.map(lambda name, option: self.repository.push(env, name, *option), names, options))
+        _, builds = self.await_terminal([env])
+        terminal = time.monotonic() - began
+        memory.end()
+        builds = sorted((build for build in builds[env.name] if build["number"] > 1), key=lambda build: build["number"])
+        accepted = [push for push in pushes if push.accepted and push.build]
+        for push in pushes:
+            told = push.accepted or push.reason or "rejected" in push.text or "Everything up-to-date" in push.text
+            chaos.check(told, f"a push to {env.name} ended without a reason: {push.text}")
+        chaos.check({push.build for push in accepted} == {build["number"] for build in builds}, "the builds are not those of the accepted pushes")
+        order = [commits[build["commit"]] for build in builds]
+        chaos.check(order == sorted(order), f"the builds' commits are out of the order of acceptance: {order}")
+        moments = [build["queued_at"] for build in builds]
+        chaos.check(moments == sorted(moments), "the builds' numbers are out of the order of acceptance")
+        last = builds[-1]
+        branch = self.repository.git("ls-remote", env.remote, "refs/heads/main").ok().out.split()[0]
+        chaos.check(state_of(last) == "succeeded", f"the last accepted push ended as {last['state']}")
+        chaos.check(branch == last["commit"], f"the branch is at {branch}, the last accepted push at {last['commit']}")
+        eventually("the last accepted push is live", lambda: self.answers(env) == f"version one{order[-1]}", 60)
+        say(f"\n{ONE} pushes to one environment, four at a time, every other one with -o supersede")
+        table(["accepted", "refused", "p50 s", "p99 s", "max s", "all terminal s"],
+              [[len(accepted), ONE - len(accepted), *latencies([push.seconds for push in pushes]), f"{terminal:.1f}"]])
+        tell_reasons(pushes)
+        say("  builds: " + ", ".join(f"{number} {state}" for state, number in sorted(count(map(state_of, builds)).items())))
+        table(MEMORY_HEADS, [memory.row()])
+        chaos.figures |= {"one_accepted": len(accepted), "one_refused": ONE - len(accepted)}
+
+    def defaults(self):
+        """The same at once, with the queue as it comes."""
+        chaos = self.chaos
+        self.restart({})
+        self.repository.make([(f"second{env.number}", f"first{env.number}", self.files(f"second {env.number}", env.replicas)) for env in self.environments[1:]]
+                             + [("second0", f"one{ONE - 1}", self.files("second 0", 1))])
+        memory, began = Memory(self.platform), time.monotonic()
+        pushes = self.at_once(lambda env: f"second{env.number}")
+        refused = [push for push in pushes if not push.accepted]
+        for push in refused:
+            chaos.check(push.reason and "ry again" in push.text, f"a refusal does not say to try again: {push.text}")
+        _, builds = self.await_terminal(self.environments)
+        terminal = time.monotonic() - began
+        memory.end()
+        states = count(state_of(max(builds[push.env.name], key=lambda build: build["number"])) for push in pushes if push.accepted)
+        chaos.check(set(states) == {"succeeded"}, f"accepted pushes ended as {states}")
+        say(f"\n{len(pushes)} pushes at once with the queue as it comes (100, 20 of a tenant)")
+        table(["accepted", "refused", "p50 s", "p99 s", "max s", "all terminal s"],
+              [[len(pushes) - len(refused), len(refused), *latencies([push.seconds for push in pushes]), f"{terminal:.1f}"]])
+        tell_reasons(pushes)
+        table(MEMORY_HEADS, [memory.row()])
+        if refused:
+            again = self.repository.push(refused[0].env, f"second{refused[0].env.number}", "detach")
+            chaos.check(again.accepted, f"what was told to try again did, and was refused: {again.text}")
+            self.await_terminal([refused[0].env])
+        chaos.figures |= {"default_accepted": len(pushes) - len(refused), "default_refused": len(refused)}
+
+    def huge(self):
+        """Pushes of a gigabyte of random bytes."""
+        env, rows = self.environments[2], []
+        self.repository.make_blob("giga", 1000)
+        self.repository.make_blob("over", 1100)
+        rows.append(self.huge_push("1.1 GB, limit 1 GiB (default)", "over:refs/heads/main", env, False, "larger than this server takes"))
+        self.restart({"BERTH__GIT__MAX_INPUT_SIZE": "2Gi"})
+        rows.append(self.huge_push("1 GB to the branch, limit 2 GiB", "giga:refs/heads/main", env, False, "MiB"))
+        rows.append(self.huge_push("1 GB as a tag, limit 2 GiB", "giga:refs/tags/giga", env, True, "new tag"))
+        say("\nA push of a gigabyte of random bytes")
+        table(["push", "accepted", "s", *MEMORY_HEADS, "left behind MiB", "told"], rows)
+
+    def huge_push(self, title, refspec, env, accepted, told):
+        chaos, repository = self.chaos, self.platform.data / "repositories" / (env.name + ".git")
+        used, memory = used_by(repository), Memory(self.platform)
+        finished = self.repository.git("push", env.remote, "refs/heads/" + refspec.replace("refs/heads/refs", "refs"), timeout=600)
+        memory.end()
+        left = used_by(repository) - used
+        chaos.check((finished.status == 0) == accepted, f"{title}: ended with {finished.status}: {finished.all()[-500:]}")
+        chaos.check(told in finished.all(), f"{title}: nothing says {told!r}: {finished.all()[-500:]}")
+        chaos.check(memory.growth <= MEMORY_GROWTH, f"{title}: berth serve grew by {mib(memory.growth)} MiB")
+        chaos.check(accepted or left < MIB, f"{title}: {left} bytes are left in the repository")
+        incoming = [path for path in repository.rglob("*incoming-*")]
+        chaos.check(not incoming, f"{title}: a quarantine is left: {incoming}")
+        reason = next((line for line in finished.all().splitlines() if "!    " in line), "").replace("remote:", "").strip(" !")
+        key = "huge_growth_mib"
+        chaos.figures[key] = max(chaos.figures.get(key, 0), round(memory.growth / MIB, 1))
+        return [title, "yes" if finished.status == 0 else "no", f"{finished.seconds:.1f}", *memory.row(), mib(left), reason[:90]]
+
+    def refs(self):
+        """Many refs in one push; and a repository that has many."""
+        chaos, env, rows = self.chaos, self.environments[4], []
+        # Without `concurrent` before it, nothing is there yet.
+        self.repository.make([("first0", None, self.files(0))])
+        commit = self.repository.commit("first0")
+        self.repository.git("update-ref", "--stdin", stdin="".join(f"create refs/tags/many{n} {commit}\n" for n in range(REFS))).ok()
+        memory = Memory(self.platform)
+        finished = self.repository.git("push", "-q", env.remote, "refs/tags/many*:refs/tags/many*", timeout=600)
+        memory.end()
+        there, seconds = self.ls_remote(env)
+        reason = next((line for line in finished.all().splitlines() if "!    " in line), "").replace("remote:", "").strip(" !")
+        if finished.status != 0:
+            chaos.check(bool(reason), f"{REFS} refs were refused without a reason: {finished.all()[-500:]}")
+            chaos.check(there < REFS // 10, f"{REFS} refs were refused, and {there} are there")
+        chaos.check(seconds < LS_REMOTE, f"ls-remote took {seconds:.1f} s")
+        rows.append([f"a push of {REFS} tags", "yes" if finished.status == 0 else "no", f"{finished.seconds:.1f}", there, f"{seconds:.2f}", *memory.row(), reason[:90]])
+        rows.append(self.many_refs("tags/kept"))
+        rows.append(self.many_refs("berth/builds/"))
+        say("\nMany refs")
+        table(["", "accepted", "s", "refs listed", "ls-remote s", *MEMORY_HEADS, "told"], rows)
+        chaos.figures |= {"refs_accepted": finished.status == 0, "ls_remote_s": round(seconds, 2)}
+
+    def many_refs(self, prefix):
+        """A repository that came to have them, one push or build after another."""
+        env = self.environments[6 if prefix.startswith("tags") else 8]
+        path = self.platform.data / "repositories" / (env.name + ".git")
+        self.repository.git("push", "-q", env.remote, "first0:refs/tags/first").ok()
+        commit = run(["git", "-C", path, "rev-parse", "refs/tags/first"]).ok().out.strip()
+        run(["git", "-C", path, "update-ref", "--stdin"], stdin="".join(f"create refs/{prefix}{1000 + n} {commit}\n" for n in range(REFS)), timeout=600).ok()
+        memory = Memory(self.platform)
+        there, seconds = self.ls_remote(env)
+        again = self.repository.git("push", env.remote, f"first0:refs/tags/one-more{prefix[0]}", timeout=120)
+        memory.end()
+        self.chaos.check(seconds < LS_REMOTE, f"ls-remote of a repository with {REFS} refs/{prefix}* took {seconds:.1f} s")
+        self.chaos.check(again.status == 0, f"a push to a repository with {REFS} refs/{prefix}* failed: {again.all()[-500:]}")
+        return [f"a tag, to {REFS} refs/{prefix}*", "yes" if again.status == 0 else "no", f"{again.seconds:.1f}", there, f"{seconds:.2f}", *memory.row(), ""]
+
+    def ls_remote(self, env):
+        found = self.repository.git("ls-remote", env.remote).ok()
+        return len(found.out.splitlines()), found.seconds
+
+
+def is_final(build):
+    return state_of(build) in ("succeeded", "failed", "cancelled")
+
+
+def state_of(build):
+    state = build["state"]
+    return state if isinstance(state, str) else state.get("state") or next(iter(state))
+
+
+def count(values):
+    found = {}
+    for value in values:
+        found[value] = found.get(value, 0) + 1
+    return found
+
+
+def latencies(times):
+    return [f"{percentile(times, 50):.2f}", f"{percentile(times, 99):.2f}", f"{max(times):.2f}"]
+
+
+def tell_reasons(pushes):
+    """What those were told that were not taken, and how often."""
+    reasons = count(re.sub(r"\b[0-9a-f]{12}\b|\d+", "N", push.reason or push.text.strip().splitlines()[-1]) for push in pushes if not push.accepted)
+    for reason, number in sorted(reasons.items(), key=lambda item: -item[1]):
+        say(f"  {number} were told: {reason[:120]}")
+
+
+def used_by(directory):
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*"))
+
+
+def peer_at_once(bench, ssh_config):
+    """The same pushes to OpenSSH's sshd and git, with the settings that Berth gives to receive-pack."""
+    directory = bench.platform.directory / "peer"
+    settings = {"receive.fsckObjects": "true", "receive.autogc": "false", "gc.auto": "0", "receive.unpackLimit": "1",
+                "core.fsync": "all", "core.fsyncMethod": "fsync"}
+    bare = directory / "0.git"
+    run(["git", "init", "-q", "--bare", bare], env=bench.platform.git_environment).ok()
+    for key, value in settings.items():
+        run(["git", "-C", bare, "config", key, value]).ok()
+    for env in bench.environments[1:]:
+        run(["cp", "-r", bare, directory / f"{env.number}.git"]).ok()
+    environment = bench.platform.git_environment | {"GIT_SSH_COMMAND": f"ssh -F {ssh_config}"}
+
+    def push(env):
+        words = ["git", "-C", bench.repository.path, "push", "-q", f"peer:{directory}/{env.number}.git", f"refs/heads/first{env.number}:refs/heads/main"]
+        return run(words, env=environment, timeout=600).ok().seconds
+
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(len(bench.environments)) as pool:
+        times = list(pool.map(push, bench.environments))
+    return time.monotonic() - began, times
+
+
+def scenario(chaos):
+    bench, only = Bench(chaos), chaos.arguments.only
+    if not only or "concurrent" in only:
+        bench.concurrent(chaos.arguments.peer)
+    if not only or "one" in only:
+        bench.one()
+    if not only or "defaults" in only:
+        bench.defaults()
+    if not only or "huge" in only:
+        bench.huge()
+    if not only or "refs" in only:
+        bench.refs()
+    chaos.figures["runs"] = 1
+
+
+main(scenario, arguments=[("--peer", {"help": "ssh configuration with a host `peer`"}), ("--only", {"nargs": "*", "help": "only these parts"})])

@@ -1,0 +1,341 @@
+#!/usr/bin/env python3
+# chaos: cut the power at random moments: the store, and pushed refs, keep what was acknowledged
+"""Crash images. A writer works on an ext4 file system in an image file; at a random moment it is stopped and the image is copied, without what
+the kernel still has in memory: what a power cut would have left. The copy is mounted, which replays its journal, and compared with the log of
+acknowledgements, which is kept elsewhere. Beside the store, two controls in the same run, each on an image of its own and cut at the same
+moments: a file that is appended to with fsync must lose nothing either, and one without must lose something, or the cuts prove nothing.
+Then the same with pushes: a Berth whose repositories are on such an image. A run is a cut of the store; --pushes N cuts of repositories."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+
+from harness import ROOT, Platform, eventually, main, run, say, table
+
+# Cuts in one life of a file system.
+CUTS_PER_LIFE = 20
+CONTROL = """import os, sys
+path, sync = sys.argv[1], sys.argv[2] == 'fsync'
+file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+if sync:
+    os.fsync(file)
+    directory = os.open(os.path.dirname(path), os.O_RDONLY)
+    os.fsync(directory)
+for number in range(10**9):
+    os.write(file, b'%015d\\n' % number)
+    if sync:
+        os.fsync(file)
+    sys.stdout.write('acknowledged %d\\n' % number)
+    sys.stdout.flush()
+"""
+
+
+def test_binary():
+    """tests/store_crash.rs, built."""
+    built = run(["cargo", "test", "--no-run", "--test", "store_crash", "--message-format=json"], timeout=3600, cwd=ROOT).ok()
+    for line in built.out.splitlines():
+        message = json.loads(line)
+        if message.get("reason") == "compiler-artifact" and message["target"]["name"] == "store_crash" and message.get("executable"):
+            return message["executable"]
+    raise AssertionError("no test binary")
+
+
+class Image:
+    """A file system in a file, mounted; what it makes goes with `close`."""
+
+    def __init__(self, directory, name, megabytes, at=None):
+        self.path, self.at = directory / f"{name}.img", at or directory / name
+        with open(self.path, "wb") as file:
+            file.truncate(megabytes << 20)
+        run(["mkfs.ext4", "-q", "-F", "-m", "0", self.path]).ok()
+        mount(self.path, self.at)
+
+    def cut(self, to):
+        run(["cp", "--sparse=always", self.path, to]).ok()
+
+    def close(self):
+        unmount(self.at)
+        self.path.unlink(missing_ok=True)
+
+
+def mount(image, at):
+    at.mkdir(parents=True, exist_ok=True)
+    run(["mount", "-o", "loop", image, at]).ok()
+
+
+def unmount(at):
+    if os.path.ismount(at):
+        done = run(["umount", at])
+        if done.status != 0:
+            run(["umount", "-l", at])
+
+
+class Writer:
+    """A process that says on its standard output what it has been promised."""
+
+    def __init__(self, words, **environment):
+        self.process = subprocess.Popen(list(map(str, words)), env=dict(os.environ) | environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.text = b""
+
+    def stop(self):
+        self.process.send_signal(signal.SIGSTOP)
+        stat = pathlib.Path(f"/proc/{self.process.pid}/stat")
+        eventually("the writer stands still", lambda: stat.read_text().rsplit(")", 1)[1].split()[0] in "TtZ", pause=0.001)
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def acknowledged(self):
+        """All numbers so far. What is read of a line at its end is not counted."""
+        while True:
+            try:
+                chunk = os.read(self.process.stdout.fileno(), 1 << 20)
+            except BlockingIOError:
+                break
+            if not chunk:
+                break
+            self.text += chunk
+        return [int(number) for number in re.findall(rb"acknowledged (\d+)\n", self.text)]
+
+    def end(self):
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class Pump(threading.Thread):
+    """Keeps the pipes of writers from filling."""
+
+    def __init__(self, writers, lock):
+        super().__init__(daemon=True)
+        self.writers, self.lock, self.stopping = writers, lock, threading.Event()
+        self.start()
+
+    def run(self):
+        while not self.stopping.wait(0.005):
+            with self.lock:
+                for writer in self.writers:
+                    writer.acknowledged()
+
+
+def check_store(binary, work, image, acknowledged):
+    """(acknowledged, lost or None when it does not open)."""
+    at, log = work / "cut", work / "acknowledged"
+    log.write_text("".join(f"{number}\n" for number in acknowledged))
+    mount(image, at)
+    try:
+        if not acknowledged and not (at / "store").exists():
+            return 0, 0, ""
+        checked = run([binary, "--exact", "checker", "--nocapture"], env=dict(os.environ) | {
+            "BERTH_TEST_CRASH_CHECK": str(at / "store"), "BERTH_TEST_CRASH_ACKNOWLEDGED": str(log), "RUST_BACKTRACE": "0"})
+        found = re.search(r"lost (\d+)", checked.out)
+        lost = int(found[1]) if found else None
+        return len(acknowledged), lost if checked.status == 0 or lost else None, checked.all()
+    finally:
+        unmount(at)
+
+
+def check_control(work, image, acknowledged):
+    at = work / "cut"
+    mount(image, at)
+    try:
+        path = at / "log"
+        text = path.read_bytes() if path.exists() else b""
+        there = {int(line) for line in text.split(b"\n") if line.isdigit()}
+        return len(acknowledged), len([number for number in acknowledged if number not in there])
+    finally:
+        unmount(at)
+
+
+def life(chaos, binary, work, cuts, totals):
+    """One life of the three file systems, with so many cuts."""
+    images = [Image(work, "store", 256), Image(work, "synced", 64), Image(work, "unsynced", 64)]
+    for image in images:
+        chaos.finally_do(image.close)
+    store, synced, unsynced = images
+    writers = [
+        Writer([binary, "--exact", "writer", "--nocapture"], BERTH_TEST_CRASH_DIRECTORY=str(store.at / "store")),
+        Writer(["python3", "-c", CONTROL, synced.at / "log", "fsync"]),
+        Writer(["python3", "-c", CONTROL, unsynced.at / "log", "none"]),
+    ]
+    for writer in writers:
+        chaos.finally_do(writer.end)
+    lock = threading.Lock()
+    pump = Pump(writers, lock)
+    try:
+        for _ in range(cuts):
+            time.sleep(chaos.random.expovariate(8))
+            with lock:
+                for writer in writers:
+                    writer.stop()
+                numbers = [writer.acknowledged() for writer in writers]
+                copies = [work / f"cut-{image.at.name}.img" for image in images]
+                for image, copy in zip(images, copies):
+                    image.cut(copy)
+                for writer in writers:
+                    chaos.check(writer.process.poll() is None, "a writer has ended by itself")
+                    writer.go_on()
+            count, lost, said = check_store(binary, work, copies[0], numbers[0])
+            totals["store"][0] += 1
+            totals["store"][1] += count
+            if lost is None:
+                totals["store"][3] += 1
+                chaos.fail(f"the store does not open: {said[-1500:]}")
+            elif lost:
+                totals["store"][2] += lost
+                chaos.fail(f"the store lost {lost} of {count}: {said[-800:]}")
+            for name, copy, acknowledged in zip(("append+fsync", "append alone"), copies[1:], numbers[1:]):
+                count, lost = check_control(work, copy, acknowledged)
+                totals[name][0] += 1
+                totals[name][1] += count
+                totals[name][2] += lost
+            for copy in copies:
+                copy.unlink()
+    finally:
+        pump.stopping.set()
+        pump.join()
+        for writer in writers:
+            writer.end()
+        for image in images:
+            image.close()
+    del chaos.cleanups[-6:]
+
+
+def descendants(pid):
+    """A process and all below it, from /proc."""
+    children = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found, waiting = [], [pid]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children.get(found[-1], [])
+    return found
+
+
+def signal_all(pid, number):
+    """Twice, since one that has been missed may have had a child."""
+    for _ in range(2):
+        for one in descendants(pid):
+            try:
+                os.kill(one, number)
+            except ProcessLookupError:
+                pass
+
+
+class Pusher(threading.Thread):
+    """Pushes to one app, again and again, and notes what was accepted."""
+
+    def __init__(self, app):
+        super().__init__(daemon=True)
+        self.app, self.accepted, self.refused, self.stopping = app, [], 0, threading.Event()
+        self.commits = []
+        self.start()
+
+    def run(self):
+        while not self.stopping.is_set():
+            commit = self.app.change()
+            self.commits.append(commit)
+            if self.app.push("detach", "supersede", timeout=120).status == 0:
+                self.accepted.append(commit)
+            else:
+                self.refused += 1
+
+
+def check_repositories(chaos, work, image, accepted):
+    """(pushes accepted, lost)."""
+    at, count, lost = work / "cut", 0, 0
+    mount(image, at)
+    try:
+        for pusher, commits in accepted:
+            if not commits:
+                continue
+            count += len(commits)
+            git = ["git", f"--git-dir={at / (pusher.app.env + '.git')}", "-c", "safe.directory=*"]
+            tip = run([*git, "rev-parse", "--verify", "refs/heads/main"])
+            # A later push may have come to the disk without having been answered.
+            order = pusher.commits
+            where = order.index(tip.out.strip()) if tip.out.strip() in order else -1
+            if where < order.index(commits[-1]):
+                lost += 1
+                chaos.fail(f"{pusher.app.env}: main is at {tip.all().strip()}, and {commits[-1]} was accepted")
+            checked = run([*git, "fsck", "--full", "--strict"])
+            chaos.check(checked.status == 0, f"git fsck of {pusher.app.env}: {checked.all()[-500:]}")
+            for commit in commits:
+                if run([*git, "cat-file", "-e", f"{commit}^{{tree}}"]).status != 0:
+                    lost += 1
+                    chaos.fail(f"{pusher.app.env}: commit {commit} was accepted and is not there")
+    finally:
+        unmount(at)
+    return count, lost
+
+
+def pushes(chaos, work, cuts):
+    platform = Platform(chaos, settings={"BERTH__BUILDS__CONCURRENCY": "1"})
+    image = Image(work, "repositories", 256, at=platform.data / "repositories")
+    # Before the platform is stopped it cannot be unmounted: the order of clean-up is the reverse of this one.
+    chaos.cleanups.insert(0, image.close)
+    platform.begin()
+    pushers = [Pusher(platform.app(name)) for name in ("acme/one", "acme/two")]
+    count = lost = 0
+    try:
+        eventually("the first pushes are accepted", lambda: all(pusher.accepted for pusher in pushers), 300)
+        for _ in range(cuts):
+            time.sleep(chaos.random.uniform(0.1, 1.5))
+            pid = platform.processes["serve"].pid
+            signal_all(pid, signal.SIGSTOP)
+            accepted = [(pusher, list(pusher.accepted)) for pusher in pushers]
+            image.cut(work / "cut-repositories.img")
+            signal_all(pid, signal.SIGCONT)
+            found = check_repositories(chaos, work, work / "cut-repositories.img", accepted)
+            count, lost = count + found[0], lost + found[1]
+    finally:
+        for pusher in pushers:
+            pusher.stopping.set()
+        for pusher in pushers:
+            pusher.join(150)
+    chaos.check(all(len(pusher.accepted) > 3 for pusher in pushers), "too few pushes were accepted to prove anything")
+    return cuts, count, lost, sum(len(pusher.accepted) for pusher in pushers)
+
+
+def scenario(chaos):
+    binary = test_binary()
+    # In memory: what counts is which writes have left the file system, not how fast a disk is.
+    shared = pathlib.Path("/dev/shm")
+    work = pathlib.Path(tempfile.mkdtemp(prefix="berth-power-loss.", dir=shared if shared.is_dir() else chaos.work))
+    chaos.finally_do(lambda: shutil.rmtree(work, ignore_errors=True))
+    chaos.finally_do(lambda: unmount(work / "cut"))
+    totals = {name: [0, 0, 0, 0] for name in ("store", "append+fsync", "append alone")}
+    left = chaos.runs(200)
+    while left > 0:
+        cuts = min(left, CUTS_PER_LIFE)
+        life(chaos, binary, work, cuts, totals)
+        left -= cuts
+        say(f"{totals['store'][0]} cuts, {totals['store'][1]} acknowledged, {totals['store'][2]} lost")
+    chaos.check(totals["append+fsync"][2] == 0, "the control with fsync lost something: the images are not what a power cut leaves")
+    chaos.check(totals["append alone"][2] > 0, "the control without fsync lost nothing: the cuts prove nothing")
+    rows = [[name, *values] for name, values in totals.items()]
+    if chaos.arguments.pushes:
+        cuts, count, lost, accepted = pushes(chaos, work, chaos.arguments.pushes)
+        rows.append(["pushed refs", cuts, count, lost, 0])
+        chaos.figures |= {"push_cuts": cuts, "pushes_accepted": accepted, "pushes_lost": lost}
+    say("")
+    table(["what", "cuts", "acknowledged (summed over cuts)", "lost", "did not open"], rows)
+    chaos.figures |= {"runs": totals["store"][0], "acknowledged": totals["store"][1], "lost": totals["store"][2],
+                      "control_fsync_lost": totals["append+fsync"][2], "control_none_lost": totals["append alone"][2]}
+
+
+main(scenario, default_runs=200, arguments=[("--pushes", {"type": int, "default": 30, "help": "cuts of repositories"})])

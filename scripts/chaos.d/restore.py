@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+# chaos: back up online, wipe data directory and engine, restore, and see every app answer as before
+"""Apps are deployed (releases, config, a rollback, a second tenant), a backup is taken while pushes and requests go on, everything of the
+instance is wiped (data directory, containers, networks, volumes, images), the backup is restored, and every environment must answer again
+with the same release and the same config. Before that, restores are refused or killed in every way that must leave nothing behind."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+from harness import ROOT, Load, Platform, eventually, main, run, say, table
+
+# Answers with a config value too.
+SERVER = """import http.server, os
+class Page(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def do_GET(self):
+        body = ('release ' + os.environ['BERTH_RELEASE'] + ' greeting ' + os.environ.get('GREETING', '-') + ' VERSION').encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(('', int(os.environ['PORT'])), Page).serve_forever()
+"""
+FILES = {"server.py": SERVER, "Procfile": "web: python3 server.py\n"}
+
+
+def deploy(platform, random):
+    apps = [platform.app(name, files=FILES) for name in ("acme/shop", "acme/blog", "zoo/site")]
+    for app in apps:
+        pushed = app.push()
+        assert pushed.status == 0, pushed.all()
+        platform.ssh("config", "set", app.env, f"GREETING=hello{random.randrange(10**6)}").ok()
+    for _ in range(2):
+        apps[0].change()
+        assert apps[0].push().status == 0
+    platform.ssh("rollback", apps[1].env, "v1").ok()
+    platform.ssh("scale", apps[2].env, "web=2").ok()
+    platform.ssh("promote", apps[0].env, "acme/shop/prod").ok()
+    return apps
+
+
+def state(platform, apps):
+    """What must be the same afterwards."""
+    found = {}
+    for app in apps:
+        found[app.env] = {
+            "answer": app.get(),
+            "releases": platform.ssh("releases", "list", app.env, "--json").ok().json(),
+            "config": platform.ssh("config", "list", app.env, "--json").ok().json(),
+            "builds": [(build["number"], build["state"]) for build in platform.builds(app.env)],
+            "commit": app.remote_commit(),
+        }
+    found["acme/shop/prod"] = {"answer": platform.get("shop.acme.localhost")}
+    found["keys"] = platform.ssh("keys", "list", "--json").ok().json()
+    return found
+
+
+def wipe(platform):
+    """The machine is gone: data directory, and everything of this instance on the engine."""
+    for name in list(platform.processes):
+        platform.kill(name)
+    objects = platform.engine_objects()
+    if objects["containers"]:
+        run(["docker", "rm", "-f", *objects["containers"]]).ok()
+    for kind, ids in (("network", objects["networks"]), ("volume", objects["volumes"])):
+        if ids:
+            run(["docker", kind, "rm", *ids]).ok()
+    prefix = f"127.0.0.1:{platform.registry_port}/"
+    images = [line for line in run(["docker", "images", "--digests", "--format", "{{.Repository}}@{{.Digest}}"]).ok().out.split()
+              if line.startswith(prefix)]
+    for image in images:
+        run(["docker", "rmi", image])
+    for entry in platform.data.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return sum(map(len, objects.values())), len(images)
+
+
+def refused_restores(chaos, platform, backup):
+    """What is no whole backup, or no empty directory, changes nothing."""
+    whole = backup.read_bytes()
+    bad = chaos.directory("bad") / "backup"
+    turns = 0
+    for what, content in [
+        ("cut off at half", whole[:len(whole) // 2]),
+        ("cut off at its end", whole[:-5]),
+        ("a flipped byte", whole[:len(whole) // 3] + bytes([whole[len(whole) // 3] ^ 64]) + whole[len(whole) // 3 + 1:]),
+        ("empty", b""),
+    ]:
+        bad.write_bytes(content)
+        done = platform.host("restore", bad)
+        chaos.check(done.status != 0, f"a backup that is {what} was restored")
+        left = [entry.name for entry in platform.data.iterdir() if entry.name != "lock"]
+        chaos.check(not left, f"a refused restore ({what}) left {left}")
+        turns += 1
+    for _ in range(5):
+        process = subprocess.Popen(list(map(str, platform.words("restore", backup))), env=platform.environment,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chaos.random.uniform(0.02, 1.0))
+        process.send_signal(signal.SIGKILL)
+        killed = process.wait() != 0
+        if killed and (platform.data / "restoring").exists():
+            served = platform.host("serve", timeout=30)
+            chaos.check(served.status != 0 and "interrupted" in served.all(), f"a killed restore is served: {served.all()[-300:]}")
+        elif not killed:
+            for entry in platform.data.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        turns += 1
+    return turns
+
+
+def mend(chaos, platform, apps):
+    """What a destroyed environment left, a lost repository, a lost branch, a pin of nothing: found, and mended."""
+    at = platform.data / "repositories"
+    repository = [at / f"{app.env}.git" for app in apps]
+    stray = at / "gone/app/dev.git"
+    shutil.copytree(repository[0], stray)
+    (platform.data / "logs/gone/app/dev").mkdir(parents=True)
+    run(["git", f"--git-dir={repository[0]}", "update-ref", "refs/berth/builds/99999", "refs/heads/main"]).ok()
+    run(["git", f"--git-dir={repository[1]}", "update-ref", "-d", "refs/heads/main"]).ok()
+    shutil.rmtree(repository[2])
+    signs = ["repository and logs of gone/app/dev", "refs/berth/builds/99999", f"main of {apps[1].env}", f"repository of {apps[2].env} is missing"]
+    found = platform.host("doctor")
+    for sign in signs:
+        chaos.check(sign in found.out, f"doctor does not say {sign!r}: {found.out}")
+    chaos.check(found.status != 0, "doctor is content")
+    chaos.check(stray.exists() and not repository[2].exists(), "doctor without --repair changed something")
+    mended = platform.host("doctor", "--repair")
+    again = platform.host("doctor")
+    # The branch of the lost repository cannot be made out of nothing: the next push brings it.
+    left = [line for line in again.out.splitlines() if line.startswith("FAIL  records") and apps[2].env not in line]
+    chaos.check(not left, f"doctor --repair left {left}: {mended.out}")
+    chaos.check(not stray.exists() and not (platform.data / "logs/gone/app/dev").exists(), "leftovers are still there")
+    chaos.check(apps[1].remote_commit() is not None, "the branch was not made again")
+    for app in apps:
+        chaos.check(app.get()[0] == 200, f"{app.env} does not answer after a repair")
+    return len(signs)
+
+
+def link_stacks(platform):
+    """What scripts/stacks does on a new machine."""
+    (platform.data / "stacks").mkdir(exist_ok=True)
+    for made in pathlib.Path(os.environ.get("BERTH_STACKS_DIR", ROOT / "target/stacks")).iterdir():
+        link = platform.data / "stacks" / made.name
+        if made.is_file() and not link.exists():
+            link.symlink_to(made)
+
+
+def one(chaos, number):
+    platform = Platform(chaos, f"berth{number}").begin()
+    apps = deploy(platform, chaos.random)
+    backup = platform.directory / "backup.tar.gz"
+    # Online: requests and a push go on meanwhile.
+    load = Load(platform, [app.host for app in apps], rate=20)
+    before = state(platform, apps)
+    other = platform.app("zoo/other", files=FILES)
+    pushing = other.push_begin()
+    began = time.monotonic()
+    taken = platform.host("backup", "--output", backup).ok()
+    backup_seconds = time.monotonic() - began
+    pushing.communicate(timeout=300)
+    load.end()
+    chaos.check(not load.failures, f"requests failed during the backup: {load.failures[:3]}")
+    mode = backup.stat().st_mode & 0o777
+    chaos.check(mode == 0o600, f"the backup has mode {mode:o}")
+    again = platform.host("backup", "--output", backup)
+    chaos.check(again.status != 0 and "already" in again.all(), "a backup was written over another")
+    not_empty = platform.host("restore", backup)
+    chaos.check(not_empty.status != 0, "a restore over a running server")
+    say(taken.out.strip())
+    objects, images = wipe(platform)
+    refusals = refused_restores(chaos, platform, backup)
+    began = time.monotonic()
+    restored = platform.host("restore", backup, timeout=600).ok()
+    restore_seconds = time.monotonic() - began
+    say(restored.out.strip())
+    link_stacks(platform)
+    began = time.monotonic()
+    platform.start("router")
+    platform.start("serve")
+    hosts = [app.host for app in apps] + ["shop.acme.localhost"]
+
+    def answer():
+        try:
+            return all(platform.get(host)[0] == 200 for host in hosts)
+        except OSError:
+            return False
+    eventually("every app answers again", answer)
+    serving_seconds = time.monotonic() - began
+    for app in apps:
+        eventually(f"{app.env} is settled", lambda: platform.settled(app.env))
+    after = state(platform, apps)
+    for name, was in before.items():
+        if not chaos.check(after[name] == was, f"{name} is not as it was"):
+            say(f"    before: {json.dumps(was)[:1500]}\n    after:  {json.dumps(after[name])[:1500]}")
+    doctor = platform.host("doctor")
+    left = [line for line in doctor.out.splitlines() if line.startswith("FAIL  records")]
+    chaos.check(not left, f"doctor finds: {left}")
+    mended = mend(chaos, platform, apps)
+    # The keys are the same: no user's ssh complains, and a push works at once. So does one that the backup had not seen the end of.
+    apps[0].change()
+    for app in (apps[0], apps[2], other):
+        pushed = app.push()
+        chaos.check(pushed.status == 0, f"a push to {app.env} after the restore: {pushed.all()[-500:]}")
+    for app in (*apps, other):
+        path = platform.data / "repositories" / f"{app.env}.git"
+        checked = run(["git", f"--git-dir={path}", "fsck", "--full", "--strict"])
+        chaos.check(checked.status == 0, f"git fsck of {app.env}: {checked.all()}")
+    size = backup.stat().st_size
+    platform.stop()
+    return backup_seconds, restore_seconds, serving_seconds, size, load.asked(), objects, images, refusals, mended
+
+
+def scenario(chaos):
+    rows = [one(chaos, number) for number in range(chaos.runs(1))]
+    say("")
+    table(["run", "backup s", "restore s", "until all answer s", "MiB", "requests", "objects wiped", "images wiped", "refused or killed", "mended"],
+          [[number + 1, f"{b:.2f}", f"{r:.2f}", f"{s:.2f}", f"{size / 2**20:.1f}", *rest]
+           for number, (b, r, s, size, *rest) in enumerate(rows)])
+    best = sorted(rows)[len(rows) // 2]
+    chaos.figures |= {"backup_s": round(best[0], 2), "restore_s": round(best[1], 2), "serving_s": round(best[2], 2), "bytes": best[3]}
+
+
+main(scenario)

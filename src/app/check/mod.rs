@@ -1,0 +1,275 @@
+//! Whether the records fit the repositories, the registry and the engine: what `berth doctor` asks a running server, and what `--repair`
+//! mends.
+//!
+//! A repair never deletes what a record names, and looks at the record once more before it removes what no record names. What it
+//! cannot mend it says, with the next step.
+
+mod repositories;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    commands::Commands,
+    domain::{Build, Deployment, DomainClaim, EnvRef, Environment, ImageRef, Release},
+    git::Repositories,
+    logs::Logs,
+    plan::retention::{KEPT_RELEASES, images_to_keep},
+    registry::{OciRegistry, Registry},
+    runtime::Runtime,
+    store::{Record, Store, Stored},
+};
+use std::{sync::Arc, time::Duration};
+
+/// Between SIGTERM and SIGKILL for replicas that belong to nothing.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Something that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Problem {
+    /// What is wrong.
+    pub(super) what: String,
+    /// What a repair has done about it, or `None`.
+    pub(super) mended: Option<String>,
+    /// What is to be done: by a repair, or by the operator.
+    pub(super) next: String,
+    /// Whether a repair can mend it.
+    pub(super) mendable: bool,
+}
+
+impl Problem {
+    fn new(what: String, next: impl Into<String>) -> Self {
+        Self { what, mended: None, next: next.into(), mendable: false }
+    }
+
+    /// For what a repair mends by doing `how`.
+    fn mendable(what: String, how: &str) -> Self {
+        Self { mendable: true, ..Self::new(what, how) }
+    }
+
+    /// What came of mending it.
+    fn tried(mut self, result: anyhow::Result<()>) -> Self {
+        match result {
+            Ok(()) => self.mended = Some(self.next.clone()),
+            Err(error) => self.next = format!("{}; it failed: {error:#}", self.next),
+        }
+        self
+    }
+}
+
+/// What is compared.
+pub(super) struct Check {
+    pub(super) store: Store,
+    pub(super) repositories: Repositories,
+    pub(super) logs: Logs,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) registry: OciRegistry,
+    /// Knows how an environment is taken away.
+    pub(super) commands: Commands,
+}
+
+/// All records about environments.
+struct Records {
+    environments: BTreeMap<EnvRef, Stored<Environment>>,
+    releases: BTreeMap<EnvRef, Vec<Release>>,
+    builds: BTreeMap<EnvRef, Vec<Build>>,
+}
+
+impl Check {
+    /// Everything that does not fit; mends what may be mended, when asked to.
+    pub(super) async fn run(&self, repair: bool) -> anyhow::Result<Vec<Problem>> {
+        // What is on disk before the records: what a new environment brings is then not taken for left over.
+        let repositories = self.with_repositories(|repositories| Ok(repositories.environments()?)).await?;
+        let logs = self.logs.environments().await?;
+        let records = self.records().await?;
+        let mut problems = self.orphaned_records(&records, repair).await?;
+        self.leftovers(&mut problems, &records, repositories, logs, repair).await?;
+        for env in records.environments.values() {
+            problems.extend(self.repository(env, &records, repair).await);
+        }
+        self.images(&mut problems, &records, repair).await;
+        self.replicas(&mut problems, &records, repair).await?;
+        Ok(problems)
+    }
+
+    async fn with_repositories<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Repositories) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let repositories = self.repositories.clone();
+        tokio::task::spawn_blocking(move || work(&repositories)).await?
+    }
+
+    async fn records(&self) -> anyhow::Result<Records> {
+        let mut records = Records { environments: BTreeMap::new(), releases: BTreeMap::new(), builds: BTreeMap::new() };
+        for stored in self.store.list::<Release>("").await? {
+            records.releases.entry(stored.env.clone()).or_default().push(stored.record);
+        }
+        for stored in self.store.list::<Build>("").await? {
+            records.builds.entry(stored.env.clone()).or_default().push(stored.record);
+        }
+        // Last, for the same reason.
+        for stored in self.store.list::<Environment>("").await? {
+            records.environments.insert(stored.name.clone(), stored);
+        }
+        Ok(records)
+    }
+
+    /// Records about environments that do not exist.
+    async fn orphaned_records(&self, records: &Records, repair: bool) -> anyhow::Result<Vec<Problem>> {
+        let mut problems = Vec::new();
+        let known = |env: &EnvRef| records.environments.contains_key(env);
+        self.orphans::<Release>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+            .await?;
+        self.orphans::<Build>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+            .await?;
+        self.orphans::<Deployment>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+            .await?;
+        self.orphans::<DomainClaim>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+            .await?;
+        Ok(problems)
+    }
+
+    async fn orphans<R: Record>(
+        &self,
+        problems: &mut Vec<Problem>,
+        orphan: impl Fn(&R) -> Option<EnvRef>,
+        repair: bool,
+    ) -> anyhow::Result<()> {
+        let mut of_env: BTreeMap<EnvRef, Vec<Stored<R>>> = BTreeMap::new();
+        for stored in self.store.list::<R>("").await? {
+            if let Some(env) = orphan(&stored) {
+                of_env.entry(env).or_default().push(stored);
+            }
+        }
+        for (env, stored) in of_env {
+            let what = format!("{} {} records of {env}, which does not exist", stored.len(), R::KIND);
+            let mut problem = Problem::mendable(what, "delete them");
+            if repair {
+                let mut transaction = self.store.transaction().expect_absent::<Environment>(&env);
+                for record in &stored {
+                    transaction = transaction.delete(record);
+                }
+                problem = problem.tried(transaction.commit().await.map(drop).map_err(Into::into));
+            }
+            problems.push(problem);
+        }
+        Ok(())
+    }
+
+    /// Repositories and logs of environments that do not exist: a server that died in the middle of destroying one.
+    async fn leftovers(
+        &self,
+        problems: &mut Vec<Problem>,
+        records: &Records,
+        repositories: Vec<EnvRef>,
+        logs: Vec<EnvRef>,
+        repair: bool,
+    ) -> anyhow::Result<()> {
+        let (repositories, logs): (BTreeSet<EnvRef>, BTreeSet<EnvRef>) =
+            (repositories.into_iter().collect(), logs.into_iter().collect());
+        for env in repositories.union(&logs).filter(|env| !records.environments.contains_key(env)) {
+            let which = match (repositories.contains(env), logs.contains(env)) {
+                (true, true) => "repository and logs",
+                (true, false) => "repository",
+                _ => "logs",
+            };
+            let mut problem = Problem::mendable(format!("{which} of {env}, which does not exist"), "remove them");
+            // Somebody may have made it since.
+            if repair && self.store.get::<Environment>(env).await?.is_none() {
+                problem = problem.tried(self.commands.remove_leftovers(env).await.map_err(Into::into));
+            }
+            problems.push(problem);
+        }
+        Ok(())
+    }
+
+    /// Images of releases that run or may be rolled back to: in the registry, and (of what runs) on the engine.
+    async fn images(&self, problems: &mut Vec<Problem>, records: &Records, repair: bool) {
+        let mut seen = BTreeSet::new();
+        for env in records.environments.values() {
+            let releases = records.releases.get(&env.name).map_or(&[][..], Vec::as_slice);
+            let in_use: Vec<_> = [env.current, env.target].into_iter().flatten().collect();
+            for image in images_to_keep(releases, &in_use, KEPT_RELEASES) {
+                if !seen.insert(image.to_string()) {
+                    continue;
+                }
+                let used = releases.iter().filter(|release| release.image == image).map(|release| release.version);
+                let versions: Vec<String> = used.map(|version| version.to_string()).collect();
+                let runs =
+                    releases.iter().any(|release| release.image == image && env.current == Some(release.version));
+                let next = if runs {
+                    format!("what runs goes on; make it anew before it has to be pulled: redeploy {}", env.name)
+                } else {
+                    format!("it cannot be rolled back to; redeploy {} if you need that commit", env.name)
+                };
+                match self.in_registry(&image).await {
+                    Ok(true) if runs && repair => self.pull(problems, &image).await,
+                    Ok(true) => {}
+                    Ok(false) => {
+                        let what = format!(
+                            "the image of {} {} is not in the registry, or not whole",
+                            env.name,
+                            versions.join(", ")
+                        );
+                        problems.push(Problem::new(what, next));
+                    }
+                    Err(error) => {
+                        let what = format!(
+                            "the image of {} {} cannot be looked for: {error:#}",
+                            env.name,
+                            versions.join(", ")
+                        );
+                        problems.push(Problem::new(what, "see that the registry answers, then look again"));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn in_registry(&self, image: &ImageRef) -> anyhow::Result<bool> {
+        let Some(manifest) = self.registry.manifest(&image.repository, image.digest.as_str()).await? else {
+            return Ok(false);
+        };
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
+        let layers = manifest["layers"].as_array().into_iter().flatten();
+        for blob in [&manifest["config"]].into_iter().chain(layers) {
+            let digest = blob["digest"].as_str().unwrap_or_default().parse()?;
+            if !self.registry.has(&image.repository, &digest).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Brings an image back to the engine; there already is what it finds nearly always.
+    async fn pull(&self, problems: &mut Vec<Problem>, image: &ImageRef) {
+        if let Err(error) = self.runtime.prepare_image(image).await {
+            let what = format!("the image {image} cannot be brought to the engine: {error}");
+            problems.push(Problem::new(what, "see that the engine reaches the registry, then repair again"));
+        }
+    }
+
+    /// Replicas that no record asks for.
+    async fn replicas(&self, problems: &mut Vec<Problem>, records: &Records, repair: bool) -> anyhow::Result<()> {
+        let mut sets = BTreeMap::new();
+        for replica in self.runtime.observe().await? {
+            if !records.environments.contains_key(&replica.set.env) {
+                *sets.entry(replica.set).or_insert(0_usize) += 1;
+            }
+        }
+        for (set, count) in sets {
+            if self.store.get::<Environment>(&set.env).await?.is_some() {
+                continue;
+            }
+            let mut problem =
+                Problem::mendable(format!("{count} replicas of {set}, which does not exist"), "remove them");
+            if repair {
+                problem = problem.tried(self.runtime.remove(&set, STOP_GRACE).await.map_err(Into::into));
+            }
+            problems.push(problem);
+        }
+        Ok(())
+    }
+}

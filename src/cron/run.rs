@@ -1,0 +1,131 @@
+//! One run of a job, from its start to its end.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use super::CronParts;
+use crate::{
+    domain::{CronJob, CronRun, CronState, EnvRef, Limits, Release, Timestamp},
+    jobs::{Audience, ReleaseJob, attend},
+    logs::{LogRecord, LogSource, LogStream, OutputLines},
+    places::Place,
+    runtime::{JobKind, Output, Source},
+};
+
+/// What a run needs.
+pub(super) struct Running {
+    pub(super) parts: Arc<CronParts>,
+    pub(super) release: Release,
+    pub(super) job: CronJob,
+    pub(super) run: CronRun,
+    /// Why it is to end, once it is.
+    pub(super) stop: watch::Receiver<Option<String>>,
+    /// Who wants to see its output.
+    pub(super) output: Option<mpsc::Sender<Bytes>>,
+    /// Given back when the run is over.
+    pub(super) place: Place,
+}
+
+impl Running {
+    /// Runs it and returns the record with its end.
+    pub(super) async fn run(mut self) -> CronRun {
+        let process = process(&self.run);
+        let say = |text: String| LogRecord::berth(self.parts.clock.now(), &process, text);
+        let (number, version) = (self.run.number, self.run.release);
+        self.parts.logs.append(&self.run.env, say(format!("run {number} of {version} started")));
+        let spec = ReleaseJob {
+            release: &self.release,
+            kind: JobKind::Cron,
+            name: format!("cron-{}-{number}", self.run.job),
+            process: &process,
+            words: std::slice::from_ref(&self.job.command),
+            limits: Limits { cpu_millis: self.job.cpu_millis, memory: self.job.memory, pids: self.parts.settings.pids },
+            stop_grace: self.parts.settings.stop_grace,
+        };
+        let spec = spec.spec();
+        let mut audience = Listeners {
+            parts: &self.parts,
+            env: &self.run.env,
+            process: &process,
+            lines: Default::default(),
+            viewer: self.output.take(),
+        };
+        let stop = &mut self.stop;
+        let stopped = async move {
+            let reason = stop.wait_for(Option::is_some).await.map(|reason| reason.clone().unwrap_or_default());
+            match reason {
+                Ok(reason) => reason,
+                // The service is gone, and this task with it.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let attended = attend(&*self.parts.runtime, &spec, self.job.timeout, stopped, &mut audience).await;
+        audience.flush().await;
+        let (failure, exit, tail) = match attended {
+            Ok(attended) => (attended.ending.failure(), attended.ending.exit(), attended.tail),
+            Err(error) => (Some(error.to_string()), None, Vec::new()),
+        };
+        let text = failure.as_ref().map_or_else(|| "succeeded".to_owned(), |reason| format!("failed: {reason}"));
+        self.parts.logs.append(&self.run.env, say(format!("run {number} {text}")));
+        self.run.state = match failure {
+            None => CronState::Succeeded,
+            Some(reason) => CronState::Failed { reason, exit },
+        };
+        (self.run.finished_at, self.run.tail) = (Some(self.parts.clock.now()), tail);
+        drop(self.place);
+        self.run
+    }
+}
+
+/// What the job is called in logs and in `BERTH_PROCESS`.
+fn process(run: &CronRun) -> String {
+    format!("cron.{}", run.job)
+}
+
+struct Listeners<'a> {
+    parts: &'a CronParts,
+    env: &'a EnvRef,
+    process: &'a str,
+    /// Of standard output and standard error.
+    lines: [OutputLines; 2],
+    viewer: Option<mpsc::Sender<Bytes>>,
+}
+
+fn record(at: Timestamp, process: &str, stream: LogStream, text: String) -> LogRecord {
+    LogRecord { at, source: LogSource::App, process: process.to_owned(), stream, text, replica: None }
+}
+
+const STREAMS: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
+
+impl Listeners<'_> {
+    async fn flush(&mut self) {
+        for (lines, stream) in self.lines.iter_mut().zip(STREAMS) {
+            if let Some(text) = lines.rest() {
+                let record = record(self.parts.clock.now(), self.process, stream, text);
+                self.parts.logs.append_when_ready(self.env, record).await;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Audience for Listeners<'_> {
+    async fn output(&mut self, output: Output) {
+        let which = usize::from(output.source == Source::Stderr);
+        let mut whole = Vec::new();
+        self.lines[which].take(&output.bytes, |line| whole.push(line.to_owned()));
+        for text in whole {
+            let record = record(self.parts.clock.now(), self.process, STREAMS[which], text);
+            self.parts.logs.append_when_ready(self.env, record).await;
+        }
+        if let Some(viewer) = &self.viewer {
+            // A viewer who is slow or gone does not hold the job up.
+            let _ = viewer.try_send(output.bytes);
+        }
+    }
+
+    fn silent(&mut self, _: Duration) {}
+}

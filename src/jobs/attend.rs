@@ -1,0 +1,198 @@
+//! Starting a job, watching it to its end, and clearing it up.
+
+use std::{collections::VecDeque, time::Duration};
+
+use async_trait::async_trait;
+use futures::{StreamExt, stream::BoxStream};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use crate::runtime::{Job, JobExit, JobSpec, Output, Runtime, RuntimeError};
+
+/// How long making and starting the job may take; it may have to wait for the image.
+const START_DEADLINE: Duration = Duration::from_secs(300);
+/// How long clearing up may take.
+const FINISH_DEADLINE: Duration = Duration::from_secs(30);
+/// The audience is told that the job still runs when there was no output for this long.
+const SILENCE: Duration = Duration::from_secs(8);
+/// Last output that is kept, in bytes and in lines.
+const TAIL: usize = 4096;
+const TAIL_LINES: usize = 30;
+
+/// A job that runs. Dropping it kills it; [`Started::finish`] does so too, and waits.
+pub struct Started {
+    job: Box<dyn Job>,
+    name: String,
+}
+
+impl Started {
+    /// Makes the job's container and starts it, within five minutes.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub async fn new(runtime: &dyn Runtime, spec: &JobSpec) -> Result<Self, RuntimeError> {
+        let start = async {
+            let mut job = runtime.job(spec).await?;
+            job.start().await?;
+            Ok(Self { job, name: spec.name.clone() })
+        };
+        let late = || Err(RuntimeError::Unavailable(format!("no start within {} s", START_DEADLINE.as_secs())));
+        timeout(START_DEADLINE, start).await.unwrap_or_else(|_| late())
+    }
+
+    /// The job itself, for its streams and its end.
+    pub fn job(&mut self) -> &mut dyn Job {
+        self.job.as_mut()
+    }
+
+    /// Kills it if it runs, and removes it. That it takes long is no error: the engine goes on by itself.
+    pub async fn finish(self) -> Result<(), RuntimeError> {
+        match timeout(FINISH_DEADLINE, self.job.finish()).await {
+            Ok(finished) => finished,
+            Err(_) => {
+                tracing::warn!(job = self.name, "a job cannot be cleared up in time");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Who hears of an attended job.
+#[async_trait]
+pub trait Audience: Send {
+    /// Output, as it came. The job waits meanwhile.
+    async fn output(&mut self, output: Output);
+    /// There was none for a while; the job has been running for so long.
+    fn silent(&mut self, running: Duration);
+}
+
+/// How an attended job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself.
+    Exited(JobExit),
+    /// It ran for as long as it may and was ended.
+    TimeLimit(Duration),
+    /// It was told to, with this reason.
+    Stopped(String),
+}
+
+impl Ending {
+    /// Why it has failed, if it has: `it exited with status 1`.
+    pub fn failure(&self) -> Option<String> {
+        match self {
+            Self::Exited(exit) if exit.code == 0 => None,
+            Self::Exited(exit) if exit.out_of_memory => Some("it ran out of memory".to_owned()),
+            Self::Exited(exit) => Some(format!("it exited with status {}", exit.code)),
+            Self::TimeLimit(limit) => Some(format!("it took longer than {} s", limit.as_secs())),
+            Self::Stopped(reason) => Some(reason.clone()),
+        }
+    }
+
+    /// The exit status, if it came to one.
+    pub fn exit(&self) -> Option<i64> {
+        match self {
+            Self::Exited(exit) => Some(exit.code),
+            Self::TimeLimit(_) | Self::Stopped(_) => None,
+        }
+    }
+}
+
+/// What there is to tell of a job that has been attended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attended {
+    pub ending: Ending,
+    /// The last lines of its output, at most 4 KiB.
+    pub tail: Vec<String>,
+}
+
+/// Runs a job to its end: until it exits, has run for `limit`, or `stopped` gives a reason to end it (then SIGTERM, the spec's grace time,
+/// SIGKILL). Its container is gone afterwards.
+///
+/// # Errors
+/// The engine's, when the job could not be started or followed.
+pub async fn attend(
+    runtime: &dyn Runtime,
+    spec: &JobSpec,
+    limit: Duration,
+    stopped: impl Future<Output = String> + Send,
+    audience: &mut dyn Audience,
+) -> Result<Attended, RuntimeError> {
+    let mut started = Started::new(runtime, spec).await?;
+    let mut watched = Watched { output: started.job().output(), tail: VecDeque::with_capacity(TAIL), audience };
+    let ending = watched.until_over(started.job(), limit, stopped).await;
+    if let Ok(Ending::TimeLimit(_) | Ending::Stopped(_)) = ending {
+        watched.stop(started.job(), spec.stop_grace).await;
+    }
+    let tail = watched.tail();
+    if let Err(error) = started.finish().await {
+        tracing::warn!(job = spec.name, %error, "a job cannot be cleared up");
+    }
+    Ok(Attended { ending: ending?, tail })
+}
+
+struct Watched<'a> {
+    output: BoxStream<'static, Result<Output, RuntimeError>>,
+    tail: VecDeque<u8>,
+    audience: &'a mut dyn Audience,
+}
+
+impl Watched<'_> {
+    async fn until_over(
+        &mut self,
+        job: &mut dyn Job,
+        limit: Duration,
+        stopped: impl Future<Output = String> + Send,
+    ) -> Result<Ending, RuntimeError> {
+        let (began, deadline) = (Instant::now(), Instant::now() + limit);
+        let mut stopped = std::pin::pin!(stopped);
+        loop {
+            tokio::select! {
+                biased;
+                reason = &mut stopped => return Ok(Ending::Stopped(reason)),
+                // Before the output: one that never pauses does not outrun the limit.
+                () = sleep_until(deadline) => return Ok(Ending::TimeLimit(limit)),
+                chunk = self.output.next() => match chunk {
+                    Some(chunk) => self.take(chunk?).await,
+                    None => break,
+                },
+                () = sleep_until(Instant::now() + SILENCE) => self.audience.silent(began.elapsed()),
+            }
+        }
+        tokio::select! {
+            reason = stopped => Ok(Ending::Stopped(reason)),
+            exit = timeout_at(deadline, job.wait()) => match exit {
+                Ok(exit) => Ok(Ending::Exited(exit?)),
+                Err(_) => Ok(Ending::TimeLimit(limit)),
+            }
+        }
+    }
+
+    async fn take(&mut self, output: Output) {
+        self.tail.extend(&output.bytes);
+        self.tail.drain(..self.tail.len().saturating_sub(TAIL));
+        self.audience.output(output).await;
+    }
+
+    /// Tells the job to end and hears its last words.
+    async fn stop(&mut self, job: &mut dyn Job, grace: Duration) {
+        let control = job.control();
+        let last_words = async {
+            if let Err(error) = control.signal("TERM").await {
+                tracing::debug!(%error, "a job that is to end has ended already");
+            }
+            while let Some(Ok(chunk)) = self.output.next().await {
+                self.take(chunk).await;
+            }
+            let _ = job.wait().await;
+        };
+        // One that does not end in time is killed by its clearing up.
+        let _ = timeout(grace, last_words).await;
+    }
+
+    fn tail(&mut self) -> Vec<String> {
+        let text = String::from_utf8_lossy(self.tail.make_contiguous()).into_owned();
+        let mut lines: Vec<String> = text.lines().rev().take(TAIL_LINES).map(str::to_owned).collect();
+        lines.reverse();
+        lines
+    }
+}

@@ -1,0 +1,385 @@
+//! The store on disk: a sled database that is checked when it is opened and durable when a write returns.
+//!
+//! sled 0.34 acknowledges a `flush` after `sync_file_range`, which a power loss does not survive; so the log and the blob files are
+//! synced here. It also notices only some kinds of damage; so what was read is compared with its [`Seal`], and with the copy of the
+//! seal in a file of its own.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow, bail};
+use rustix::fs::{Advice, fadvise};
+
+use super::{
+    Revision, Write,
+    migrations::{self, Contents, Migration},
+    seal::{AcknowledgedFile, Damage, Found, Seal, Sum, UNSEALED, judge},
+};
+
+/// Bytes of sled's page cache. Readers are served from memory; it is for finding the pages that writes change.
+const CACHE: u64 = 8 << 20;
+/// Key of the seal; no record's key begins so.
+const SEAL: &[u8] = b"\0seal";
+/// Where stores of version 1 kept the newest revision: tree and key.
+const OLD_META: (&str, &str) = ("meta", "revision");
+/// How long reading the database may take. A damaged one can send sled in circles.
+const OPEN_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Makes what the database has written durable.
+pub trait Durable: Send {
+    /// Returns when everything that was written before is on the disk itself.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// How the [`Durable`] of a database in a directory is made.
+pub type MakeDurable = fn(&Path) -> anyhow::Result<Box<dyn Durable>>;
+
+/// The changes of one batch: the new value of each key, or none.
+pub type Changes = BTreeMap<String, Option<(Vec<u8>, Revision)>>;
+
+/// An open database. Whoever holds it is the only one.
+pub struct Disk {
+    database: sled::Db,
+    durable: Box<dyn Durable>,
+    acknowledged: AcknowledgedFile,
+    /// Of the last batch that is on disk.
+    pub seal: Seal,
+}
+
+/// What sled found.
+struct Loaded {
+    database: sled::Db,
+    contents: Contents,
+    seal: Option<Seal>,
+    old_revision: Revision,
+}
+
+/// A stored value is the revision (8 bytes, big-endian) and then the value.
+fn split_value(stored: &[u8]) -> Result<(Revision, &[u8]), Damage> {
+    let parts = stored.split_at_checked(8).and_then(|(revision, value)| Some((revision.try_into().ok()?, value)));
+    let (revision, value) = parts.ok_or_else(|| Damage::Records("a value is shorter than its revision".into()))?;
+    Ok((Revision(u64::from_be_bytes(revision)), value))
+}
+
+impl Disk {
+    /// Opens (or makes) the database in `directory`, checks it, and brings it to the newest version. Returns it with all records.
+    ///
+    /// # Errors
+    /// When it is damaged or of a later version (the chain holds a [`Damage`]), when another process has it open, or when the disk
+    /// fails.
+    pub fn open(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
+        let open = || {
+            if is_empty(directory)? {
+                Self::make(directory, steps, durable)?;
+            }
+            Self::open_checked(directory, steps, durable)
+        };
+        open().map_err(|error| refusal(directory, error))
+    }
+
+    /// Makes an empty store beside its place and moves it there when it is on disk: no power loss leaves half of one.
+    fn make(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<()> {
+        let mut name = directory.file_name().context("a store needs a directory of its own")?.to_owned();
+        name.push(".new");
+        let (aside, parent) = (directory.with_file_name(name), directory.parent().context("a store has a place")?);
+        if aside.exists() {
+            fs::remove_dir_all(&aside)?;
+        }
+        Self::open_checked(&aside, steps, durable)?.0.close();
+        fs::rename(&aside, directory)?;
+        File::open(parent)?.sync_all()?;
+        Ok(())
+    }
+
+    fn open_checked(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
+        fs::create_dir_all(directory)?;
+        let acknowledged = AcknowledgedFile::read(directory)?;
+        expect_log(directory, acknowledged.is_some())?;
+        remove_torn_snapshots(directory)?;
+        forget_cached(directory)?;
+        let Loaded { database, mut contents, seal, old_revision } = load(directory)?;
+        let mut found = Found {
+            seal,
+            acknowledged,
+            old_revision,
+            newest: Revision(0),
+            count: contents.len() as u64,
+            sum: Sum::default(),
+        };
+        for (key, (value, revision)) in &contents {
+            found.newest = found.newest.max(*revision);
+            found.sum.add(Sum::of(key, *revision, value));
+        }
+        let seal = judge(&found, migrations::newest(steps))?;
+        // A store of version 1 counted its revision beside its records.
+        let seal = Seal { revision: seal.revision.max(found.newest), ..seal };
+        let durable = durable(directory)?;
+        let acknowledged = AcknowledgedFile::ensure(directory, &seal)?;
+        let mut disk = Self { database, durable, acknowledged, seal };
+        disk.migrate(&mut contents, steps)?;
+        Ok((disk, contents))
+    }
+
+    fn migrate(&mut self, contents: &mut Contents, steps: &[Migration]) -> anyhow::Result<()> {
+        let from = self.seal.version;
+        for step in migrations::after(steps, from) {
+            let failed = || format!("the store cannot be brought to version {} ({})", step.to, step.what);
+            let writes = (step.step)(contents).with_context(failed)?;
+            let revision = Revision(self.seal.revision.0 + u64::from(!writes.is_empty()));
+            let changes = writes.into_iter().map(|write| match write {
+                Write::Put(key, value) => (key, Some((value, revision))),
+                Write::Delete(key) => (key, None),
+            });
+            let changes: Changes = changes.collect();
+            let seal = Seal { version: step.to, ..resealed(self.seal, contents, &changes, revision) };
+            self.write(&changes, seal).with_context(failed)?;
+            if !contents.is_empty() {
+                tracing::info!(version = step.to, what = step.what, "the store was brought to a new version");
+            }
+            apply_to(contents, changes);
+        }
+        if from == UNSEALED {
+            // Now that the seal is on disk; left behind by a server that dies here, it harms nobody.
+            self.database.drop_tree(OLD_META.0)?;
+        }
+        Ok(())
+    }
+
+    /// Writes all changes with their seal, durably and as one. After an error the database must be opened anew: what it holds in memory may
+    /// not be on disk.
+    pub fn write(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
+        let sealed = serde_json::to_vec(&seal)?;
+        let mut batch = sled::Batch::default();
+        batch.insert(SEAL, sealed);
+        for (key, value) in changes {
+            match value {
+                Some((value, revision)) => {
+                    batch.insert(key.as_bytes(), [&revision.0.to_be_bytes(), value.as_slice()].concat());
+                }
+                None => batch.remove(key.as_bytes()),
+            }
+        }
+        let database = &self.database;
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            database.apply_batch(batch)?;
+            database.flush()
+        }));
+        written.map_err(|_| anyhow!("the database panicked; its message is in the log"))??;
+        self.durable.sync()?;
+        self.acknowledged.write(&seal)?;
+        self.seal = seal;
+        Ok(())
+    }
+
+    /// Lets go of the database. sled may panic or hang in doing so when the disk has failed.
+    pub fn close(self) {
+        let ended = in_time("store-close", OPEN_DEADLINE, move || {
+            drop(self);
+            Ok(())
+        });
+        if let Err(error) = ended {
+            tracing::warn!(error = format!("{error:#}"), "the store was not closed in order; the next start checks it");
+        }
+    }
+}
+
+/// The seal after these changes.
+pub fn resealed(seal: Seal, contents: &Contents, changes: &Changes, revision: Revision) -> Seal {
+    let mut seal = Seal { revision, ..seal };
+    for (key, new) in changes {
+        let old = contents.get(key).map(|(value, revision)| Sum::of(key, *revision, value));
+        seal.replace(old, new.as_ref().map(|(value, revision)| Sum::of(key, *revision, value)));
+    }
+    seal
+}
+
+/// Makes the changes in memory.
+pub fn apply_to(contents: &mut Contents, changes: Changes) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => contents.insert(key, value),
+            None => contents.remove(&key),
+        };
+    }
+}
+
+/// Says what the operator can do.
+fn refusal(directory: &Path, error: anyhow::Error) -> anyhow::Error {
+    let place = directory.display();
+    let data = directory.parent().unwrap_or(directory).display();
+    match error.downcast_ref::<Damage>() {
+        Some(Damage::Newer { .. }) => error.context(format!("the store in {place} cannot be opened")),
+        Some(_) => error.context(format!(
+            "the store in {place} is damaged and not served; apps that run go on running. The way out: keep {data} aside (mv {data} \
+             {data}.damaged) and put a backup in its place with `berth restore FILE`; what was changed after that backup is lost"
+        )),
+        None => error.context(format!("the store in {place} cannot be opened")),
+    }
+}
+
+/// Whether there is nothing in the directory, or no directory.
+fn is_empty(directory: &Path) -> io::Result<bool> {
+    match fs::read_dir(directory) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn expect_log(directory: &Path, acknowledged: bool) -> anyhow::Result<()> {
+    let log = directory.join("db");
+    if log.exists() {
+        return Ok(());
+    }
+    let is_snapshot = |name: &OsString| name.to_string_lossy().starts_with("snap.");
+    let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    if acknowledged || names.iter().any(is_snapshot) {
+        bail!(Damage::File(format!("its log {} is missing", log.display())));
+    }
+    Ok(())
+}
+
+/// sled would trip over a snapshot that was being written when the power went.
+fn remove_torn_snapshots(directory: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "generating") {
+            fs::remove_file(&path).with_context(|| format!("cannot remove the torn snapshot {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Has the files read from the disk itself: after a write that failed, what the kernel remembers may be what never got there.
+fn forget_cached(directory: &Path) -> io::Result<()> {
+    for directory in [directory.to_owned(), directory.join("blobs")] {
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                fadvise(File::open(entry.path())?, 0, None, Advice::DontNeed)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads everything. sled panics over some kinds of damage and runs in circles over others, so it does so in a thread of its own.
+fn load(directory: &Path) -> anyhow::Result<Loaded> {
+    let directory = directory.to_owned();
+    in_time("store-open", OPEN_DEADLINE, move || read_all(&directory))
+}
+
+/// Runs `work` in a thread, for so long at most; a panic is an error.
+fn in_time<T: Send + 'static>(
+    name: &str,
+    limit: Duration,
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let (done, result) = mpsc::sync_channel(1);
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // The receiver is gone when it took too long.
+        let _ = done.send(catch_unwind(AssertUnwindSafe(work)));
+    })?;
+    match result.recv_timeout(limit) {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => {
+            bail!(Damage::File("the database cannot make sense of its files; what it said is in the log".into()))
+        }
+        Err(_) => bail!(Damage::File(format!("the database did not come to an end within {} s", limit.as_secs()))),
+    }
+}
+
+fn read_all(directory: &Path) -> anyhow::Result<Loaded> {
+    let open = sled::Config::new()
+        .path(directory)
+        .cache_capacity(CACHE)
+        // The writer flushes; a timer besides would only add syncs that nobody waits for.
+        .flush_every_ms(None)
+        .open();
+    let database = open.map_err(sled_error)?;
+    let (mut contents, mut seal) = (Contents::new(), None);
+    for pair in database.iter() {
+        let (key, stored) = pair.map_err(sled_error)?;
+        if key == SEAL {
+            let read = serde_json::from_slice(&stored);
+            seal = Some(read.map_err(|error| Damage::Records(format!("the seal cannot be read: {error}")))?);
+            continue;
+        }
+        let (revision, value) = split_value(&stored)?;
+        let key = String::from_utf8(key.to_vec()).map_err(|_| Damage::Records("a key is not text".into()))?;
+        contents.insert(key, (value.to_vec(), revision));
+    }
+    let mut old_revision = Revision(0);
+    if database.tree_names().iter().any(|name| name == OLD_META.0.as_bytes())
+        && let Some(stored) = database.open_tree(OLD_META.0).map_err(sled_error)?.get(OLD_META.1).map_err(sled_error)?
+    {
+        old_revision = split_value(&stored)?.0;
+    }
+    Ok(Loaded { database, contents, seal, old_revision })
+}
+
+fn sled_error(error: sled::Error) -> anyhow::Error {
+    match error {
+        sled::Error::Io(error) => anyhow!("{error}; does another berth use it, and is the disk in order?"),
+        error => anyhow!(Damage::File(format!("the database cannot be read: {error}"))),
+    }
+}
+
+/// Syncs sled's files.
+pub struct SyncedFiles {
+    log: File,
+    blobs: PathBuf,
+    /// Names of the blob files that are durable. sled never changes one, it writes a new one.
+    synced_blobs: HashSet<OsString>,
+}
+
+impl SyncedFiles {
+    /// Of the database in `directory`, which is made durable as it is.
+    pub fn open(directory: &Path) -> anyhow::Result<Box<dyn Durable>> {
+        let log = File::open(directory.join("db")).context("cannot open the store's log")?;
+        let mut files = Self { log, blobs: directory.join("blobs"), synced_blobs: HashSet::new() };
+        // A store that has just been made must itself survive.
+        files.sync().context("cannot sync the store")?;
+        for path in [Some(directory), Some(&directory.join("conf")), directory.parent()].into_iter().flatten() {
+            File::open(path)?.sync_all()?;
+        }
+        Ok(Box::new(files))
+    }
+}
+
+impl Durable for SyncedFiles {
+    /// sled keeps large pages in files of their own, and rewrites them when small values nearby change. Those files go first: a log
+    /// that points to a missing one is cut off there when it is opened.
+    fn sync(&mut self) -> io::Result<()> {
+        let mut present = HashSet::new();
+        for entry in fs::read_dir(&self.blobs)? {
+            let name = entry?.file_name();
+            if !self.synced_blobs.contains(&name) {
+                match File::open(self.blobs.join(&name)) {
+                    Ok(file) => file.sync_all()?,
+                    // sled has just removed it, since nothing points to it any more.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+            present.insert(name);
+        }
+        if present != self.synced_blobs {
+            File::open(&self.blobs)?.sync_all()?;
+            self.synced_blobs = present;
+        }
+        self.log.sync_data()
+    }
+}

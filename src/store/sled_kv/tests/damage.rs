@@ -1,0 +1,154 @@
+//! Damage of every kind: what is opened is whole, or is not opened.
+
+use std::os::unix::fs::FileExt;
+
+use super::*;
+
+/// Offsets at which a byte is flipped in every file of the store.
+const FLIPS: u64 = 15;
+
+/// A store with history: large values in files of their own, rewritten and deleted records.
+async fn fill(path: &Path) -> Vec<Entry> {
+    let kv = SledKv::open(path).unwrap();
+    for n in 0..120_u64 {
+        let length = if n % 40 == 39 { 150_000 } else { (n * 37 % 2000) as usize };
+        let mut writes = vec![put(&format!("n/{:03}", n % 90), &vec![(n % 251) as u8; length])];
+        if n % 7 == 0 {
+            writes.push(Write::Delete(format!("n/{:03}", n / 2)));
+        }
+        kv.commit(vec![], writes).await.unwrap();
+    }
+    kv.scan("").await.unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+/// Does something to a copy and opens it, twice. Whether it was refused.
+async fn harm(whole: &Path, wanted: &[Entry], what: &str, how: impl Fn(&Path)) -> bool {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    copy(whole, &path);
+    how(&path);
+    let mut refusals = Vec::new();
+    for _ in 0..2 {
+        match SledKv::open(&path) {
+            Ok(kv) => {
+                assert!(kv.scan("").await.unwrap() == wanted, "{what}: it serves something else");
+                refusals.push(None);
+            }
+            Err(error) => refusals.push(Some(format!("{error:#}"))),
+        }
+    }
+    let [first, second] = &refusals[..] else { unreachable!() };
+    assert!(first.is_none() || second.is_some(), "{what}: refused ({first:?}), then served");
+    if let Some(text) = second {
+        assert!(text.contains("berth restore") || text.contains("cannot be opened"), "{what}: {text}");
+    }
+    second.is_some()
+}
+
+#[tokio::test]
+async fn damage_is_refused_or_harmless() {
+    let directory = tempfile::tempdir().unwrap();
+    let whole = directory.path().join("store");
+    let wanted = fill(&whole).await;
+    let (mut opened, mut refused) = (0, 0);
+    for file in files(&whole) {
+        let name = file.strip_prefix(&whole).unwrap();
+        let length = fs::metadata(&file).unwrap().len();
+        for flip in 0..FLIPS.min(length) {
+            // Spread over the file, never the same place within a block.
+            let offset = (flip * length / FLIPS + flip * 97) % length;
+            let how = |store: &Path| {
+                let file = fs::File::options().read(true).write(true).open(store.join(name)).unwrap();
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, offset).unwrap();
+                file.write_all_at(&[byte[0] ^ (1 << (flip % 8))], offset).unwrap();
+            };
+            match harm(&whole, &wanted, &format!("byte {offset} of {}", name.display()), how).await {
+                true => refused += 1,
+                false => opened += 1,
+            }
+        }
+    }
+    println!("{opened} opened whole, {refused} refused");
+    assert!(refused > 10, "flipped bytes should be noticed now and then: {refused} of {}", opened + refused);
+}
+
+#[tokio::test]
+async fn lost_and_shortened_files_are_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let whole = directory.path().join("store");
+    let wanted = fill(&whole).await;
+    let shorten = |store: &Path, to: u64| fs::File::options().write(true).open(store.join("db")).unwrap().set_len(to);
+    let length = fs::metadata(whole.join("db")).unwrap().len();
+    for part in 0..8 {
+        let to = length * part / 8;
+        let refused = harm(&whole, &wanted, &format!("db cut at {to}"), |store| shorten(store, to).unwrap()).await;
+        assert!(refused || part > 4, "a log cut at {to} of {length} is served");
+    }
+    for name in ["db", "acknowledged"] {
+        assert!(
+            harm(&whole, &wanted, name, |store| fs::remove_file(store.join(name)).unwrap()).await,
+            "{name} missing"
+        );
+    }
+    let blobs: Vec<PathBuf> = files(&whole.join("blobs"));
+    assert!(!blobs.is_empty());
+    for blob in &blobs {
+        let name = blob.strip_prefix(&whole).unwrap();
+        harm(&whole, &wanted, "a missing blob", |store| fs::remove_file(store.join(name)).unwrap()).await;
+    }
+    let all =
+        |store: &Path| blobs.iter().for_each(|b| fs::remove_file(store.join(b.strip_prefix(&whole).unwrap())).unwrap());
+    assert!(harm(&whole, &wanted, "all blobs missing", all).await);
+    // The snapshot only saves time.
+    let snapshots = |store: &Path| {
+        for file in files(store).iter().filter(|file| file.file_name().unwrap().to_string_lossy().starts_with("snap."))
+        {
+            fs::remove_file(file).unwrap();
+        }
+    };
+    assert!(!harm(&whole, &wanted, "a missing snapshot", snapshots).await);
+}
+
+#[tokio::test]
+async fn an_older_state_put_back_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, older) = (directory.path().join("store"), directory.path().join("older"));
+    fill(&path).await;
+    copy(&path, &older);
+    let kv = SledKv::open(&path).unwrap();
+    kv.commit(vec![], vec![put("new", b"1")]).await.unwrap();
+    drop(kv);
+    let newest = fs::read(path.join("acknowledged")).unwrap();
+    fs::remove_dir_all(&path).unwrap();
+    copy(&older, &path);
+    fs::write(path.join("acknowledged"), newest).unwrap();
+    let error = format!("{:#}", SledKv::open(&path).map(drop).unwrap_err());
+    assert!(
+        error.contains("were acknowledged, but it ends at revision") && error.contains("the last 1 are lost"),
+        "{error}"
+    );
+    assert!(error.contains("berth restore"), "{error}");
+}
