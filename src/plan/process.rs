@@ -217,13 +217,18 @@ fn choose_idle(scope: &Scope, idle: &[&Seen]) -> Vec<ReplicaId> {
 /// for one more to try it.
 fn choose_replaced(scope: &Scope) -> BTreeSet<ReplicaId> {
     let kept = || scope.alive().filter(|replica| scope.is_kept(replica));
-    // Those that are missing, start or stop: one after the other, also while a backoff holds the next start.
-    let there = |replica: &&Seen| matches!(replica.phase, Phase::Ready | Phase::Unhealthy) && !replica.stopping;
-    let under_way = scope.count.saturating_sub(size(kept().filter(there)));
+    let under_way = size(kept().filter(|replica| replica.phase == Phase::Starting || replica.stopping))
+        + scope.target.map_or(0, |set| scope.launching(set));
+    // One that is missing and can be started (see `startable`) comes first, also while a backoff holds its start.
+    let room = scope.bounds.max_running.saturating_sub(scope.running());
+    let first_others = scope.target.is_some_and(|set| {
+        let reach = scope.count.max(scope.highest_alive(set));
+        scope.missing(set, scope.count) > 0 && scope.missing(set, reach) <= room
+    });
     let at_once = scope.count.saturating_sub(scope.bounds.min_healthy).max(1);
     let free = usize::try_from(at_once.saturating_sub(under_way)).unwrap_or(usize::MAX);
     let unhealthy = kept().filter(|replica| replica.phase == Phase::Unhealthy && !replica.stopping);
-    let mut dispensable = match (scope.surges(), scope.healthy()) {
+    let mut dispensable = match (scope.surges() || first_others, scope.healthy()) {
         (true, _) => 0,
         (false, 0) => scope.kept_sick().saturating_sub(scope.bounds.min_healthy),
         (false, _) => scope.kept_sick(),

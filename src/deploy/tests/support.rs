@@ -241,7 +241,13 @@ impl Platform {
         platform
     }
 
-    fn boot(engine: &Engine, router: &Arc<Router>, store: &Store, logs: &Logs, leap: &Arc<AtomicI64>) -> (Deployer, JoinHandle<()>) {
+    fn boot(
+        engine: &Engine,
+        router: &Arc<Router>,
+        store: &Store,
+        logs: &Logs,
+        leap: &Arc<AtomicI64>,
+    ) -> (Deployer, JoinHandle<()>) {
         // Far enough from the beginning of time for a leap back.
         let begin = Timestamp::UNIX_EPOCH + Duration::from_secs(50 * 365 * 86_400);
         let clock = Arc::new(TestClock(Steady::starting_at(begin), leap.clone()));
