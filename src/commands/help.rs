@@ -15,7 +15,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
     (
         "Run",
         &[
-            ("ps [ENV]", "what runs, and how it is"),
+            ("ps [ENV] [--why]", "what runs; --why: what is waited for, since when, until when"),
             ("logs ENV [-f]", "logs; --process web.2 or router, -n LINES, --build NUMBER"),
             ("scale ENV web=3 worker=1", "number of replicas; --reset: as the manifest says"),
             ("restart ENV", "replace all replicas, one after another"),
@@ -31,6 +31,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
             ("builds list | info | logs | cancel", "builds; `builds logs ENV -f` goes back to one under way"),
             ("builds purge-cache TENANT/APP", "forget what builds have cached"),
             ("releases list | info", "releases"),
+            ("deployments list | info | cancel", "moves from release to release; `cancel` goes back to what served"),
             ("rollback ENV [vN]", "back to an earlier release"),
             ("redeploy ENV", "build and deploy the commit last pushed, again"),
             ("promote FROM-ENV TO-ENV", "run in one environment what runs in another, without a build"),

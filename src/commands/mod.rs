@@ -9,6 +9,7 @@ mod apps;
 mod builds;
 mod config;
 mod cron;
+mod deployments;
 mod domains;
 mod environments;
 mod error;
@@ -186,13 +187,14 @@ impl Commands {
             Command::Tenants(command) => self.tenants(caller, command).await?,
             Command::Apps(command) => self.apps(caller, command).await?,
             Command::Envs(command) => self.envs(caller, command).await?,
-            Command::Ps { env: Some(env) } => self.ps(caller, &env).await?,
-            Command::Ps { env: None } => self.ps_all(caller).await?,
+            Command::Ps { env: Some(env), why } => self.ps(caller, &env, why).await?,
+            Command::Ps { env: None, .. } => self.ps_all(caller).await?,
             Command::Scale(args) => self.scale(caller, args, io).await?,
             Command::Restart { env } => self.restart(caller, &env, io).await?,
             Command::Logs(args) => return self.show_logs(caller, args, json, io).await.map(|()| None),
             Command::Builds(command) => return self.builds(caller, command, json, io).await,
             Command::Releases(command) => self.releases(caller, command).await?,
+            Command::Deployments(command) => self.deployments(caller, command).await?,
             Command::Rollback { env, version } => self.rollback(caller, &env, version, io).await?,
             Command::Redeploy { env, no_cache } => self.redeploy(caller, &env, no_cache, json, io).await?,
             Command::Promote { from, to } => self.promote(caller, &from, &to, json, io).await?,

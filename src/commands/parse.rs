@@ -48,7 +48,12 @@ pub(super) enum Command {
     #[command(subcommand)]
     Envs(Envs),
     /// What runs, and how it is
-    Ps { env: Option<EnvRef> },
+    Ps {
+        env: Option<EnvRef>,
+        /// What each process type waits for, since when and until when
+        #[arg(long, requires = "env")]
+        why: bool,
+    },
     /// Set the number of replicas: `scale acme/shop/dev web=3 worker=1`
     Scale(Scale),
     /// Replace all replicas, one after another
@@ -61,6 +66,9 @@ pub(super) enum Command {
     /// Releases
     #[command(subcommand)]
     Releases(Releases),
+    /// Deployments: moves from one release to another
+    #[command(subcommand)]
+    Deployments(Deployments),
     /// Go back to an earlier release (the one before, unless named)
     Rollback { env: EnvRef, version: Option<ReleaseVersion> },
     /// Build and deploy the commit last pushed, again
@@ -113,6 +121,7 @@ impl Command {
             Self::Logs(_) => "logs",
             Self::Builds(_) => "builds",
             Self::Releases(_) => "releases",
+            Self::Deployments(_) => "deployments",
             Self::Rollback { .. } => "rollback",
             Self::Redeploy { .. } => "redeploy",
             Self::Promote { .. } => "promote",
@@ -262,6 +271,16 @@ pub(super) enum Releases {
     List { env: EnvRef },
     /// One release (the current one, unless named)
     Info { env: EnvRef, version: Option<ReleaseVersion> },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Deployments {
+    /// List deployments, the newest first
+    List { env: EnvRef },
+    /// One deployment (the newest, unless named), and what it waits for
+    Info { env: EnvRef, version: Option<ReleaseVersion> },
+    /// Give the deployment under way up: what served before goes on serving
+    Cancel { env: EnvRef, version: Option<ReleaseVersion> },
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::{
     build::{Builds, EnqueueError, NewBuild},
     cron::{Begun, Cron, CronRefusal},
-    deploy::{DeployFailure, Deployed, Deployer, Derive, EnvStatus, Progress},
+    deploy::{CancelFailure, DeployFailure, Deployed, Deployer, Derive, EnvStatus, Progress},
     domain::{AppRef, Build, BuildNumber, EnvRef, JobName, Release, ReleaseVersion, UserName},
     store::StoreError,
 };
@@ -31,6 +31,13 @@ pub trait Deployments: Send + Sync {
         version: ReleaseVersion,
         progress: &dyn Progress,
     ) -> Result<Deployed, DeployFailure>;
+    /// As [`Deployer::cancel`].
+    async fn cancel(
+        &self,
+        env: &EnvRef,
+        version: Option<ReleaseVersion>,
+        by: &UserName,
+    ) -> Result<ReleaseVersion, CancelFailure>;
     /// As [`Deployer::status`].
     async fn status(&self, env: &EnvRef) -> Result<EnvStatus, StoreError>;
     /// As [`Deployer::retire`].
@@ -63,6 +70,15 @@ impl Deployments for Deployer {
         progress: &dyn Progress,
     ) -> Result<Deployed, DeployFailure> {
         Self::deploy(self, env, version, progress).await
+    }
+
+    async fn cancel(
+        &self,
+        env: &EnvRef,
+        version: Option<ReleaseVersion>,
+        by: &UserName,
+    ) -> Result<ReleaseVersion, CancelFailure> {
+        Self::cancel(self, env, version, by).await
     }
 
     async fn status(&self, env: &EnvRef) -> Result<EnvStatus, StoreError> {

@@ -146,6 +146,7 @@ impl Commands {
                 Some(DeploymentState::Succeeded) => "replaced",
                 Some(DeploymentState::Failed { .. }) => "failed",
                 Some(DeploymentState::Superseded { .. }) => "superseded",
+                Some(DeploymentState::Cancelled { .. }) => "cancelled",
                 None => "-",
             };
             let age = answer::age(now().duration_since(release.created_at).as_secs());

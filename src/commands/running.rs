@@ -9,8 +9,8 @@ use super::{
     Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, io::interrupted, now, parse,
 };
 use crate::{
-    deploy::{EnvStatus, ReplicaStatus},
-    domain::{EnvRef, Environment, EventKind, ProcessType, Release, Verb},
+    deploy::{EnvStatus, ReplicaStatus, WaitStatus},
+    domain::{EnvRef, Environment, EventKind, ProcessType, Release, Timestamp, Verb},
     manifest::MAX_REPLICAS,
     store::NewEvent,
 };
@@ -38,6 +38,32 @@ fn replica_value(process: &ProcessType, replica: &ReplicaStatus) -> Value {
     })
 }
 
+/// What is waited for, by process type; then what concerns them all.
+fn why_text(status: &EnvStatus) -> String {
+    let row = |wait: &WaitStatus| {
+        let ago = |at: Timestamp| answer::age(now().duration_since(at).as_secs());
+        let until = wait
+            .until
+            .map_or_else(|| "-".to_owned(), |at| format!("in {}", answer::age(at.duration_since(now()).as_secs())));
+        let ready = format!("{}/{}", wait.ready, wait.wanted);
+        vec![wait.process.to_string(), ready, format!("{} ago", ago(wait.since)), until, answer::clean(&wait.why)]
+    };
+    let mut text = match status.why.is_empty() {
+        true => "Nothing is waited for: what runs is what should.\n".to_owned(),
+        false => {
+            let rows: Vec<Vec<String>> = status.why.iter().map(row).collect();
+            answer::table(&["process", "ready", "since", "until", "waits for"], &rows)
+        }
+    };
+    let told = |wait: &&String| !status.why.iter().any(|why| wait.starts_with(&format!("{}: ", why.process)));
+    let others: Vec<&String> = status.waits.iter().filter(told).collect();
+    if status.why.is_empty() && !(others.is_empty() && status.settled) {
+        text.clear();
+    }
+    others.iter().for_each(|wait| text.push_str(&format!("… {}\n", answer::clean(wait))));
+    text
+}
+
 /// `web=3` words.
 fn parse_counts(words: &[String]) -> Result<BTreeMap<ProcessType, u32>, CommandError> {
     let mut counts = BTreeMap::new();
@@ -56,8 +82,8 @@ fn parse_counts(words: &[String]) -> Result<BTreeMap<ProcessType, u32>, CommandE
 }
 
 impl Commands {
-    /// `ps ENV`.
-    pub(super) async fn ps(&self, caller: &Caller, env: &EnvRef) -> Result<Answer, CommandError> {
+    /// `ps ENV`; `why`: with what is waited for, since when and until when.
+    pub(super) async fn ps(&self, caller: &Caller, env: &EnvRef, why: bool) -> Result<Answer, CommandError> {
         self.env_for(caller, Verb::Read, env).await?;
         let status = self.deployer.status(env).await?;
         let url = self.deployer.url(env);
@@ -75,12 +101,14 @@ impl Commands {
                 replicas.iter().map(|(process, replica)| replica_row(process, replica)).collect();
             human.push_str(&answer::table(&["replica", "state", "release", "age", "why"], &rows));
         }
-        for wait in &status.waits {
-            human.push_str(&format!("… {}\n", answer::clean(wait)));
+        if why {
+            human.push_str(&why_text(&status));
+        } else {
+            status.waits.iter().for_each(|wait| human.push_str(&format!("… {}\n", answer::clean(wait))));
         }
         let json = json!({
             "env": env, "release": status.current, "target": status.target, "url": url, "deployment": status.deployment,
-            "settled": status.settled, "waiting": status.waits,
+            "settled": status.settled, "waiting": status.waits, "why": status.why,
             "processes": status.processes.iter().map(|process| (process.process.to_string(), json!({"wanted": process.wanted, "ready": process.ready}))).collect::<serde_json::Map<_, _>>(),
             "replicas": replicas.iter().map(|(process, replica)| replica_value(process, replica)).collect::<Vec<_>>(),
         });

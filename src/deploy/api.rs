@@ -122,6 +122,8 @@ pub struct EnvStatus {
     pub processes: Vec<ProcessStatus>,
     /// The deployment under way.
     pub deployment: Option<Deployment>,
+    /// What the process types wait for, and since when.
+    pub why: Vec<WaitStatus>,
     /// What is waited for and why, one line each; also what is wrong (the engine or the router does not answer, a domain is taken).
     pub waits: Vec<String>,
     /// What runs is what should.
@@ -154,13 +156,48 @@ pub struct ReplicaStatus {
 
 /// What a replica is worth, for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum ReplicaHealth {
     Starting,
     Ready,
     Unhealthy,
     Stopping,
     Exited,
+    /// Ended because it used more memory than it may.
+    OomKilled,
+    /// Ended, as the ones before it.
+    CrashLooping,
+}
+
+/// What a process type waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WaitStatus {
+    pub process: ProcessType,
+    /// New replicas that serve, and that are wanted.
+    pub ready: u32,
+    pub wanted: u32,
+    /// In words.
+    pub why: String,
+    /// Since when it has been waiting for that, by the time of day.
+    pub since: Timestamp,
+    /// When the waiting ends by itself: the next start after crashes, or when the deployment is given up.
+    pub until: Option<Timestamp>,
+}
+
+/// Why no deployment was cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum CancelFailure {
+    /// None is under way.
+    #[error("no deployment is under way")]
+    Idle,
+    /// The one under way is to another release.
+    #[error("the deployment under way is that of {0}")]
+    Other(ReleaseVersion),
+    /// The environment's actor is busy or the deployer stops.
+    #[error("the deployer does not answer in time; try again")]
+    Busy,
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl EnvStatus {
@@ -172,6 +209,7 @@ impl EnvStatus {
             current: None,
             processes: Vec::new(),
             deployment: None,
+            why: Vec::new(),
             waits: vec![why.to_owned()],
             settled: false,
         }

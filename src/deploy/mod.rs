@@ -41,8 +41,8 @@ use self::{
 };
 pub use self::{
     api::{
-        DeployFailure, DeploySettings, Deployed, Derive, EnvStatus, NewRelease, ProcessStatus, ReplicaHealth,
-        ReplicaStatus,
+        CancelFailure, DeployFailure, DeploySettings, Deployed, Derive, EnvStatus, NewRelease, ProcessStatus,
+        ReplicaHealth, ReplicaStatus, WaitStatus,
     },
     clock::{Clock, SystemClock},
     probe::{NetProber, ProbeError, ProbeTarget, Prober},
@@ -51,7 +51,7 @@ pub use self::{
     service::DeployService,
 };
 use crate::{
-    domain::{EnvRef, Environment, EventKind, ImageRef, Release, ReleaseVersion},
+    domain::{EnvRef, Environment, EventKind, ImageRef, Release, ReleaseVersion, UserName},
     logs::Logs,
     runtime::Runtime,
     store::{NewEvent, Store, StoreError},
@@ -192,6 +192,27 @@ impl Deployer {
         if timeout(REFRESH_DEADLINE, ask).await.is_err() {
             tracing::warn!(%env, %version, "a deployment is given up later: its actor is busy");
         }
+    }
+
+    /// Gives the deployment under way up because `by` wants it (that of `version`, if given): what served before serves, and whoever
+    /// waits for it hears of it. Returns which it was.
+    ///
+    /// # Errors
+    /// See [`CancelFailure`].
+    pub async fn cancel(
+        &self,
+        env: &EnvRef,
+        version: Option<ReleaseVersion>,
+        by: &UserName,
+    ) -> Result<ReleaseVersion, CancelFailure> {
+        self.parts.store.need::<Environment>(env).await?;
+        let address = self.directory.open(env).await.ok_or(CancelFailure::Busy)?;
+        let (reply, cancelled) = oneshot::channel();
+        let ask = async {
+            address.inbox.send(Message::Cancel { version, by: by.clone(), reply }).await.ok()?;
+            cancelled.await.ok()
+        };
+        timeout(REFRESH_DEADLINE, ask).await.ok().flatten().unwrap_or(Err(CancelFailure::Busy))
     }
 
     /// What runs of the environment, what should, and what is waited for and why.

@@ -72,7 +72,8 @@ async fn ask(target: &ProbeTarget) -> Result<(), ProbeError> {
         Err(_) => return Err(ProbeError::Silent(format!("port {port} does not take the connection"))),
     };
     match &target.probe {
-        HealthProbe::Running | HealthProbe::Tcp => Ok(()),
+        // Commands are not a matter of the network; whoever runs them does not come here.
+        HealthProbe::Running | HealthProbe::Tcp | HealthProbe::Command { .. } => Ok(()),
         HealthProbe::Http { path } => get(stream, path, &target.host).await,
     }
 }

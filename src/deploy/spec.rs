@@ -8,6 +8,14 @@ use crate::{
     plan::{Goal, ProcessGoal},
 };
 
+/// A number in 0..1 that is the same each time for the same thing: spreads what would else happen to many at once.
+pub(super) fn share(of: &impl std::fmt::Display) -> f64 {
+    let text = of.to_string();
+    // FNV-1a
+    let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    f64::from(hash) / f64::from(u32::MAX)
+}
+
 /// Replicas wanted of a process type: what `scale` says, else the release.
 pub(super) fn count(environment: &Environment, process: &ProcessType, spec: &ProcessSpec) -> u32 {
     environment.scale.get(process).copied().unwrap_or(spec.replicas)

@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     domain::{FailPoint, Health, HealthProbe, ReplicaId, Timestamp, fail_point::reached},
+    jobs::launched,
     plan::{Phase, ProbeSchedule, Tracker},
-    runtime::{Listener, Runtime},
+    runtime::{Listener, Runtime, RuntimeError},
 };
 
 /// After this long without an answer it is looked up what the replica listens on instead.
@@ -37,6 +38,23 @@ pub(super) struct Verdict {
     pub(super) phase: Phase,
     /// Why it is not ready, in words.
     pub(super) reason: Option<String>,
+}
+
+/// How a replica is asked.
+enum Asked {
+    Network(ProbeTarget),
+    /// An argument vector, run in its container.
+    Command(Vec<String>),
+}
+
+impl Asked {
+    /// Running a command costs the host far more than a connection.
+    fn least_pause(&self) -> Duration {
+        match self {
+            Self::Network(_) => Duration::ZERO,
+            Self::Command(_) => Duration::from_millis(250),
+        }
+    }
 }
 
 /// What a watcher needs to know.
@@ -63,7 +81,8 @@ impl Watcher {
     pub(super) async fn run(self) {
         match (&self.health.probe, self.address) {
             (HealthProbe::Running, _) => self.wait_for_stability().await,
-            (_, Some(address)) => self.probe(SocketAddr::new(address, self.port)).await,
+            (HealthProbe::Command { command }, _) => self.probe(&Asked::Command(launched(command))).await,
+            (_, Some(address)) => self.probe(&Asked::Network(self.target(SocketAddr::new(address, self.port)))).await,
             (_, None) => self.tell(Phase::Starting, Some("it has no network address".to_owned())).await,
         }
     }
@@ -84,13 +103,12 @@ impl Watcher {
         self.tell(Phase::Ready, None).await;
     }
 
-    async fn probe(&self, address: SocketAddr) {
-        let target = ProbeTarget {
-            address,
-            probe: self.health.probe.clone(),
-            host: self.host.clone(),
-            timeout: self.health.timeout,
-        };
+    fn target(&self, address: SocketAddr) -> ProbeTarget {
+        let (probe, host, timeout) = (self.health.probe.clone(), self.host.clone(), self.health.timeout);
+        ProbeTarget { address, probe, host, timeout }
+    }
+
+    async fn probe(&self, asked: &Asked) {
         let since = self.started_at;
         let mut tracker = match self.adopted {
             true => Tracker::adopted(self.health.clone(), since),
@@ -101,13 +119,15 @@ impl Watcher {
         let mut look_at = LOOK_AFTER;
         let mut hint = None;
         while !self.verdicts.is_closed() {
-            if let Some(result) = self.ask(&target).await {
+            if let Some(result) = self.ask(asked).await {
                 if tracker.phase() == Phase::Starting {
                     reached(FailPoint::Probe);
                 }
                 let phase = tracker.observe(result.is_ok(), self.steady.now());
-                if matches!(result, Err(ProbeError::Refused(_))) && self.age() >= look_at {
-                    hint = self.look(address).await;
+                if let Err(ProbeError::Refused(port)) = result
+                    && self.age() >= look_at
+                {
+                    hint = self.look(port).await;
                     look_at = self.age() + LOOK_AGAIN;
                 } else if result.is_ok() {
                     hint = None;
@@ -120,7 +140,7 @@ impl Watcher {
                 }
             }
             let pause = match tracker.phase() {
-                Phase::Starting => schedule.pause(self.age()),
+                Phase::Starting => schedule.pause(self.age()).max(asked.least_pause()),
                 _ => self.health.interval.max(Duration::from_millis(100)),
             };
             sleep(pause).await;
@@ -128,17 +148,39 @@ impl Watcher {
     }
 
     /// Asks once; `None` when this host was too busy to ask properly.
-    async fn ask(&self, target: &ProbeTarget) -> Option<Result<(), ProbeError>> {
+    async fn ask(&self, asked: &Asked) -> Option<Result<(), ProbeError>> {
         let began = Instant::now();
-        let result = self.prober.probe(target).await;
-        let late = began.elapsed() > target.timeout + OWN_DELAY;
+        let result = match asked {
+            Asked::Network(target) => self.prober.probe(target).await,
+            Asked::Command(argv) => self.run_command(argv).await?,
+        };
+        let late = began.elapsed() > self.health.timeout + OWN_DELAY;
         (result.is_ok() || !late).then_some(result)
     }
 
+    /// Runs the command in the replica; `None` when the engine does not answer, which says nothing about the replica.
+    async fn run_command(&self, argv: &[String]) -> Option<Result<(), ProbeError>> {
+        let limit = self.health.timeout;
+        let ended = match self.runtime.exec(&self.replica, argv, limit).await {
+            Ok(ended) => ended,
+            Err(RuntimeError::Unavailable(_)) => return None,
+            Err(error) => return Some(Err(ProbeError::Wrong(format!("the health command cannot be run: {error}")))),
+        };
+        let said = String::from_utf8_lossy(&ended.output);
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        let last: String = last.chars().filter(|c| !c.is_control()).take(200).collect();
+        let said = if last.is_empty() { last } else { format!(": {last}") };
+        Some(match ended.status {
+            Some(0) => Ok(()),
+            Some(status) => Err(ProbeError::Wrong(format!("the health command ends with status {status}{said}"))),
+            None => Err(ProbeError::Silent(format!("the health command does not end within {limit:?}{said}"))),
+        })
+    }
+
     /// What the replica listens on instead of its port, if that can be found out and explains why it does not answer.
-    async fn look(&self, address: SocketAddr) -> Option<String> {
+    async fn look(&self, port: u16) -> Option<String> {
         let found = timeout(LOOK_TIMEOUT, self.runtime.listeners(&self.replica)).await.ok()?.ok()?;
-        Some(explain(&found, address.port()))
+        Some(explain(&found, port))
     }
 }
 

@@ -34,7 +34,7 @@ const SHARE: u32 = 100;
 const RARELY: Duration = Duration::from_secs(60);
 
 /// The newest picture.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Picture {
     /// Requests up to this one were made before the picture was taken.
     pub(super) ticket: u64,
@@ -114,7 +114,15 @@ impl Observer {
                 for replica in replicas {
                     by_env.entry(replica.set.env.clone()).or_default().push(replica);
                 }
-                self.picture.send_replace(Arc::new(Picture { ticket, known: true, replicas: by_env, error: None }));
+                let picture = Picture { ticket, known: true, replicas: by_env, error: None };
+                // One like the one before tells nobody anything.
+                self.picture.send_if_modified(|before| {
+                    let changed = **before != picture;
+                    if changed {
+                        *before = Arc::new(picture);
+                    }
+                    changed
+                });
                 true
             }
             Err(error) => {

@@ -44,6 +44,8 @@ pub enum HealthProbe {
     Tcp,
     /// `GET path` answers 200–399.
     Http { path: String },
+    /// A shell command line, run in the replica's container, ends with status 0.
+    Command { command: String },
 }
 
 /// How a deployment replaces replicas; Marathon's `upgradeStrategy` with a deadline.

@@ -70,6 +70,10 @@ pub enum DeploymentState {
     Failed {
         reason: String,
     },
+    /// Somebody cancelled it; the environment went back.
+    Cancelled {
+        by: UserName,
+    },
     /// A newer deployment took its place.
     Superseded {
         by: ReleaseVersion,

@@ -128,7 +128,9 @@ impl ProcessLayer {
     fn overridden_by(&self, over: &Self) -> Self {
         let health = match (&self.health, &over.health) {
             (Some(base), Some(over)) => Some(HealthDefinition {
-                path: over.path.clone().or_else(|| base.path.clone()),
+                // The one kind of check takes the place of the other.
+                path: over.path.clone().or_else(|| base.path.clone().filter(|_| over.command.is_none())),
+                command: over.command.clone().or_else(|| base.command.clone().filter(|_| over.path.is_none())),
                 interval: over.interval.or(base.interval),
                 timeout: over.timeout.or(base.timeout),
                 grace: over.grace.or(base.grace),

@@ -96,6 +96,8 @@ pub struct ProcessDefinition {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct HealthDefinition {
     pub path: Option<String>,
+    /// Run in the replica's container instead of asking its port.
+    pub command: Option<String>,
     pub interval: Option<Duration>,
     pub timeout: Option<Duration>,
     pub grace: Option<Duration>,

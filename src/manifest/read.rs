@@ -38,7 +38,7 @@ pub(super) const TOP_KEYS: &[&str] =
 pub(super) const ENVIRONMENT_KEYS: &[&str] = &["build", "processes", "release", "cron", "upgrade", "domains"];
 pub(super) const BUILD_KEYS: &[&str] = &["root", "buildpacks", "env"];
 pub(super) const PROCESS_KEYS: &[&str] = &["command", "replicas", "cpu", "memory", "port", "health"];
-pub(super) const HEALTH_KEYS: &[&str] = &["path", "interval", "timeout", "grace", "failures"];
+pub(super) const HEALTH_KEYS: &[&str] = &["path", "command", "interval", "timeout", "grace", "failures"];
 pub(super) const UPGRADE_KEYS: &[&str] = &["min_healthy", "max_over", "progress_deadline"];
 
 /// Reads the manifest in `source`, or says all that is wrong with it.
@@ -246,10 +246,15 @@ impl ManifestReader<'_, '_, '_> {
         {
             let message =
                 format!("`{path}`: only `web` is asked over HTTP; other process types are healthy while they run");
-            read.problems.add(node.place, message, Some("remove it".into()));
+            read.problems.add(node.place, message, Some("remove it, or write a `command` that says how it is".into()));
+        }
+        if let (Some((node, path)), Some(_)) = (fields.get("command"), fields.get("path")) {
+            let message = format!("`{path}`: a replica is asked over HTTP (`path`) or by a command, not both");
+            read.problems.add(node.place, message, Some("remove one of them".into()));
         }
         let failures = fields.get("failures").and_then(|(node, path)| read.integer(node, &path, FAILURES));
         Some(HealthDefinition {
+            command: fields.get("command").and_then(|(node, path)| read.text(node, &path, checks::command)),
             path: fields.get("path").and_then(|(node, path)| read.text(node, &path, checks::health_path)),
             interval: self.duration(&fields, "interval", INTERVAL),
             timeout: self.duration(&fields, "timeout", INTERVAL),

@@ -136,10 +136,11 @@ impl ProcessDefinition {
 
 impl HealthDefinition {
     fn to_spec(&self, name: &ProcessType, defaults: &Defaults) -> Health {
-        let probe = match &self.path {
+        let probe = match (&self.command, &self.path) {
+            (Some(command), _) => HealthProbe::Command { command: command.clone() },
             _ if !name.is_web() => HealthProbe::Running,
-            Some(path) => HealthProbe::Http { path: path.clone() },
-            None => HealthProbe::Tcp,
+            (None, Some(path)) => HealthProbe::Http { path: path.clone() },
+            (None, None) => HealthProbe::Tcp,
         };
         Health {
             probe,
@@ -195,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_is_not_said_is_filled_in() {
-        let text = "processes: {web: {command: w, health: {path: /up}}, api: {command: a, cpu: 0.5, memory: 1Gi, port: 9, replicas: 0}}";
+        let text = "processes: {web: {command: w, health: {path: /up}}, api: {command: a, cpu: 0.5, memory: 1Gi, port: 9, replicas: 0}, queue: {command: q, health: {command: bin/check}}}";
         let manifest = parse(text, FILE_NAME).unwrap();
         let defaults = Defaults::default();
         let found = resolve(Some(&manifest), None, &BTreeMap::new(), &"dev".parse().unwrap(), &defaults).unwrap();
@@ -205,6 +206,8 @@ mod tests {
         assert_eq!((web.health.interval, web.health.failures), (defaults.interval, defaults.failures));
         let api = &found[&name("api")];
         assert_eq!(api.health.probe, HealthProbe::Running);
+        let queue = &found[&name("queue")];
+        assert_eq!(queue.health.probe, HealthProbe::Command { command: "bin/check".into() });
         assert_eq!((api.port, api.cpu_millis, api.memory, api.replicas), (9, 500, 1 << 30, 0));
     }
 }

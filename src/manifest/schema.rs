@@ -202,6 +202,9 @@ pub struct HealthSection {
     /// Path that answers 200 to 399 when the replica is ready (`web` only). Without one, its port must take a connection.
     #[schemars(regex(pattern = HEALTH_PATH_PATTERN), example = "/healthz")]
     pub path: Option<String>,
+    /// Shell command line that is run in the replica's container and ends with status 0 when the replica is ready; instead of `path`.
+    #[schemars(regex(pattern = COMMAND_PATTERN), length(max = MAX_COMMAND), example = "bin/check")]
+    pub command: Option<String>,
     /// Time between two checks, 100ms to 10m.
     #[schemars(regex(pattern = DURATION_PATTERN), example = "5s")]
     pub interval: Option<String>,

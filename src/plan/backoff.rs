@@ -10,9 +10,14 @@ pub const FIRST: Duration = Duration::from_secs(1);
 const FACTOR: f64 = 1.15;
 /// The longest delay.
 pub const LONGEST: Duration = Duration::from_secs(300);
+/// So many failures in a row are a crash loop.
+const CRASH_LOOP: u32 = 3;
 /// A replica that was ready for this long before it died says nothing against its set: the delay begins anew, and the replacement
 /// is started at once.
 pub const HEALTHY_WHILE: Duration = Duration::from_secs(10);
+
+/// How far apart sets are started again whose replicas were found dead: a server that comes back must not start all that crash at once.
+pub const SPREAD: Duration = Duration::from_secs(10);
 
 /// The launch delay of one replica set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +38,13 @@ impl Backoff {
         self.until = Some(self.until.map_or(until, |before| before.max(until)));
     }
 
+    /// A replica was found dead that had ended before this process began; how often it had died before is not known. `share` (0..1) is the
+    /// set's place within [`SPREAD`].
+    pub fn found_dead(&mut self, now: Timestamp, lived: Option<Duration>, share: f64) {
+        self.failed(now, lived);
+        self.until = self.until.map(|until| until + SPREAD.mul_f64(share.clamp(0.0, 1.0)));
+    }
+
     /// A replica has been ready for `time`: the past is forgotten after a healthy while.
     pub fn healthy(&mut self, time: Duration) {
         if time >= HEALTHY_WHILE {
@@ -43,6 +55,11 @@ impl Backoff {
     /// Until when nothing may be started, if that is after `now`.
     pub fn until(&self, now: Timestamp) -> Option<Timestamp> {
         self.until.filter(|until| *until > now)
+    }
+
+    /// Whether it looks as if starting again does not help.
+    pub fn is_crash_looping(&self) -> bool {
+        self.failures >= CRASH_LOOP
     }
 
     /// Failures since the last healthy while.
@@ -76,7 +93,21 @@ mod tests {
         assert_eq!(backoff.until(now + LONGEST), None);
         backoff.healthy(Duration::from_secs(1));
         assert!(backoff.failures() > 0);
+        assert!(backoff.is_crash_looping());
         backoff.failed(now, Some(HEALTHY_WHILE));
         assert_eq!(backoff, Backoff::default());
+    }
+
+    #[test]
+    fn what_is_found_dead_is_started_again_one_after_the_other() {
+        let now = Timestamp::UNIX_EPOCH;
+        for (share, millis) in [(0.0, 1000), (0.5, 6000), (1.0, 11_000), (7.0, 11_000)] {
+            let mut backoff = Backoff::default();
+            backoff.found_dead(now, Some(Duration::from_secs(3)), share);
+            assert_eq!(backoff.until(now), Some(now + Duration::from_millis(millis)));
+        }
+        let mut backoff = Backoff::default();
+        backoff.found_dead(now, Some(HEALTHY_WHILE), 1.0);
+        assert_eq!(backoff.until(now), None, "what ran well is started at once");
     }
 }

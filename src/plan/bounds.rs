@@ -41,6 +41,16 @@ mod tests {
             (5, 90, 10, 5, 6),
             (0, 100, 100, 0, 1),
             (3, 250, 0, 3, 4),
+            // Just one: half of it is one, and it cannot be replaced without another beside it.
+            (1, 50, 50, 1, 2),
+            (1, 1, 0, 1, 2),
+            // Rounding to both n still leaves a place.
+            (3, 67, 33, 3, 4),
+            (3, 66, 33, 2, 3),
+            (100, 99, 0, 99, 100),
+            (0, 0, 0, 0, 1),
+            (1000, 100, 1000, 1000, 11_000),
+            (u32::MAX, 100, 100, u32::MAX, u32::MAX),
         ];
         for (count, min_healthy, max_over, min, max) in rows {
             let policy = UpgradePolicy { min_healthy, max_over, ..UpgradePolicy::default() };

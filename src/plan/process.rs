@@ -1,6 +1,6 @@
 //! The decision for one process type.
 
-use std::collections::BTreeSet;
+use std::{cmp::Reverse, collections::BTreeSet};
 
 use crate::domain::{ProcessType, ReplicaId, SetId, Timestamp};
 
@@ -81,6 +81,27 @@ impl<'a> Scope<'a> {
         size(self.alive().filter(|replica| self.serves(replica)))
     }
 
+    /// Was ready once, and its probes fail now: worth more than nothing while nothing serves.
+    fn is_sick(&self, replica: &Seen) -> bool {
+        replica.phase == Phase::Unhealthy && replica.was_ready && !replica.stopping
+    }
+
+    fn kept_sick(&self) -> u32 {
+        size(self.alive().filter(|replica| self.is_kept(replica) && self.is_sick(replica)))
+    }
+
+    /// Whether the last ones that served are sick, so that one more is started beside them before any of them is replaced.
+    fn surges(&self) -> bool {
+        let room = self.bounds.min_healthy > 0 && self.bounds.max_running > self.count;
+        room && self.healthy() == 0 && self.kept_sick() > 0
+    }
+
+    /// The one more.
+    fn is_surge(&self, replica: &Seen) -> bool {
+        let hopeful = matches!(replica.phase, Phase::Starting | Phase::Ready);
+        hopeful && self.is_new(replica) && replica.index == self.count.saturating_add(1) && self.surges()
+    }
+
     fn new_serving(&self) -> u32 {
         size(self.alive().filter(|replica| self.is_kept(replica) && self.serves(replica)))
     }
@@ -107,9 +128,7 @@ pub(super) fn decide(scope: &Scope, deployed: bool, now: Timestamp) -> Step {
     let leaving = choose_leaving(scope, deployed);
     let mut step = Step::default();
     if scope.process.is_web() {
-        let routed =
-            |replica: &&Seen| replica.phase == Phase::Ready && !replica.stopping && !leaving.contains(&replica.id);
-        step.route = scope.alive().filter(routed).map(|replica| replica.id.clone()).collect();
+        step.route = choose_routed(scope, &leaving);
     }
     stop(scope, &leaving, deployed, &mut step);
     let mut why = start(scope, now, &mut step);
@@ -123,6 +142,15 @@ pub(super) fn decide(scope: &Scope, deployed: bool, now: Timestamp) -> Step {
     step
 }
 
+/// Which replicas requests should go to: those that are ready. When none is, those that were: an app whose probes fail may still answer,
+/// and no upstream at all answers nothing.
+fn choose_routed(scope: &Scope, leaving: &BTreeSet<ReplicaId>) -> Vec<ReplicaId> {
+    let staying = || scope.alive().filter(|replica| !replica.stopping && !leaving.contains(&replica.id));
+    let ready = |replica: &&Seen| replica.phase == Phase::Ready;
+    let none = !staying().any(|replica| ready(&replica));
+    staying().filter(|one| ready(one) || none && scope.is_sick(one)).map(|replica| replica.id.clone()).collect()
+}
+
 /// Which running replicas should get no more requests and then be stopped.
 fn choose_leaving(scope: &Scope, deployed: bool) -> BTreeSet<ReplicaId> {
     let mut leaving = choose_replaced(scope);
@@ -130,10 +158,11 @@ fn choose_leaving(scope: &Scope, deployed: bool) -> BTreeSet<ReplicaId> {
     let gate_open = scope.count > 0 || deployed;
     let mut candidates: Vec<&Seen> = scope
         .alive()
-        .filter(|replica| !replica.stopping && !scope.is_kept(replica))
+        .filter(|replica| !replica.stopping && !scope.is_kept(replica) && !scope.is_surge(replica))
         .filter(|replica| gate_open || scope.is_new(replica) || !scope.is_fallback(replica))
         .collect();
-    // Best to keep first: those of the fallback, those with requests, then by index.
+    // Best to keep first: those of the fallback, those with requests, the oldest. Age counts in minutes: those that were started together
+    // go by their numbers, which leaves no gaps.
     candidates.sort_by_key(|replica| {
         let kind = if scope.is_fallback(replica) {
             1
@@ -142,7 +171,8 @@ fn choose_leaving(scope: &Scope, deployed: bool) -> BTreeSet<ReplicaId> {
         } else {
             2
         };
-        (kind, replica.route != RouteState::In, replica.route != RouteState::Entering, replica.index)
+        let entered = (replica.route != RouteState::In, replica.route != RouteState::Entering);
+        (kind, entered, replica.since.as_second() / 60, replica.index)
     });
     let (serving, idle): (Vec<&Seen>, Vec<&Seen>) = candidates.into_iter().partition(|replica| scope.serves(replica));
     let spare = scope.healthy().saturating_sub(scope.bounds.min_healthy);
@@ -154,6 +184,7 @@ fn choose_leaving(scope: &Scope, deployed: bool) -> BTreeSet<ReplicaId> {
 
 /// Among replicas that serve nothing and are not wanted: all but those needed to come back up to the healthy minimum.
 fn choose_idle(scope: &Scope, idle: &[&Seen]) -> Vec<ReplicaId> {
+    let nothing_serves = scope.healthy() == 0;
     let soon = size(scope.alive().filter(|replica| {
         scope.serves(replica) || scope.is_kept(replica) && replica.phase == Phase::Ready && !replica.stopping
     }));
@@ -163,16 +194,18 @@ fn choose_idle(scope: &Scope, idle: &[&Seen]) -> Vec<ReplicaId> {
         short -= u32::from(kept);
         kept
     };
+    // Beside those, and while nothing serves, as many that served last. Above the count of its own set one would keep those below from
+    // being started.
+    let mut last_resort = if nothing_serves { scope.bounds.min_healthy.saturating_sub(scope.kept_sick()) } else { 0 };
     let mut leaving = Vec::new();
     let (ready, others): (Vec<&Seen>, Vec<&Seen>) =
         idle.iter().copied().partition(|replica| replica.phase == Phase::Ready);
     for replica in ready.into_iter().chain(others) {
-        let useful = match replica.phase {
-            Phase::Ready => true,
-            Phase::Starting => scope.is_fallback(replica),
-            Phase::Unhealthy | Phase::Exited => false,
-        };
-        if !keep(useful) {
+        let sick = scope.is_sick(replica) && !scope.is_new(replica);
+        let useful = replica.phase == Phase::Ready || replica.phase == Phase::Starting && scope.is_fallback(replica);
+        if sick && last_resort > 0 {
+            last_resort -= 1;
+        } else if !keep(useful) {
             leaving.push(replica.id.clone());
         }
     }
@@ -180,15 +213,35 @@ fn choose_idle(scope: &Scope, idle: &[&Seen]) -> Vec<ReplicaId> {
 }
 
 /// Which wanted replicas are to be replaced since their probes fail. Not all at once: when every replica fails (a database is away),
-/// starting all of them anew would only add to the trouble.
+/// starting all of them anew would only add to the trouble. And those that served last stay until something else does, if there is room
+/// for one more to try it.
 fn choose_replaced(scope: &Scope) -> BTreeSet<ReplicaId> {
     let kept = || scope.alive().filter(|replica| scope.is_kept(replica));
     let under_way = size(kept().filter(|replica| replica.phase == Phase::Starting || replica.stopping))
         + scope.target.map_or(0, |set| scope.launching(set));
+    // One that is missing and can be started (see `startable`) comes first, also while a backoff holds its start.
+    let room = scope.bounds.max_running.saturating_sub(scope.running());
+    let first_others = scope.target.is_some_and(|set| {
+        let reach = scope.count.max(scope.highest_alive(set));
+        scope.missing(set, scope.count) > 0 && scope.missing(set, reach) <= room
+    });
     let at_once = scope.count.saturating_sub(scope.bounds.min_healthy).max(1);
     let free = usize::try_from(at_once.saturating_sub(under_way)).unwrap_or(usize::MAX);
     let unhealthy = kept().filter(|replica| replica.phase == Phase::Unhealthy && !replica.stopping);
-    unhealthy.take(free).map(|replica| replica.id.clone()).collect()
+    let mut dispensable = match (scope.surges() || first_others, scope.healthy()) {
+        (true, _) => 0,
+        (false, 0) => scope.kept_sick().saturating_sub(scope.bounds.min_healthy),
+        (false, _) => scope.kept_sick(),
+    };
+    let mut may_go = |one: &&Seen| {
+        let goes = !scope.is_sick(one) || dispensable > 0;
+        dispensable = dispensable.saturating_sub(u32::from(scope.is_sick(one)));
+        goes
+    };
+    // Those that never were ready first, then the youngest.
+    let mut unhealthy: Vec<&Seen> = unhealthy.collect();
+    unhealthy.sort_by_key(|one| (one.was_ready, Reverse((one.since.as_second() / 60, one.index))));
+    unhealthy.into_iter().filter(|one| may_go(one)).take(free).map(|replica| replica.id.clone()).collect()
 }
 
 fn stop(scope: &Scope, leaving: &BTreeSet<ReplicaId>, deployed: bool, step: &mut Step) {
@@ -220,6 +273,15 @@ fn start(scope: &Scope, now: Timestamp, step: &mut Step) -> Option<Why> {
             Err(reason) => why = Some(reason),
         }
     }
+    if let Some(set) = scope.target.filter(|_| why.is_none() && step.start.is_empty() && needs_surge(scope)) {
+        match startable(scope, set, scope.count.saturating_add(1), room, now, step) {
+            Ok(count) => {
+                room = room.saturating_sub(scope.missing(set, count));
+                step.start.push(Start { set: set.clone(), count });
+            }
+            Err(reason) => why = Some(reason),
+        }
+    }
     if let Some(set) = scope.fallback.filter(|set| scope.target.is_some() && scope.target != Some(set)) {
         let needed = scope.bounds.min_healthy.saturating_sub(scope.new_serving());
         let usable = |replica: &&Seen| replica.set == *set && !replica.stopping && replica.phase != Phase::Unhealthy;
@@ -232,6 +294,12 @@ fn start(scope: &Scope, now: Timestamp, step: &mut Step) -> Option<Why> {
         }
     }
     why
+}
+
+/// Whether one more is to be started beside sick ones: all that are wanted run, and none of them or beside them may still become ready.
+fn needs_surge(scope: &Scope) -> bool {
+    let hopeful = scope.alive().any(|one| scope.is_kept(one) && matches!(one.phase, Phase::Starting | Phase::Ready));
+    scope.surges() && !hopeful && scope.target.is_some_and(|set| scope.highest_alive(set) <= scope.count)
 }
 
 /// The count to ask for so that as many as possible of `wanted` are started within `room`. Asking for less than the highest index that

@@ -3,7 +3,10 @@
 //! Per replica the order is: start → probe ready → route in → (the router serves it) → route out an old one → (drained) → stop it.
 //! Rules that no state of the world breaks, checked by the property tests: a healthy replica is taken away only while at least
 //! [`Bounds::min_healthy`] others are; nothing is started above [`Bounds::max_running`]; nothing is stopped that the router may still
-//! send requests to.
+//! send requests to; what was ready goes on being served as long as nothing better is, however its probes flap.
+//!
+//! Unhealthy replicas go before healthy ones and younger ones before older ones. Which of a release's replicas are wanted is a matter of
+//! their numbers, though: scaling down takes the highest, and an unhealthy one with a low number is replaced first.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,6 +53,10 @@ pub struct Seen {
     /// From 1.
     pub index: u32,
     pub phase: Phase,
+    /// It has been ready, now or before.
+    pub was_ready: bool,
+    /// When it was first seen to run: of two alike, the younger goes first.
+    pub since: Timestamp,
     pub route: RouteState,
     /// It has been asked to stop already.
     pub stopping: bool,

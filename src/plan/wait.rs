@@ -46,6 +46,14 @@ fn list(indexes: &[u32], process: &ProcessType) -> String {
     indexes.iter().map(|index| format!("{process}.{index}")).collect::<Vec<_>>().join(", ")
 }
 
+impl Wait {
+    /// What is waited for, without the counts.
+    pub fn why_text(&self) -> String {
+        let text = self.to_string();
+        text.split_once('(').map_or(text.clone(), |(_, why)| why.trim_end_matches(')').to_owned())
+    }
+}
+
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { process, ready, wanted, why } = self;

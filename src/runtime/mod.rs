@@ -140,6 +140,18 @@ pub struct LogLine {
     pub bytes: Bytes,
 }
 
+/// Bytes of output that are kept of a command run in a replica.
+pub const EXEC_OUTPUT: usize = 4096;
+
+/// What a command run in a replica came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Executed {
+    /// Exit status; `None` when it was killed, for taking too long or by the kernel.
+    pub status: Option<i64>,
+    /// The first [`EXEC_OUTPUT`] bytes of what it printed.
+    pub output: Vec<u8>,
+}
+
 /// How a job ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobExit {
@@ -226,6 +238,9 @@ pub trait Runtime: Send + Sync {
 
     /// The TCP sockets a running replica listens on.
     async fn listeners(&self, replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError>;
+
+    /// Runs a command in a running replica's container, as its user and within its limits, and kills it after `limit`.
+    async fn exec(&self, replica: &ReplicaId, argv: &[String], limit: Duration) -> Result<Executed, RuntimeError>;
 
     /// Makes a job's container.
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError>;

@@ -12,7 +12,10 @@ use futures::stream::BoxStream;
 use crate::{
     build::{EnqueueError, NewBuild},
     commands::{BuildQueue, Deployments},
-    deploy::{DeployFailure, Deployed, Derive, EnvStatus, ProcessStatus, Progress, ReplicaHealth, ReplicaStatus},
+    deploy::{
+        CancelFailure, DeployFailure, Deployed, Derive, EnvStatus, ProcessStatus, Progress, ReplicaHealth,
+        ReplicaStatus, WaitStatus,
+    },
     domain::*,
     logs::Logs,
     store::{Change, Entry, Guard, Kv, KvError, MemoryKv, Revision, Store, StoreError, Write},
@@ -136,6 +139,22 @@ impl Deployments for FakeDeployer {
         Ok(Deployed { release: version, url: self.url(env), healthy: Vec::new(), timings: Vec::new() })
     }
 
+    async fn cancel(
+        &self,
+        env: &EnvRef,
+        version: Option<ReleaseVersion>,
+        by: &UserName,
+    ) -> Result<ReleaseVersion, CancelFailure> {
+        let record = self.store.need::<Environment>(env).await?.record;
+        let under_way = record.target.filter(|target| Some(*target) != record.current).ok_or(CancelFailure::Idle)?;
+        if version.is_some_and(|version| version != under_way) {
+            return Err(CancelFailure::Other(under_way));
+        }
+        super::deployment(&self.store, env, under_way, DeploymentState::Cancelled { by: by.clone() }).await;
+        self.change(env, |record| record.target = record.current).await?;
+        Ok(under_way)
+    }
+
     async fn status(&self, env: &EnvRef) -> Result<EnvStatus, StoreError> {
         let record = self.store.need::<Environment>(env).await?.record;
         let release = match record.current {
@@ -166,6 +185,7 @@ impl Deployments for FakeDeployer {
             current: record.current,
             processes: processes.collect(),
             deployment: None,
+            why: waits.iter().map(|wait| waiting(wait)).collect(),
             settled: waits.is_empty(),
             waits,
         })
@@ -259,5 +279,18 @@ pub struct FakeCollections;
 impl crate::commands::Collections for FakeCollections {
     async fn run(&self, dry_run: bool) -> Result<crate::gc::Report, crate::gc::GcError> {
         Ok(crate::gc::Report { dry_run, ..Default::default() })
+    }
+}
+
+/// A wait as `waits` tells it, with its times.
+fn waiting(text: &str) -> WaitStatus {
+    let (process, why) = text.split_once(": ").unwrap_or(("web", text));
+    WaitStatus {
+        process: process.parse().unwrap_or_else(|_| "web".parse().unwrap()),
+        ready: 0,
+        wanted: 1,
+        why: why.to_owned(),
+        since: Timestamp::UNIX_EPOCH,
+        until: None,
     }
 }

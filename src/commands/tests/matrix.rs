@@ -35,6 +35,7 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     ("envs destroy acme/shop/dev --confirm acme/shop/dev", [3, 3, 0, 0, 4, 0]),
     ("ps", [0; 6]),
     ("ps acme/shop/dev", [0, 0, 0, 0, 4, 0]),
+    ("ps acme/shop/dev --why", [0, 0, 0, 0, 4, 0]),
     ("scale acme/shop/dev", [0, 0, 0, 0, 4, 0]),
     ("scale acme/shop/dev web=3", [3, 0, 0, 0, 4, 0]),
     ("scale acme/shop/dev --reset", [3, 0, 0, 0, 4, 0]),
@@ -49,6 +50,10 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     ("builds purge-cache acme/shop", [3, 0, 0, 3, 4, 3]),
     ("releases list acme/shop/dev", [0, 0, 0, 0, 4, 0]),
     ("releases info acme/shop/dev v1", [0, 0, 0, 0, 4, 0]),
+    ("deployments list acme/shop/dev", [0, 0, 0, 0, 4, 0]),
+    ("deployments info acme/shop/dev", [0, 0, 0, 0, 4, 0]),
+    // For those who may there is none under way.
+    ("deployments cancel acme/shop/dev", [3, 4, 4, 4, 4, 4]),
     ("rollback acme/shop/dev", [3, 0, 0, 0, 4, 0]),
     ("redeploy acme/shop/dev", [3, 0, 0, 0, 4, 0]),
     // There is no repository here to bring the commit from.

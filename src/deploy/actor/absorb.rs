@@ -8,6 +8,7 @@ use super::{Actor, Picture, Tracked};
 use crate::{
     deploy::{
         clock::elapsed,
+        spec,
         watcher::{Verdict, Watcher},
     },
     domain::{
@@ -50,11 +51,15 @@ impl Actor {
             return;
         }
         let new = !self.replicas.contains_key(&replica.id);
+        let now = self.parts.steady.now();
+        // By the engine's clock, which is as good as any for telling the older from the younger.
+        let since = replica.started_at.map_or(now, |started| started.min(now));
         let tracked = self.replicas.entry(replica.id.clone()).or_insert_with(|| Tracked {
             replica: replica.clone(),
             phase: Phase::Starting,
             reason: None,
             ready_since: None,
+            since,
             was_routed: false,
             stopping: false,
             watcher: None,
@@ -65,7 +70,7 @@ impl Actor {
             ReplicaState::Running => self.watch(&replica.id, new && !self.met),
             ReplicaState::Exited { code, out_of_memory } => {
                 let how = match (out_of_memory, code) {
-                    (true, _) => "ran out of memory and was killed".to_owned(),
+                    (true, _) => "ran out of memory and was killed (OOM-killed)".to_owned(),
                     (false, 137) => "was killed (SIGKILL, status 137)".to_owned(),
                     (false, code) => format!("exited with status {code}"),
                 };
@@ -80,10 +85,10 @@ impl Actor {
         let view = self.views.borrow().clone();
         let Some(one) = self.replicas.get(id) else { return };
         let set = &one.replica.set;
-        let spec = self.releases.get(&set.release).and_then(|release| release.processes.get(&set.process));
+        let process = self.releases.get(&set.release).and_then(|release| release.processes.get(&set.process));
         // Without its release nothing is known but that it runs; it will not be asked for anything.
-        let health = spec.map_or(UNKNOWN, |spec| spec.health.clone());
-        let port = spec.map_or(0, |spec| spec.port);
+        let health = process.map_or(UNKNOWN, |spec| spec.health.clone());
+        let port = process.map_or(0, |spec| spec.port);
         let upstream = upstream(&one.replica, port);
         let published = upstream.is_some_and(|upstream| view.published(&self.env).contains(&upstream));
         let started_at = one.replica.started_at.filter(|started| found && *started < now).unwrap_or(now);
@@ -163,9 +168,16 @@ impl Actor {
         if one.stopping {
             return;
         }
-        let message = format!("{}.{} of {} {how}", one.replica.set.process, one.replica.index, one.replica.set.release);
+        let mut message =
+            format!("{}.{} of {} {how}", one.replica.set.process, one.replica.index, one.replica.set.release);
         let state = self.sets.entry(one.replica.set.clone()).or_default();
-        state.backoff.failed(now, lived);
+        match self.met {
+            true => state.backoff.failed(now, lived),
+            false => state.backoff.found_dead(now, lived, spec::share(&one.replica.set)),
+        }
+        if state.backoff.is_crash_looping() {
+            message.push_str(&format!("; it is crash-looping ({} failures in a row)", state.backoff.failures()));
+        }
         if lived.is_none_or(|time| time < HEALTHY_WHILE) {
             state.crashes = state.crashes.saturating_add(1);
         }
@@ -189,7 +201,16 @@ impl Actor {
             // Made and never started by a start that was cut short: another one takes it up, or it is cleared away.
             let cut_short = *state == ReplicaState::Created && !self.starting.contains_key(set);
             let phase = if cut_short { Phase::Exited } else { one.phase };
-            let seen = Seen { id: id.clone(), set: set.clone(), index: *index, phase, route, stopping: one.stopping };
+            let seen = Seen {
+                id: id.clone(),
+                set: set.clone(),
+                index: *index,
+                phase,
+                was_ready: one.ready_since.is_some(),
+                since: one.since,
+                route,
+                stopping: one.stopping,
+            };
             observed.replicas.push(seen);
         }
         observed.stale_routes = view.published(&self.env).iter().any(|upstream| !running.contains(upstream));

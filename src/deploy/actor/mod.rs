@@ -1,9 +1,12 @@
 //! The actor of one environment. Whatever wakes it, it does the same: look at what should be and what is, plan, act.
 //!
-//! `absorb` keeps what is known of the replicas; `rollout` moves the environment from release to release; `execute` does what the plan
+//! `absorb` keeps what is known of the replicas; `rollout` moves the environment from release to release and `ending` ends
+//! that (`deployment` is what is known of it); `execute` does what the plan
 //! says, in tasks that report back; `phase` runs release phases; `tail` reads last words; `report` tells people.
 
 mod absorb;
+mod deployment;
+mod ending;
 mod execute;
 mod phase;
 mod report;
@@ -24,20 +27,22 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
+    deployment::{Outcome, Rollout},
     execute::{Done, Launch},
-    rollout::{Outcome, Rollout},
 };
 use super::{
-    EnvStatus, Parts,
+    CancelFailure, EnvStatus, Parts,
     domains::Asked,
     progress::Note,
     routes::{EnvRoutes, RoutesView},
     spec,
     watcher::Verdict,
-    world::Picture,
+    world::{INTERVAL, Picture},
 };
 use crate::{
-    domain::{EnvRef, Environment, ProcessType, Release, ReleaseVersion, Replica, ReplicaId, SetId, Timestamp},
+    domain::{
+        EnvRef, Environment, ProcessType, Release, ReleaseVersion, Replica, ReplicaId, SetId, Timestamp, UserName,
+    },
     plan::{self, Backoff, Goal, Phase},
     store::StoreError,
 };
@@ -55,6 +60,12 @@ pub(super) enum Message {
     Deploy { version: ReleaseVersion, notes: mpsc::Sender<Note>, reply: oneshot::Sender<Outcome> },
     /// Give this deployment up if it is under way, then answer.
     Abandon { version: ReleaseVersion, reason: String, done: oneshot::Sender<()> },
+    /// Give the deployment under way up because somebody wants it, if it is of this version.
+    Cancel {
+        version: Option<ReleaseVersion>,
+        by: UserName,
+        reply: oneshot::Sender<Result<ReleaseVersion, CancelFailure>>,
+    },
     /// Read the records anew, act on them, then answer.
     Refresh(oneshot::Sender<()>),
     /// Say when everything of the environment, whose record is gone, has been removed.
@@ -76,6 +87,8 @@ struct Tracked {
     /// Why it is not ready, in words.
     reason: Option<String>,
     ready_since: Option<Timestamp>,
+    /// When it was started, or seen first.
+    since: Timestamp,
     /// It is or was in the routes table.
     was_routed: bool,
     stopping: bool,
@@ -118,6 +131,8 @@ pub(super) struct Actor {
     record: Option<Environment>,
     /// Whether the record may have changed since it was read.
     stale: bool,
+    /// When it was read last.
+    read_at: Instant,
     trouble: Option<String>,
     releases: BTreeMap<ReleaseVersion, Release>,
     replicas: BTreeMap<ReplicaId, Tracked>,
@@ -141,6 +156,8 @@ pub(super) struct Actor {
     /// Who wants to deploy to an environment of the same name that was made meanwhile; its own actor will answer them.
     deferred: Vec<oneshot::Sender<Outcome>>,
     wake: Option<Instant>,
+    /// What each process type waits for, and since when (by the time of day).
+    waiting: BTreeMap<ProcessType, report::Waited>,
 }
 
 impl Actor {
@@ -162,6 +179,7 @@ impl Actor {
             tasks: JoinSet::new(),
             record: None,
             stale: true,
+            read_at: Instant::now(),
             trouble: None,
             releases: BTreeMap::new(),
             replicas: BTreeMap::new(),
@@ -178,18 +196,22 @@ impl Actor {
             retiring: None,
             deferred: Vec::new(),
             wake: None,
+            waiting: BTreeMap::new(),
         };
         (Address { inbox, nudge, status: watcher }, actor)
     }
 
     /// Runs until the environment is gone or the server stops. What runs goes on running.
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> EnvRef {
+        // Not all environments at the same moment.
+        let interval = INTERVAL.mul_f64(1.0 + spec::share(&self.env) / 4.0);
         loop {
             self.pass().await;
             if self.is_gone().await {
                 return self.env;
             }
-            let far = Instant::now() + Duration::from_secs(3600);
+            // A nudge can get lost in ways nobody thought of; then the records are read and acted on this much later.
+            let anyway = self.read_at + interval;
             tokio::select! {
                 () = shutdown.cancelled() => return self.env,
                 message = self.inbox.recv() => match message {
@@ -213,7 +235,7 @@ impl Actor {
                         return self.env;
                     }
                 },
-                () = sleep_until(self.wake.unwrap_or(far)) => {}
+                () = sleep_until(self.wake.unwrap_or(anyway).min(anyway)) => self.stale |= Instant::now() >= anyway,
             }
         }
     }
@@ -228,6 +250,7 @@ impl Actor {
                 }
                 let _ = done.send(());
             }
+            Message::Cancel { version, by, reply } => drop(reply.send(self.cancel(version, by).await)),
             Message::Refresh(done) => self.refreshes.push(done),
             Message::Retire(done) => match &mut self.retiring {
                 Some(waiting) => waiting.push(done),
@@ -291,6 +314,7 @@ impl Actor {
                 self.retiring.get_or_insert_default().extend(waiting);
             }
             self.stale = false;
+            self.read_at = Instant::now();
             self.domains = None;
         }
         let known = self.replicas.values().map(|one| &one.replica);

@@ -1,18 +1,35 @@
 //! Telling people: the environment's status, and lines for those who wait for a deployment.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, mem::Discriminant, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{Actor, Tracked};
 use crate::{
-    deploy::api::{EnvStatus, ProcessStatus, ReplicaHealth, ReplicaStatus},
-    domain::{DeploymentState, ProcessType},
+    deploy::api::{EnvStatus, ProcessStatus, ReplicaHealth, ReplicaStatus, WaitStatus},
+    domain::{DeploymentState, ProcessType, ReplicaState, Timestamp},
     plan::{Goal, Phase, Plan, Why},
 };
 
 /// Those who wait hear something at least this often.
 const SPEAK_EVERY: Duration = Duration::from_secs(5);
+
+/// What a process type waits for.
+pub(super) struct Waited {
+    kind: Discriminant<Why>,
+    since: Timestamp,
+    /// On the monotonic clock, and what the time of day was to be then.
+    until: Option<(Instant, Timestamp)>,
+}
+
+/// Whether both are the same moment but for the time it takes to work it out.
+fn close(one: Option<Instant>, other: Option<Instant>) -> bool {
+    const APART: Duration = Duration::from_millis(100);
+    match (one, other) {
+        (Some(one), Some(other)) => one.max(other).duration_since(one.min(other)) < APART,
+        (one, other) => one == other,
+    }
+}
 
 impl Actor {
     /// Makes the status and, if something is to be said, says it.
@@ -21,6 +38,7 @@ impl Actor {
             self.mark_stages(plan, goal);
         }
         let waits = self.waits(plan);
+        let why = self.why(plan);
         let deployment = self.rollout.as_ref().map(|rollout| rollout.record(&self.env, DeploymentState::Running, None));
         let settled = plan.is_some_and(|plan| plan.settled) && self.rollout.is_none();
         let status = EnvStatus {
@@ -29,6 +47,7 @@ impl Actor {
             current: self.record.as_ref().and_then(|record| record.current),
             processes: self.processes(goal),
             deployment,
+            why,
             waits,
             settled,
         };
@@ -68,6 +87,42 @@ impl Actor {
         waits
     }
 
+    /// What the process types wait for, and since when.
+    fn why(&mut self, plan: Option<&Plan>) -> Vec<WaitStatus> {
+        let Some(plan) = plan else { return Vec::new() };
+        let now = self.parts.clock.now();
+        let given_up = self.rollout.as_ref().and_then(|rollout| {
+            let policy = &self.releases.get(&rollout.version)?.upgrade;
+            Some(rollout.progress_at + policy.progress_deadline)
+        });
+        let mut waiting = BTreeMap::new();
+        let mut whys = Vec::new();
+        for wait in &plan.waits {
+            let until = match wait.why {
+                Why::Backoff(until) => Some(self.parts.steady.instant(until)),
+                _ => given_up,
+            };
+            let kind = std::mem::discriminant(&wait.why);
+            let before = self.waiting.get(&wait.process).filter(|before| before.kind == kind);
+            let since = before.map_or(now, |before| before.since);
+            // The same moment is not told anew each time, a little different.
+            let same = before.filter(|before| close(before.until.map(|(moment, _)| moment), until));
+            let until = match same {
+                Some(before) => before.until,
+                None => until.map(|moment| (moment, now + moment.saturating_duration_since(Instant::now()))),
+            };
+            waiting.insert(wait.process.clone(), Waited { kind, since, until });
+            let mut text = wait.why_text();
+            if let Some(reason) = self.reason(&wait.process, &wait.why) {
+                text = format!("{text}: {reason}");
+            }
+            let (process, until) = (wait.process.clone(), until.map(|(_, time)| time));
+            whys.push(WaitStatus { process, ready: wait.ready, wanted: wait.wanted, why: text, since, until });
+        }
+        self.waiting = waiting;
+        whys
+    }
+
     /// What a watcher or the past of the set adds to a wait.
     fn reason(&self, process: &ProcessType, why: &Why) -> Option<String> {
         let version = self.goal_version()?;
@@ -81,7 +136,14 @@ impl Actor {
                 .find_map(|one| one.reason.clone()),
             Why::Backoff(_) => {
                 let mut sets = self.sets.iter().filter(|(set, _)| set.process == *process && set.release == version);
-                sets.find_map(|(_, state)| state.trouble.clone())
+                sets.find_map(|(_, state)| {
+                    let looping = state.backoff.is_crash_looping();
+                    let loops =
+                        looping.then(|| format!("crash-looping, {} failures in a row: ", state.backoff.failures()));
+                    // What died tells it already.
+                    let trouble = state.trouble.clone()?;
+                    Some(loops.filter(|_| !trouble.contains("crash-looping")).unwrap_or_default() + &trouble)
+                })
             }
             _ => None,
         }
@@ -107,7 +169,7 @@ impl Actor {
                 index: one.replica.index,
                 release: set.release,
                 state: one.replica.state.clone(),
-                health: health(one),
+                health: self.health(one),
                 started_at: one.replica.started_at,
                 reason: one.reason.clone().filter(|_| one.phase != Phase::Ready),
             });
@@ -117,6 +179,19 @@ impl Actor {
             status.replicas.sort_by_key(|replica| (replica.release, replica.index));
         }
         processes
+    }
+
+    fn health(&self, one: &Tracked) -> ReplicaHealth {
+        let looping = || self.sets.get(&one.replica.set).is_some_and(|state| state.backoff.is_crash_looping());
+        match (one.phase, &one.replica.state) {
+            (Phase::Exited, ReplicaState::Exited { out_of_memory: true, .. }) => ReplicaHealth::OomKilled,
+            (Phase::Exited, _) if looping() => ReplicaHealth::CrashLooping,
+            (Phase::Exited, _) => ReplicaHealth::Exited,
+            _ if one.stopping => ReplicaHealth::Stopping,
+            (Phase::Starting, _) => ReplicaHealth::Starting,
+            (Phase::Ready, _) => ReplicaHealth::Ready,
+            (Phase::Unhealthy, _) => ReplicaHealth::Unhealthy,
+        }
     }
 
     /// Says how far it is when that changed, and every few seconds in any case.
@@ -148,14 +223,4 @@ impl Actor {
 pub(super) fn counts<'a>(processes: impl Iterator<Item = (&'a ProcessType, u32, u32)>) -> String {
     let wanted = processes.filter(|(_, _, wanted)| *wanted > 0);
     wanted.map(|(process, ready, wanted)| format!("{process}: {ready}/{wanted} ready")).collect::<Vec<_>>().join(", ")
-}
-
-fn health(one: &Tracked) -> ReplicaHealth {
-    match one.phase {
-        Phase::Exited => ReplicaHealth::Exited,
-        _ if one.stopping => ReplicaHealth::Stopping,
-        Phase::Starting => ReplicaHealth::Starting,
-        Phase::Ready => ReplicaHealth::Ready,
-        Phase::Unhealthy => ReplicaHealth::Unhealthy,
-    }
 }

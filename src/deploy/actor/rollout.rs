@@ -1,5 +1,5 @@
-//! The life of a deployment: begun, superseded, succeeded or failed. The actor is the only one who moves an environment's `current`,
-//! and its `target` too, but for releases that are derived from others: those are made as the target.
+//! The life of a deployment: begun, superseded, or watched until it is over (`ending` ends it). The actor is the only one who moves an
+//! environment's `current`, and its `target` too, but for releases that are derived from others: those are made as the target.
 
 use std::time::Duration;
 
@@ -8,115 +8,16 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Actor, STORE_AGAIN, report::counts};
+use super::{
+    Actor, STORE_AGAIN,
+    deployment::{Outcome, Rollout},
+};
 use crate::{
-    deploy::{
-        api::{DeployFailure, Deployed},
-        progress::{Audience, Note},
-    },
-    domain::{
-        Deployment, DeploymentState, Environment, EventKind, FailPoint, Release, ReleaseVersion, Timestamp,
-        fail_point::reached,
-    },
+    deploy::{api::Deployed, progress::Note},
+    domain::{Deployment, DeploymentState, Environment, FailPoint, Release, ReleaseVersion, fail_point::reached},
     plan::{Goal, Phase, Plan, RouteState},
     store::StoreError,
 };
-
-/// How a deployment ended, for all who wait for it.
-#[derive(Debug, Clone)]
-pub(in crate::deploy) enum Outcome {
-    Deployed(Deployed),
-    Failed { release: ReleaseVersion, reason: String, last_log_lines: Vec<String> },
-    Superseded { by: ReleaseVersion },
-    Store(String),
-}
-
-impl Outcome {
-    pub(in crate::deploy) fn into_result(self) -> Result<Deployed, DeployFailure> {
-        match self {
-            Self::Deployed(deployed) => Ok(deployed),
-            Self::Failed { release, reason, last_log_lines } => {
-                Err(DeployFailure::Failed { release, reason, last_log_lines })
-            }
-            Self::Superseded { by } => Err(DeployFailure::Superseded { by }),
-            Self::Store(reason) => Err(DeployFailure::Store(StoreError::Failed(reason))),
-        }
-    }
-}
-
-/// A deployment under way.
-pub(super) struct Rollout {
-    pub(super) version: ReleaseVersion,
-    pub(super) from: Option<ReleaseVersion>,
-    pub(super) started_at: Timestamp,
-    began: Instant,
-    /// When it last came closer to its end, and how close that was.
-    progress_at: Instant,
-    closest: u32,
-    pub(super) audience: Audience,
-    waiting: Vec<oneshot::Sender<Outcome>>,
-    /// Milliseconds since it began at which something was reached.
-    marks: Vec<(&'static str, u64)>,
-    /// What was said last, and when.
-    pub(super) said: (String, Instant),
-    /// Why it has failed and with what last lines, when that could not be acted on where it was found.
-    pub(super) phase_failure: Option<(String, Vec<String>)>,
-}
-
-impl Rollout {
-    fn new(version: ReleaseVersion, from: Option<ReleaseVersion>, started_at: Timestamp) -> Self {
-        let now = Instant::now();
-        Self {
-            version,
-            from,
-            started_at,
-            began: now,
-            progress_at: now,
-            closest: 0,
-            audience: Audience::default(),
-            waiting: Vec::new(),
-            marks: Vec::new(),
-            said: (String::new(), now),
-            phase_failure: None,
-        }
-    }
-
-    pub(super) fn mark(&mut self, name: &'static str) {
-        if self.marks.iter().all(|(other, _)| *other != name) {
-            let time = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.marks.push((name, time));
-        }
-    }
-
-    /// Restarts the clock of the progress deadline.
-    pub(super) fn progressed(&mut self) {
-        self.progress_at = Instant::now();
-    }
-
-    fn timings(&self) -> Vec<(String, u64)> {
-        let mut before = 0;
-        let stage = |(name, at): &(&'static str, u64)| {
-            let time = at.saturating_sub(before);
-            before = before.max(*at);
-            ((*name).to_owned(), time)
-        };
-        self.marks.iter().map(stage).collect()
-    }
-
-    pub(super) fn record(
-        &self,
-        env: &crate::domain::EnvRef,
-        state: DeploymentState,
-        end: Option<Timestamp>,
-    ) -> Deployment {
-        let (to, from, started_at) = (self.version, self.from, self.started_at);
-        Deployment { env: env.clone(), to, from, state, started_at, finished_at: end }
-    }
-
-    fn end(self, outcome: &Outcome) {
-        self.waiting.into_iter().for_each(|reply| drop(reply.send(outcome.clone())));
-    }
-}
 
 impl Actor {
     /// Begins (or joins) the deployment of a release.
@@ -186,6 +87,11 @@ impl Actor {
             DeploymentState::Failed { reason } => {
                 Some(Outcome::Failed { release: deployment.to, reason: reason.clone(), last_log_lines: Vec::new() })
             }
+            DeploymentState::Cancelled { by } => Some(Outcome::Failed {
+                release: deployment.to,
+                reason: format!("cancelled by {by}"),
+                last_log_lines: Vec::new(),
+            }),
             DeploymentState::Superseded { by } => Some(Outcome::Superseded { by: *by }),
         }
     }
@@ -215,7 +121,7 @@ impl Actor {
     }
 
     /// Changes the environment together with deployments, whatever others change in it meanwhile.
-    async fn change(
+    pub(super) async fn change(
         &mut self,
         deployments: &[Deployment],
         change: impl Fn(&mut Environment),
@@ -307,13 +213,31 @@ impl Actor {
             rollout.progressed();
         }
         let deadline = rollout.progress_at + release.upgrade.progress_deadline;
-        if Instant::now() >= deadline {
-            let minutes = release.upgrade.progress_deadline;
-            let (trouble, lines) = self.last_trouble(version);
-            let reason = format!("no progress for {}{trouble}", span(minutes));
-            return self.fail(reason, lines).await;
+        if Instant::now() < deadline {
+            return self.wake_by(deadline);
         }
-        self.wake_by(deadline);
+        if !std::mem::replace(&mut rollout.last_words, true) {
+            self.read_last_words(version);
+        }
+        // Their end wakes this actor, and comes soon in any case.
+        if self.sets.iter().any(|(set, state)| set.release == version && !state.tails.is_empty()) {
+            return;
+        }
+        let (trouble, lines) = self.last_trouble(version);
+        let reason = format!("no progress for {}{trouble}", span(release.upgrade.progress_deadline));
+        self.fail(reason, lines).await;
+    }
+
+    /// Begins to read what a replica said that runs and does not become ready, unless what one said is known already.
+    fn read_last_words(&mut self, version: ReleaseVersion) {
+        let mut known = self.sets.iter().filter(|(set, _)| set.release == version);
+        let unready = |one: &&super::Tracked| {
+            one.replica.set.release == version && matches!(one.phase, Phase::Starting | Phase::Unhealthy)
+        };
+        let silent = self.replicas.values().find(unready).map(|one| one.replica.id.clone());
+        if let Some(id) = silent.filter(|_| known.all(|(_, state)| state.tail.is_empty())) {
+            self.read_tail(&id);
+        }
     }
 
     /// Lets the progress deadline pass though nothing can be done.
@@ -325,14 +249,14 @@ impl Actor {
     }
 
     fn last_trouble(&self, version: ReleaseVersion) -> (String, Vec<String>) {
-        let states = self.sets.iter().filter(|(set, _)| set.release == version).map(|(_, state)| state);
-        let found =
-            states.filter_map(|state| Some((format!(": {}", state.trouble.as_ref()?), state.tail.clone()))).next();
-        let reasons = self.replicas.values().filter(|one| one.replica.set.release == version);
-        let reason =
-            reasons.filter_map(|one| one.reason.as_ref()).map(|reason| (format!(": {reason}"), Vec::new())).next();
-        let away = self.pictures.borrow().error.as_ref().map(|error| (format!(": {error}"), Vec::new()));
-        away.or(found).or(reason).unwrap_or_default()
+        let states = || self.sets.iter().filter(|(set, _)| set.release == version).map(|(_, state)| state);
+        let lines = states().map(|state| &state.tail).find(|tail| !tail.is_empty()).cloned().unwrap_or_default();
+        let away = self.pictures.borrow().error.clone();
+        let found = states().find_map(|state| state.trouble.clone());
+        let of = self.replicas.values().filter(|one| one.replica.set.release == version);
+        let reason = of.filter_map(|one| one.reason.clone()).next();
+        let trouble = away.or(found).or(reason).map(|reason| format!(": {reason}"));
+        (trouble.unwrap_or_default(), lines)
     }
 
     /// Notes how far the new replicas are, for the timings.
@@ -350,72 +274,6 @@ impl Actor {
                 rollout.mark(name);
             }
         }
-    }
-
-    /// The new release serves.
-    pub(super) async fn succeed(&mut self, goal: &Goal) {
-        let Some(mut rollout) = self.rollout.take() else { return };
-        let version = rollout.version;
-        for name in ["start", "ready", "route"] {
-            rollout.mark(name);
-        }
-        let deployment = rollout.record(&self.env, DeploymentState::Succeeded, Some(self.parts.clock.now()));
-        reached(FailPoint::Switch);
-        if let Err(error) = self.change(&[deployment], |environment| environment.current = Some(version)).await {
-            tracing::error!(env = %self.env, %error, "a success cannot be written down; trying again");
-            self.rollout = Some(rollout);
-            return self.wake_by(Instant::now() + STORE_AGAIN);
-        }
-        self.note(EventKind::DeploymentFinished, format!("{version} is deployed"));
-        let all = goal.processes.iter().map(|(process, goal)| (process, goal.count, goal.count));
-        let counts = counts(all);
-        if rollout.said.0 != counts {
-            rollout.audience.detail(counts);
-        }
-        if self.views.borrow().silent {
-            rollout.audience.tell(Note::Error(
-                "the router does not answer; the routes are published and take effect once it runs (see `berth doctor`)"
-                    .to_owned(),
-            ));
-        }
-        let healthy = goal.processes.iter().map(|(process, goal)| (process.clone(), goal.count)).collect();
-        let outcome = Outcome::Deployed(Deployed {
-            release: version,
-            url: self.parts.url(&self.env),
-            healthy,
-            timings: rollout.timings(),
-        });
-        rollout.end(&outcome);
-    }
-
-    /// The new release does not serve: back to the one that does.
-    pub(super) async fn fail(&mut self, reason: String, last_log_lines: Vec<String>) {
-        let Some(mut rollout) = self.rollout.take() else { return };
-        let version = rollout.version;
-        let state = DeploymentState::Failed { reason: reason.clone() };
-        let deployment = rollout.record(&self.env, state, Some(self.parts.clock.now()));
-        let config = |version| self.releases.get(&version).map(|release| release.config.clone());
-        let (failed, serving) = (config(version), self.record.as_ref().and_then(|record| config(record.current?)));
-        let back = |environment: &mut Environment| {
-            if environment.target == Some(version) {
-                environment.target = environment.current;
-            }
-            // Else the next release would bring the failed configuration again. A newer change stays.
-            if let (Some(failed), Some(serving)) = (&failed, &serving)
-                && environment.config == *failed
-            {
-                environment.config = serving.clone();
-            }
-        };
-        if let Err(error) = self.change(&[deployment], back).await {
-            tracing::error!(env = %self.env, %error, "a failure cannot be written down; trying again");
-            rollout.phase_failure = Some((reason, last_log_lines));
-            self.rollout = Some(rollout);
-            return self.wake_by(Instant::now() + STORE_AGAIN);
-        }
-        tracing::warn!(env = %self.env, %version, reason, "a deployment failed");
-        self.note(EventKind::DeploymentFinished, format!("{version} was not deployed: {reason}"));
-        rollout.end(&Outcome::Failed { release: version, reason, last_log_lines });
     }
 }
 

@@ -29,15 +29,19 @@ impl Actor {
         let end = one.replica.finished_at.unwrap_or_else(|| self.parts.clock.now());
         let (runtime, replica) = (self.parts.runtime.clone(), id.clone());
         self.tasks.spawn(async move {
-            let lines = last_lines(runtime, &replica, end - RECENT).await;
+            let mut lines = last_lines(&runtime, &replica, Some(end - RECENT)).await;
+            if lines.is_empty() {
+                // It said nothing lately, or the clock leapt.
+                lines = last_lines(&runtime, &replica, None).await;
+            }
             Done::Tail { set, replica, lines }
         });
     }
 }
 
-async fn last_lines(runtime: Arc<dyn Runtime>, replica: &ReplicaId, since: Timestamp) -> Vec<String> {
+async fn last_lines(runtime: &Arc<dyn Runtime>, replica: &ReplicaId, since: Option<Timestamp>) -> Vec<String> {
     let deadline = Instant::now() + DEADLINE;
-    let Ok(Ok(mut lines)) = timeout_at(deadline, runtime.logs(replica, Some(since))).await else { return Vec::new() };
+    let Ok(Ok(mut lines)) = timeout_at(deadline, runtime.logs(replica, since)).await else { return Vec::new() };
     let mut last: VecDeque<String> = VecDeque::with_capacity(LINES);
     while let Ok(Ok(Some(Ok(line)))) = timeout_at(deadline, timeout(QUIET, lines.next())).await {
         if last.len() == LINES {

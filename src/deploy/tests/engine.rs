@@ -129,6 +129,11 @@ impl Engine {
         replica.state == ReplicaState::Running && ready && !state.sick.contains(&address)
     }
 
+    /// Makes all replicas answer their probes again.
+    pub(super) fn heal(&self) {
+        self.state().sick.clear();
+    }
+
     /// Makes the replica fail its probes.
     pub(super) fn sicken(&self, process: &str, index: u32) {
         let mut state = self.state();
@@ -304,6 +309,17 @@ impl Runtime for Engine {
             Some(Behaviour::Elsewhere(port)) => vec![Listener { address: Ipv4Addr::UNSPECIFIED.into(), port: *port }],
             _ => vec![],
         })
+    }
+
+    async fn exec(&self, replica: &ReplicaId, argv: &[String], _: Duration) -> Result<Executed, RuntimeError> {
+        assert_eq!(argv.last().unwrap(), "bin/check");
+        let address = {
+            let state = self.state();
+            state.replicas.iter().find(|(r, _)| r.id == *replica).and_then(|(r, _)| r.address)
+        };
+        let address = address.ok_or_else(|| RuntimeError::Gone(replica.0.clone()))?;
+        let answers = self.answers(SocketAddr::new(address, 5000));
+        Ok(Executed { status: Some(i64::from(!answers)), output: b"no queue\n".to_vec() })
     }
 
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {

@@ -278,6 +278,8 @@ async fn slow_release_fails_at_its_progress_deadline() {
     let began = Instant::now();
     let failure = platform.deploy(version).await.unwrap_err();
     assert!(failure.to_string().contains("no progress for 2 minutes: nothing listens on port 5000"), "{failure}");
+    let DeployFailure::Failed { last_log_lines, .. } = failure else { panic!("{failure:?}") };
+    assert_eq!(last_log_lines.first().map(String::as_str), Some("Error: no DATABASE_URL"), "what it said is told");
     assert!(began.elapsed() < Duration::from_secs(130));
     platform.assert_no_faults();
 }

@@ -3,5 +3,6 @@
 mod domains;
 mod engine;
 mod failures;
+mod promises;
 mod rollouts;
 pub(crate) mod support;

@@ -3,11 +3,15 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use jiff::SignedDuration;
 use tokio::{
     sync::Notify,
     task::JoinHandle,
@@ -140,12 +144,12 @@ impl Router {
     }
 }
 
-/// A clock that goes with the runtime's paused time.
-struct TestClock(Steady);
+/// A clock that goes with the runtime's paused time, and leaps.
+struct TestClock(Steady, Arc<AtomicI64>);
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
-        self.0.now()
+        self.0.now() + SignedDuration::from_secs(self.1.load(Ordering::SeqCst))
     }
 }
 
@@ -193,6 +197,8 @@ pub(super) struct Platform {
     _directory: tempfile::TempDir,
     pub(super) deployer: Deployer,
     service: JoinHandle<()>,
+    /// Seconds that the time of day is off.
+    leap: Arc<AtomicI64>,
     /// What the watchman saw go wrong.
     faults: Arc<Mutex<Vec<String>>>,
     /// Replicas that must serve at any moment, once set.
@@ -224,17 +230,27 @@ impl Platform {
             restarts: 0,
         };
         store.transaction().create(&record).commit().await.unwrap();
+        let leap = Arc::new(AtomicI64::new(0));
         let directory = tempfile::tempdir().unwrap();
         let logs = Logs::open(directory.path(), LogLimits::default()).unwrap();
-        let (deployer, service) = Self::boot(&engine, &router, &store, &logs);
+        let (deployer, service) = Self::boot(&engine, &router, &store, &logs, &leap);
         let (faults, least) = (Arc::default(), Arc::default());
-        let platform = Self { engine, router, store, logs, _directory: directory, deployer, service, faults, least };
+        let _directory = directory;
+        let platform = Self { engine, router, store, logs, _directory, deployer, service, leap, faults, least };
         platform.watch_traffic();
         platform
     }
 
-    fn boot(engine: &Engine, router: &Arc<Router>, store: &Store, logs: &Logs) -> (Deployer, JoinHandle<()>) {
-        let clock = Arc::new(TestClock(Steady::starting_at(Timestamp::UNIX_EPOCH)));
+    fn boot(
+        engine: &Engine,
+        router: &Arc<Router>,
+        store: &Store,
+        logs: &Logs,
+        leap: &Arc<AtomicI64>,
+    ) -> (Deployer, JoinHandle<()>) {
+        // Far enough from the beginning of time for a leap back.
+        let begin = Timestamp::UNIX_EPOCH + Duration::from_secs(50 * 365 * 86_400);
+        let clock = Arc::new(TestClock(Steady::starting_at(begin), leap.clone()));
         let (deployer, service) = Deployer::start(
             DeploySettings::default(),
             store.clone(),
@@ -254,7 +270,12 @@ impl Platform {
     }
 
     pub(super) fn restart(&mut self) {
-        (self.deployer, self.service) = Self::boot(&self.engine, &self.router, &self.store, &self.logs);
+        (self.deployer, self.service) = Self::boot(&self.engine, &self.router, &self.store, &self.logs, &self.leap);
+    }
+
+    /// Sets the time of day off by so many seconds, from now on.
+    pub(super) fn leap(&self, seconds: i64) {
+        self.leap.store(seconds, Ordering::SeqCst);
     }
 
     /// Sends a request, so to speak, to every upstream all the time.

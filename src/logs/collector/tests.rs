@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     domain::{AppRef, ImageRef, ReleaseVersion, ReplicaSet, SetId, TenantName, Timestamp},
     logs::{LogFilter, LogItem, LogLimits, MAX_TAIL},
-    runtime::{Capabilities, Change, Job, JobSpec, Listener, RuntimeEvent},
+    runtime::{Capabilities, Change, Executed, Job, JobSpec, Listener, RuntimeEvent},
 };
 
 /// What a replica has said, each line with its second.
@@ -138,6 +138,9 @@ impl Runtime for Engine {
     }
     async fn listeners(&self, _replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError> {
         refused()
+    }
+    async fn exec(&self, _: &ReplicaId, _: &[String], _: Duration) -> Result<Executed, RuntimeError> {
+        unreachable!()
     }
     async fn job(&self, _spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {
         refused()

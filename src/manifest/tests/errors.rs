@@ -59,6 +59,8 @@ fn what_does_not_fit_together() {
         "processes:\n  release: node migrate.js\n",
         "processes:\n  Web: x\n",
         "processes:\n  worker: {command: x, health: {path: /up}}\n",
+        "processes:\n  web: {command: x, health: {path: /up, command: bin/check}}\n",
+        "processes:\n  worker: {command: x, health: {command: ' '}}\n",
         "build: {root: ../other}\n",
         "build: {buildpacks: [nodejs, nodejs, 'git@host:x']}\n",
         "environments:\n  prod: {domains: [https://a.example/x, '*.a.example', a.example, A.example]}\n",

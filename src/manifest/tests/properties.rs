@@ -24,12 +24,14 @@ fn duration(seconds: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
 prop_compose! {
     fn health(web: bool)(
         path in option::of("/[!\"$-~]{0,20}"),
+        command in option::of("[a-z]{1,8} [!-~]{1,20}"),
         interval in option::of(duration(1..600)),
         timeout in option::of(duration(1..600)),
         grace in option::of(duration(0..3600)),
         failures in option::of(1..100u32),
     ) -> HealthDefinition {
-        HealthDefinition { path: path.filter(|_| web), interval, timeout, grace, failures }
+        let path = path.filter(|_| web && command.is_none());
+        HealthDefinition { path, command, interval, timeout, grace, failures }
     }
 }
 
@@ -113,6 +115,7 @@ fn written_process(process: &ProcessLayer) -> Value {
     let health = process.health.as_ref().map(|health| {
         mapping([
             ("path", health.path.as_ref().map(|path| json!(path))),
+            ("command", health.command.as_ref().map(|command| json!(command))),
             ("interval", time(health.interval)),
             ("timeout", time(health.timeout)),
             ("grace", time(health.grace)),

@@ -8,6 +8,7 @@ mod caches;
 mod container;
 mod engine;
 mod events;
+mod exec;
 mod firewall;
 mod images;
 mod job;
@@ -44,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 pub use settings::{DockerSettings, METADATA_NETWORKS};
 
 use self::{engine::Engine, firewall::Firewall, locks::KeyedLocks, names::Names, network::Networks, stops::Stops};
-use super::{Capabilities, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent};
+use super::{Capabilities, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent};
 use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, SetId, TenantName, Timestamp};
 
 /// Seconds that each of the first calls may take: an engine that is late by half a minute is no reason not to start.
@@ -73,6 +74,7 @@ struct Inner {
     /// When looking after them last began; many who want that at once share one look.
     guarded_at: Mutex<Option<Instant>>,
     stops: Stops,
+    execs: exec::Places,
     sets: KeyedLocks<SetId>,
     memory: replicas::Memory,
     capabilities: Capabilities,
@@ -121,6 +123,7 @@ impl DockerRuntime {
             isolated: AtomicBool::new(true),
             guarded_at: Mutex::new(None),
             stops: Stops::new(),
+            execs: exec::Places::default(),
             sets: KeyedLocks::default(),
             memory: replicas::Memory::default(),
             capabilities,
@@ -271,6 +274,12 @@ impl Runtime for DockerRuntime {
             std::io::ErrorKind::NotFound => gone(),
             _ => RuntimeError::Refused(format!("the sockets of replica {} cannot be read: {error}", replica.0)),
         })
+    }
+
+    async fn exec(&self, replica: &ReplicaId, argv: &[String], limit: Duration) -> Result<Executed, RuntimeError> {
+        let gone = || RuntimeError::Gone(format!("replica {}", replica.0));
+        self.inner.own_replica(replica).await?.ok_or_else(gone)?;
+        exec::run(&self.inner.engine.docker, &self.inner.execs, &replica.0, argv, limit).await
     }
 
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {

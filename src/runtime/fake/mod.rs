@@ -22,7 +22,9 @@ use tokio::sync::broadcast;
 pub use job::JobContext;
 
 use self::world::{Engine, Kept, Phase};
-use super::{Capabilities, Change, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent, Source};
+use super::{
+    Capabilities, Change, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent, Source,
+};
 use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId, TenantName, Timestamp};
 
 /// What a replica does with its life.
@@ -38,6 +40,8 @@ pub struct Script {
     pub ends: Option<(Duration, i64)>,
     /// How long it takes to end after SIGTERM; longer than the grace means that it is killed.
     pub stop_delay: Duration,
+    /// Status of commands run in it.
+    pub exec_status: i64,
     /// What it listens on.
     pub listens: Vec<Listener>,
 }
@@ -261,6 +265,17 @@ impl Runtime for FakeRuntime {
         let state = self.engine.lock();
         match state.replicas.get(replica) {
             Some(kept) if matches!(kept.phase, Phase::Running) => Ok(kept.script.listens.clone()),
+            _ => Err(RuntimeError::Gone(format!("replica {}", replica.0))),
+        }
+    }
+
+    async fn exec(&self, replica: &ReplicaId, _: &[String], _: Duration) -> Result<Executed, RuntimeError> {
+        self.alive()?;
+        let state = self.engine.lock();
+        match state.replicas.get(replica) {
+            Some(kept) if matches!(kept.phase, Phase::Running) => {
+                Ok(Executed { status: Some(kept.script.exec_status), output: Vec::new() })
+            }
             _ => Err(RuntimeError::Gone(format!("replica {}", replica.0))),
         }
     }
