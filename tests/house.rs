@@ -9,9 +9,9 @@ use std::{
 /// The floors, from the ground up; ARCHITECTURE.md says the same in words.
 const FLOORS: [&[&str]; 6] = [
     &["domain"],
-    &["plan", "manifest", "token", "keys", "places"],
+    &["plan", "manifest", "token", "keys", "places", "disk"],
     &["runtime", "registry", "store", "git", "router"],
-    &["receive", "build", "deploy", "cron", "jobs", "commands", "logs"],
+    &["receive", "build", "deploy", "cron", "jobs", "commands", "logs", "gc"],
     &["ssh", "api", "console", "control"],
     &["app"],
 ];

@@ -84,6 +84,15 @@ enum Command {
         /// What `berth backup` wrote; `-` for standard input
         file: PathBuf,
     },
+    /// Take away what is not needed any more: old releases, images, caches, logs
+    Gc {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove everything this server made on the container engine; the data directory is kept
     Teardown {
         /// Really
@@ -113,6 +122,10 @@ pub fn main() -> ExitCode {
         Command::Status => host_command(&line.place, &["whoami"]),
         Command::Backup { output } => super::backup::backup(&line.place, output),
         Command::Restore { file } => super::backup::restore(&line.place, &file),
+        Command::Gc { dry_run, json } => {
+            let words = [Some("gc"), dry_run.then_some("--dry-run"), json.then_some("--json")];
+            host_command(&line.place, &words.into_iter().flatten().collect::<Vec<_>>())
+        }
         Command::Teardown { yes } => super::teardown::run(&line.place, yes),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut CommandLine::command(), "berth", &mut std::io::stdout());

@@ -6,6 +6,7 @@ use std::{
     io::Write,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -13,6 +14,11 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::backup;
 use crate::domain::TenantName;
+
+/// How long the lock is waited for: a child that a killed server had forked and that has not become its own program yet still holds it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between two tries to get it.
+const LOCK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Subdirectories that the parts of the server expect.
 const SUBDIRECTORIES: [&str; 9] =
@@ -28,6 +34,10 @@ pub(super) struct DataDir {
 impl DataDir {
     /// Makes what is missing, and takes the lock; fails when another server has it.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        Self::open_within(path, LOCK_PATIENCE)
+    }
+
+    fn open_within(path: &Path, patience: Duration) -> anyhow::Result<Self> {
         fs::create_dir_all(path).with_context(|| format!("cannot make the data directory {}", path.display()))?;
         if backup::is_interrupted(path) {
             bail!(
@@ -47,7 +57,7 @@ impl DataDir {
         for name in SUBDIRECTORIES {
             fs::create_dir_all(path.join(name))?;
         }
-        let lock = lock(&path.join("lock"))?;
+        let lock = lock(&path.join("lock"), patience)?;
         // What a killed server was in the middle of.
         empty(&path.join("tmp"))?;
         for name in ["", "keys", "hooks", "router"] {
@@ -67,15 +77,21 @@ impl DataDir {
     }
 }
 
-pub(super) fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
+pub(super) fn lock(path: &Path, patience: Duration) -> anyhow::Result<Flock<File>> {
     let mut options = OpenOptions::new();
-    let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            bail!("another `berth serve` uses this data directory ({} is locked); stop it first", path.display())
-        }
-        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    let mut file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    let deadline = Instant::now() + patience;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => file,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                bail!("another `berth serve` uses this data directory ({} is locked); stop it first", path.display())
+            }
+            Err((_, error)) => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        };
+        // The kernel wakes nobody at a deadline.
+        std::thread::sleep(LOCK_AGAIN);
     }
 }
 
@@ -146,11 +162,16 @@ mod tests {
         let kept = ["router/routes.json", "router/ack.json.78.tmp", "keys/token.pk8"];
         left.iter().chain(&kept).for_each(|name| fs::write(path.join(name), "x").unwrap());
         fs::create_dir(path.join(".control-Ef56")).unwrap();
-        let refused = DataDir::open(&path).map(|_| ()).unwrap_err();
+        let refused = DataDir::open_within(&path, Duration::ZERO).map(|_| ()).unwrap_err();
         assert!(refused.to_string().contains("another"), "{refused}");
         let id = first.instance().to_owned();
-        drop(first);
+        // It may take a killed server's children a moment to let go.
+        let going = std::thread::spawn(move || {
+            std::thread::sleep(LOCK_AGAIN * 5);
+            drop(first);
+        });
         let second = DataDir::open(&path).unwrap();
+        going.join().unwrap();
         assert_eq!(second.instance(), id);
         assert!(left.iter().all(|name| !path.join(name).exists()) && !path.join(".control-Ef56").exists());
         assert!(kept.iter().all(|name| path.join(name).exists()));

@@ -2,15 +2,20 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
-use super::{check::Problem, cli::Place, config::Config, data_dir::DataDir};
-use crate::{control::client, runtime::docker::instance_tag, store::open_store};
+use bollard::Docker;
 
-/// Free disk space below which pushes will soon fail, in bytes.
-const WANTED_SPACE: u64 = 5 << 30;
+use super::{check::Problem, cli::Place, config::Config, data_dir::DataDir};
+use crate::{
+    control::client,
+    disk::{DiskFloor, human},
+    runtime::docker::instance_tag,
+    store::open_store,
+};
+
 /// The oldest git that knows every setting that Berth relies on (`safe.bareRepository`).
 const OLDEST_GIT: (u32, u32) = (2, 38);
 
@@ -111,8 +116,7 @@ fn version_of(program: &str, argument: &str) -> Option<String> {
 fn engine(config: &Config) -> Finding {
     let socket = config.runtime.socket.display().to_string();
     let look = async {
-        let docker =
-            bollard::Docker::connect_with_unix(&socket, 10, bollard::API_DEFAULT_VERSION)?.negotiate_version().await?;
+        let docker = Docker::connect_with_unix(&socket, 10, bollard::API_DEFAULT_VERSION)?.negotiate_version().await?;
         docker.info().await
     };
     let info = tokio::runtime::Runtime::new().map_err(|error| error.to_string());
@@ -187,19 +191,26 @@ fn data_directory(config: &Config) -> Finding {
     }
 }
 
+/// The floor of free space, at the data directory, whatever is mounted in it, and the engine.
 fn disk(config: &Config) -> Finding {
-    let Some(path) = config.data_dir.ancestors().find(|path| path.exists()) else { return Good("unknown".into()) };
-    match rustix::fs::statvfs(path) {
-        Err(error) => Doubtful(format!("free space unknown: {error}"), "look at it with df".into()),
-        Ok(space) => {
-            let free = space.f_bavail * space.f_frsize;
-            let text = format!("{} GiB free", free >> 30);
-            if free >= WANTED_SPACE {
-                Good(text)
-            } else {
-                Doubtful(text, "make room: images and caches need several GiB".into())
-            }
+    let Some(data) = config.data_dir.ancestors().find(|path| path.exists()) else { return Good("unknown".into()) };
+    let socket = config.runtime.socket.display().to_string();
+    let root = async { Docker::connect_with_unix(&socket, 10, bollard::API_DEFAULT_VERSION)?.info().await };
+    let root = tokio::runtime::Runtime::new().ok().and_then(|runtime| runtime.block_on(root).ok()?.docker_root_dir);
+    let mut places = super::room::places(data);
+    places.extend(root.map(PathBuf::from));
+    let floor = DiskFloor::new(places, config.disk.min_free.0);
+    let free = floor.look().into_iter().map(|place| format!("{} free at {}", human(place.free), place.path.display()));
+    let text = free.collect::<Vec<_>>().join(", ");
+    match floor.check() {
+        Err(no_room) => Bad(
+            text,
+            format!("{} are needed or pushes are refused: run `berth gc`, or make room", human(no_room.needed)),
+        ),
+        Ok(()) if floor.is_low() => {
+            Doubtful(text, "run `berth gc`, or make room: images and caches need several GiB".into())
         }
+        Ok(()) => Good(text),
     }
 }
 

@@ -15,9 +15,9 @@ mod doors;
 mod engine;
 #[cfg(feature = "fail-points")]
 mod fail_points;
-mod housekeeping;
 mod leftovers;
 mod pipeline;
+mod room;
 mod routes;
 mod secrets;
 mod serve;

@@ -70,6 +70,7 @@ impl Pipeline for BuildPipeline {
             EnqueueError::Busy(build) => QueueError::Busy(build),
             EnqueueError::Full { limit } => QueueError::Full { limit },
             EnqueueError::TenantFull { tenant, limit } => QueueError::TenantFull { tenant, limit },
+            EnqueueError::NoRoom(no_room) => QueueError::NoRoom(no_room),
             EnqueueError::Store(error) => QueueError::Store(error),
         })
     }

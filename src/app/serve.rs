@@ -20,10 +20,9 @@ use super::{
     config::{self, Config},
     data_dir::DataDir,
     doors::Doors,
-    engine,
-    housekeeping::Housekeeping,
-    leftovers,
+    engine, leftovers,
     pipeline::BuildPipeline,
+    room,
     routes::RouteFiles,
     secrets, telemetry,
 };
@@ -33,13 +32,17 @@ use crate::{
     control::ControlServer,
     cron::{Cron, CronParts, CronSettings},
     deploy::{DeploySettings, Deployer, NetProber, SystemClock},
+    disk::DiskFloor,
     domain::Limits,
+    gc::{Gc, GcParts},
     git::{Git, Repositories},
     keys,
     logs::{Logs, access::AccessReceiver, collector::Collector},
     manifest::Defaults,
     receive::{Receive, ReceiveSettings, install_hooks},
-    registry::{Credentials, ManagedRegistry, ManagedSettings, OciRegistry, RegistryError},
+    registry::{
+        Credentials, Keeper, ManagedRegistry, ManagedSettings, OciRegistry, Registry, RegistryError, RegistryRoom,
+    },
     router::table::ACCESS_SOCKET,
     runtime::{Runtime, docker::DockerRuntime},
     ssh::{ConnectionLimits, SshServer, SshSettings},
@@ -170,10 +173,12 @@ impl Stopping {
 impl Server {
     async fn start(config: &Config, data: &DataDir, store: &Store) -> anyhow::Result<Self> {
         let mut ground = Layer::new("ground");
-        let registry = start_registry(config, data, &mut ground).await?;
+        let (registry, keeper) = start_registry(config, data, &mut ground).await?;
+        let registry: Arc<dyn Registry> = Arc::new(registry);
         let engine = engine::connect(config, data).await?;
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
         tracing::info!(engine = runtime.capabilities().engine, "connected to the engine");
+        let disk = room::disk_floor(config, data, &engine).await;
         // Before any build or release phase goes on that a killed server was in the middle of.
         leftovers::clear(&*runtime, store).await?;
         let logs = start_logs(config, data, &runtime, &mut ground)?;
@@ -185,23 +190,39 @@ impl Server {
         let parts = BuildParts {
             store: store.clone(),
             runtime: runtime.clone(),
-            registry: Arc::new(registry.clone()),
+            registry: registry.clone(),
             repositories: repositories.clone(),
             delivery: Arc::new(deployer.clone()),
             logs: Arc::new(logs.clone()),
         };
-        let (builds, service) = Builds::start(parts, build_settings(config, data)).await?;
+        let (builds, service) = Builds::start(parts, build_settings(config, data, &disk)).await?;
         look_for_stacks(&builds).await?;
         work.spawn(service.run(work.stop.clone()));
-        let housekeeping =
-            Housekeeping { runtime: runtime.clone(), deployer: deployer.clone(), builds: builds.clone() };
-        work.spawn(housekeeping.run(work.stop.clone()));
+        let git = find_git(config, data)?;
+        let (gc, collections) = Gc::start(
+            GcParts {
+                store: store.clone(),
+                runtime: runtime.clone(),
+                registry: registry.clone(),
+                room: keeper.map(|keeper| Arc::new(keeper) as Arc<dyn RegistryRoom>),
+                repositories: repositories.clone(),
+                git: git.clone(),
+                logs: logs.clone(),
+                stacks: Arc::new(builds.clone()),
+                publishing: builds.publishing(),
+                disk: disk.clone(),
+            },
+            room::gc_settings(config, data),
+        );
+        work.spawn(collections.run(work.stop.clone()));
         work.spawn(engine.clone().keep_guard(work.stop.clone()));
 
         let tokens = Arc::new(secrets::token_key(&data.join("keys/token.pk8"))?);
         let pipeline = BuildPipeline { builds: builds.clone(), logs: logs.clone(), tokens: tokens.clone() };
         let stop = CancellationToken::new();
-        let receive = receive(config, data, store, &repositories, pipeline, stop.clone()).await?;
+        let settings = receive_settings(config, disk)?;
+        let receive =
+            Receive::new(settings, git, repositories.clone(), store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
         let cron = start_cron(config, store, &runtime, &logs, &mut work);
         let commands = Commands::new(Services {
@@ -213,6 +234,7 @@ impl Server {
             runtime,
             repositories,
             tokens,
+            collections: Arc::new(gc),
             settings: command_settings(config),
         });
         commands.finish_destroying().await?;
@@ -229,8 +251,14 @@ impl Server {
     }
 }
 
-async fn start_registry(config: &Config, data: &DataDir, ground: &mut Layer) -> anyhow::Result<OciRegistry> {
+/// The registry, and what looks after its room when it is ours.
+async fn start_registry(
+    config: &Config,
+    data: &DataDir,
+    ground: &mut Layer,
+) -> anyhow::Result<(OciRegistry, Option<Keeper>)> {
     let settings = &config.registry;
+    let mut keeper = None;
     if settings.managed {
         let address: std::net::SocketAddr =
             settings.address.parse().context("registry.address of a managed registry must be ADDRESS:PORT")?;
@@ -239,11 +267,12 @@ async fn start_registry(config: &Config, data: &DataDir, ground: &mut Layer) -> 
             "a managed registry asks for no password, so it listens on loopback only"
         );
         let managed = ManagedRegistry::start(ManagedSettings::new(data.join("registry"), address.port())).await?;
+        keeper = Some(managed.keeper());
         ground.spawn(managed.run(ground.stop.clone()));
     }
     let login = settings.username.clone().zip(settings.password.clone());
     let credentials = login.map(|(user, password)| Credentials { user, password });
-    Ok(OciRegistry::new(&settings.address, credentials)?)
+    Ok((OciRegistry::new(&settings.address, credentials)?, keeper))
 }
 
 /// Pushes would only find out later that the stacks are missing. A registry that does not answer is another matter: what runs is to be
@@ -335,7 +364,7 @@ fn millis(cores: f64) -> u32 {
     (cores * 1000.0).round() as u32
 }
 
-fn build_settings(config: &Config, data: &DataDir) -> BuildSettings {
+fn build_settings(config: &Config, data: &DataDir, disk: &DiskFloor) -> BuildSettings {
     let builds = &config.builds;
     let defaults =
         Defaults { cpu_millis: millis(config.deploy.cpu), memory: config.deploy.memory.0, ..Defaults::default() };
@@ -357,22 +386,20 @@ fn build_settings(config: &Config, data: &DataDir) -> BuildSettings {
         operator_env: builds.env.clone(),
         largest_process: (millis(config.deploy.max_cpu), config.deploy.max_memory.0),
         process_defaults: defaults,
+        disk: disk.clone(),
         ..BuildSettings::new(&data.join(""))
     }
 }
 
-async fn receive(
-    config: &Config,
-    data: &DataDir,
-    store: &Store,
-    repositories: &Repositories,
-    pipeline: BuildPipeline,
-    stop: CancellationToken,
-) -> anyhow::Result<Receive> {
+/// git, with our hooks.
+fn find_git(config: &Config, data: &DataDir) -> anyhow::Result<Git> {
     let hooks = data.join("hooks");
     install_hooks(&hooks).context("cannot install the git hooks")?;
-    let git = Git { binary: Git::find()?, hooks, max_input: config.git.max_input_size.0 };
-    let settings = ReceiveSettings {
+    Ok(Git { binary: Git::find()?, hooks, max_input: config.git.max_input_size.0 })
+}
+
+fn receive_settings(config: &Config, disk: DiskFloor) -> anyhow::Result<ReceiveSettings> {
+    Ok(ReceiveSettings {
         berth: std::env::current_exe().context("the path of this program is not known")?,
         control_socket: config.control_socket(),
         sessions: GIT_SESSIONS,
@@ -380,8 +407,8 @@ async fn receive(
         patience: GIT_PATIENCE,
         idle: GIT_IDLE,
         require_manifest: config.git.require_manifest,
-    };
-    Ok(Receive::new(settings, git, repositories.clone(), store.clone(), Arc::new(pipeline), stop))
+        disk,
+    })
 }
 
 fn command_settings(config: &Config) -> CommandSettings {

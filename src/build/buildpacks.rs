@@ -266,6 +266,8 @@ impl CustomBuildpacks {
         let name = hex::encode(Sha256::digest(format!("{url} {commit}")));
         let wanted = self.directory.join(name);
         if wanted.is_dir() {
+            // When it was last used, for whoever clears away what is not. That it cannot be noted costs fetching it again.
+            let _ = std::fs::File::open(&wanted).and_then(|file| file.set_modified(std::time::SystemTime::now()));
             return Ok(wanted);
         }
         tokio::fs::create_dir_all(&self.directory).await?;

@@ -39,10 +39,11 @@ pub use records::{CompileRecord, LayerRecord, SlugRecord};
 pub use stacks::{Stack, Stacks};
 
 use crate::{
+    disk::{DiskFloor, NoRoom},
     domain::{Build, EnvRef, Limits, TenantName, UserName},
     git::Repositories,
     manifest,
-    registry::Registry,
+    registry::{PublishGate, Registry},
     runtime::Runtime,
     store::{Store, StoreError},
 };
@@ -79,6 +80,9 @@ pub enum EnqueueError {
         "{limit} builds of {tenant} are waiting already, as many as one tenant may have; try again when some have ended"
     )]
     TenantFull { tenant: TenantName, limit: usize },
+    /// There is too little room on disk.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -114,6 +118,10 @@ pub struct BuildSettings {
     pub process_defaults: manifest::Defaults,
     /// Whether the output ends with the time of each stage.
     pub print_timings: bool,
+    /// The free space without which no build begins.
+    pub disk: DiskFloor,
+    /// Keeps what builds publish and what a collection removes apart.
+    pub publishing: PublishGate,
 }
 
 impl BuildSettings {
@@ -140,6 +148,8 @@ impl BuildSettings {
             operator_env: BTreeMap::new(),
             process_defaults: manifest::Defaults::default(),
             print_timings: std::env::var_os("BERTH_TIMINGS").is_some(),
+            disk: DiskFloor::none(),
+            publishing: PublishGate::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
+use self::image::finished;
 use super::{
     BuildParts, BuildSettings,
     buildpacks::Buildpacks,
@@ -30,6 +31,7 @@ use crate::{
     deploy::Progress,
     domain::{Build, Digest, FailPoint, ImageRef, ProcessType, fail_point::reached},
     manifest::{Definition, Problem, render_problems},
+    registry::Publishing,
 };
 
 /// Slugs remembered for each app.
@@ -58,6 +60,8 @@ pub struct Slug {
     pub subject: String,
     /// To be remembered once the build has come this far.
     pub records: Records,
+    /// Until a release names the image, nothing else keeps it from being collected.
+    pub published: Publishing,
 }
 
 /// What is to be written to the store, off the way to the deployment.
@@ -87,6 +91,14 @@ struct Run<'b> {
     stopwatch: &'b mut Stopwatch,
     repository: PathBuf,
     image_repository: String,
+}
+
+/// An image of which only the source layer is new.
+struct Reused {
+    image: ImageRef,
+    defaults: BTreeMap<ProcessType, String>,
+    buildpacks: Vec<String>,
+    records: Records,
 }
 
 /// What the source layer goes on top of.
@@ -155,6 +167,9 @@ impl Pipeline {
         output: &BuildOutput,
         stopwatch: &mut Stopwatch,
     ) -> Result<Slug, BuildError> {
+        if let Err(no_room) = self.settings.disk.check() {
+            return Err(BuildError::rejected(no_room.to_string()));
+        }
         let repository = self.parts.repositories.path(&build.env);
         let image_repository = format!("berth/{}", build.env.app_ref());
         Run { pipeline: self, build, output, stopwatch, repository, image_repository }.slug().await
@@ -197,6 +212,8 @@ impl Run<'_> {
         }
         check_size(&source.description.definition, self.pipeline.settings.largest_process)?;
         self.stopwatch.lap("read");
+        // From here on nothing is collected that may be reused; a compile step, which takes long, begins without it.
+        let published = self.pipeline.settings.publishing.enter().await;
         let asked = &source.description.definition.build.buildpacks;
         let (packs, names) = self.pipeline.settings.custom_buildpacks.resolve(&self.pipeline.buildpacks, asked).await?;
         let stacks = self.pipeline.stacks().await?;
@@ -209,12 +226,16 @@ impl Run<'_> {
         };
         let (slug_key, compile_key) = (recipe.slug_key(source.tree), recipe.key());
         if !self.build.no_cache {
-            if let Some(slug) = self.reuse_slug(&source, &slug_key).await? {
+            if let Some((image, known)) = self.reuse_slug(&slug_key).await? {
                 self.stopwatch.lap("reuse");
-                return Ok(slug);
+                let (defaults, buildpacks) = (known.defaults, known.buildpacks);
+                return Ok(finished(&source, image, defaults, buildpacks, Records::default(), published));
             }
             match self.reuse_compile(&source, stacks, &slug_key, &compile_key).await {
-                Ok(Some(slug)) => return Ok(slug),
+                Ok(Some(reused)) => {
+                    let Reused { image, defaults, buildpacks, records } = reused;
+                    return Ok(finished(&source, image, defaults, buildpacks, records, published));
+                }
                 Ok(None) => {}
                 Err(BuildError::Platform(error)) if error.downcast_ref::<PublishError>().is_some_and(is_lost) => {
                     self.output.detail("the registry has lost layers of the last build; building anew");
@@ -222,6 +243,7 @@ impl Run<'_> {
                 Err(error) => return Err(error),
             }
         }
+        drop(published);
         self.compile(source, stacks, packs, names, &slug_key, &compile_key).await
     }
 
@@ -240,7 +262,7 @@ impl Run<'_> {
     }
 
     /// The very same tree, built before with the same means.
-    async fn reuse_slug(&self, source: &Source, key: &Digest) -> Result<Option<Slug>, BuildError> {
+    async fn reuse_slug(&self, key: &Digest) -> Result<Option<(ImageRef, SlugRecord)>, BuildError> {
         let parts = &self.pipeline.parts;
         let id = (self.build.env.app_ref(), key.clone());
         let Some(known) = parts.store.get::<SlugRecord>(&id).await? else { return Ok(None) };
@@ -249,9 +271,7 @@ impl Run<'_> {
             return Ok(None);
         }
         self.output.step(&format!("Reusing the slug built for {} (build #{})", known.env, known.build));
-        let records = Records::default();
-        let (defaults, buildpacks) = (known.record.defaults, known.record.buildpacks);
-        Ok(Some(self.finished(source, known.record.image, defaults, buildpacks, records)))
+        Ok(Some((known.image.clone(), known.record)))
     }
 
     /// Other source, but none of the files that the compile step reads: only the source layer is new.
@@ -261,7 +281,7 @@ impl Run<'_> {
         stacks: &Stacks,
         slug_key: &Digest,
         compile_key: &Digest,
-    ) -> Result<Option<Slug>, BuildError> {
+    ) -> Result<Option<Reused>, BuildError> {
         let id = (self.build.env.app_ref(), compile_key.clone());
         let Some(record) = self.pipeline.parts.store.get::<CompileRecord>(&id).await? else { return Ok(None) };
         let fits = |result: &&CompileResult| {
@@ -283,7 +303,7 @@ impl Run<'_> {
         let (image, layers) = self.publish(publisher, source, stacks, below).await?;
         let slug_record = self.slug_record(slug_key, &image, &result.defaults, &result.buildpacks);
         let records = Records { layers, slug: Some(slug_record), compile: None };
-        Ok(Some(self.finished(source, image, result.defaults, result.buildpacks, records)))
+        Ok(Some(Reused { image, defaults: result.defaults, buildpacks: result.buildpacks, records }))
     }
 
     /// The whole way, through the build container.
@@ -304,6 +324,7 @@ impl Run<'_> {
         self.output.doing("compressing and pushing the slug");
         let Compiled { slug, inputs, defaults, buildpacks } = compiled;
         let files_size = slug.sizes.total();
+        let published = self.pipeline.settings.publishing.enter().await;
         let mut publisher = self.publisher();
         let mut layers = Vec::new();
         for raw in slug.layers {
@@ -329,7 +350,7 @@ impl Run<'_> {
         };
         let slug_record = self.slug_record(slug_key, &image, &defaults, &buildpacks);
         let records = Records { layers: layer_records, slug: Some(slug_record), compile };
-        Ok(self.finished(&source, image, defaults, buildpacks, records))
+        Ok(finished(&source, image, defaults, buildpacks, records, published))
     }
 
     fn compile_spec(&self, source: &Source, stacks: &Stacks, packs: Buildpacks, names: Vec<String>) -> CompileSpec {

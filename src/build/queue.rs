@@ -30,6 +30,7 @@ use crate::{
     domain::{
         AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, QueuePlace, Stage, UserName,
     },
+    registry::PublishGate,
     store::{NewEvent, Store, StoreError},
 };
 
@@ -125,6 +126,7 @@ impl Builds {
     }
 
     async fn enqueue_now(&self, new: &NewBuild) -> Result<Build, EnqueueError> {
+        self.shared.pipeline.settings.disk.check()?;
         let state = self.shared.admit(&new.env)?;
         let build = self.write_new(new, state).await?;
         let mut queue = self.shared.queue();
@@ -240,6 +242,11 @@ impl Builds {
     /// Forgets what could be reused of the app's builds, and its cache.
     pub async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
         self.shared.purge_cache(app).await
+    }
+
+    /// What keeps publishing and collecting apart.
+    pub fn publishing(&self) -> PublishGate {
+        self.shared.pipeline.settings.publishing.clone()
     }
 
     /// The images of the stacks in force, put into the registry if they were not there.

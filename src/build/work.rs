@@ -126,6 +126,7 @@ async fn build_and_deploy(
         run_release_phase: true,
     });
     let release = release.await?;
+    drop(slug.published);
     stopwatch.lap("release");
     build.timings.append(&mut stopwatch.stages);
     let version = enter_deployment(build, &release, watch);

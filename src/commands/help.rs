@@ -47,7 +47,14 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
             ("events [-f]", "what happened"),
         ],
     ),
-    ("Operators", &[("upload-key USER < key.pub", "let somebody in"), ("tenants create TENANT", "make a tenant")]),
+    (
+        "Operators",
+        &[
+            ("upload-key USER < key.pub", "let somebody in"),
+            ("tenants create TENANT", "make a tenant"),
+            ("gc [--dry-run]", "take away what is not needed any more"),
+        ],
+    ),
 ];
 
 /// Column where the explanations begin.

@@ -14,6 +14,7 @@ mod domains;
 mod environments;
 mod error;
 mod events;
+mod gc;
 mod help;
 mod io;
 mod keys;
@@ -31,6 +32,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use error::CommandError;
+pub use gc::Collections;
 pub use io::{CommandIo, Control, Pty};
 pub use ports::{BuildQueue, CronRuns, Deployments};
 
@@ -85,6 +87,7 @@ pub struct Services {
     pub logs: Logs,
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
+    pub collections: Arc<dyn Collections>,
     /// Signs the project tokens of new manifests.
     pub tokens: Arc<TokenKey>,
     pub settings: CommandSettings,
@@ -198,6 +201,7 @@ impl Commands {
             Command::Config(command) => self.config(caller, command, io).await?,
             Command::Domains(command) => self.domains(caller, command).await?,
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
+            Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),
             // It takes the streams for itself, so `run` has sent it elsewhere.
             Command::Run { .. } => return Ok(None),

@@ -97,6 +97,12 @@ pub(super) enum Command {
     Cron(Cron),
     /// What happened
     Events(Events),
+    /// Take away what is not needed any more (operators)
+    Gc {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 impl Command {
@@ -124,6 +130,7 @@ impl Command {
             Self::Run { .. } => "run",
             Self::Cron(_) => "cron",
             Self::Events(_) => "events",
+            Self::Gc { .. } => "gc",
         }
     }
 }

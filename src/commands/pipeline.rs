@@ -75,7 +75,7 @@ impl Commands {
                 );
                 return Err(CommandError::Conflict(text));
             }
-            Err(full @ (EnqueueError::Full { .. } | EnqueueError::TenantFull { .. })) => {
+            Err(full @ (EnqueueError::Full { .. } | EnqueueError::TenantFull { .. } | EnqueueError::NoRoom(_))) => {
                 return Err(CommandError::TryLater(full.to_string()));
             }
             Err(EnqueueError::Store(error)) => return Err(error.into()),
@@ -116,6 +116,7 @@ impl Commands {
         let version = source.current.ok_or_else(|| no_release(from))?;
         let release = self.release(from, version).await?;
         let (repositories, names) = (self.repositories.clone(), (from.clone(), to.clone()));
+        let _used = (repositories.use_of(from).await, repositories.use_of(to).await);
         let commit = release.commit.clone();
         let shared = blocking(move || repositories.share_commit(&names.0, &names.1, &commit)).await;
         shared.map_err(|error| logged(error, format!("the commit could not be brought from {from} to {to}")))?;

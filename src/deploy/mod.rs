@@ -53,7 +53,6 @@ pub use self::{
 use crate::{
     domain::{EnvRef, Environment, EventKind, ImageRef, Release, ReleaseVersion, UserName},
     logs::Logs,
-    plan::retention,
     runtime::Runtime,
     store::{NewEvent, Store, StoreError},
 };
@@ -283,22 +282,6 @@ impl Deployer {
             Some(status) => Ok(EnvStatus::clone(&status)),
             None => Err(EnvStatus::clone(&*status.borrow())),
         }
-    }
-
-    /// The images that must stay: of what runs or may, and of the newest releases, for rollbacks. Everything else of the environments
-    /// may be collected.
-    ///
-    /// # Errors
-    /// The store's own.
-    pub async fn images_to_keep(&self) -> Result<Vec<ImageRef>, StoreError> {
-        let mut keep = Vec::new();
-        for stored in self.parts.store.list::<Environment>("").await? {
-            let releases = self.parts.store.list::<Release>(&format!("{}/", stored.name)).await?;
-            let releases: Vec<Release> = releases.into_iter().map(|release| release.record).collect();
-            let in_use: Vec<ReleaseVersion> = [stored.current, stored.target].into_iter().flatten().collect();
-            keep.extend(retention::images_to_keep(&releases, &in_use, retention::KEPT_RELEASES));
-        }
-        Ok(keep)
     }
 
     /// Brings what a release needs to the engine while its records are being written.

@@ -7,7 +7,7 @@ use crate::domain::{
     Build, BuildNumber, BuildState, EnvRef, Environment, FailPoint, Release, ReleaseVersion, Stage, UserName,
     fail_point::reached,
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, Stored};
 
 /// How often a release is tried to be made while others change the environment.
 const TRIES: usize = 32;
@@ -21,7 +21,7 @@ impl Deployer {
         self.prepare(&new.env, &new.image);
         let now = self.parts.clock.now();
         let release = self
-            .make(&new.env.clone(), new.build, |environment| {
+            .make(&new.env.clone(), new.build, None, |environment| {
                 let no_phase = new.release_command.is_none() || !new.run_release_phase;
                 Release {
                     env: new.env.clone(),
@@ -59,11 +59,12 @@ impl Deployer {
         by: &UserName,
         reason: &str,
     ) -> Result<Release, StoreError> {
-        let old = self.parts.store.need::<Release>(&(env.clone(), from)).await?.record;
+        let stored = self.parts.store.need::<Release>(&(env.clone(), from)).await?;
+        let old = stored.record.clone();
         self.prepare(env, &old.image);
         let now = self.parts.clock.now();
         let release = self
-            .make(env, None, |environment| {
+            .make(env, None, Some(&stored), |environment| {
                 match &change {
                     Derive::Config(changes) => apply(changes, &mut environment.config),
                     Derive::Everything => environment.config = old.config.clone(),
@@ -86,11 +87,13 @@ impl Deployer {
     }
 
     /// The release, what it asks for that nobody has, and the record of the build that made it, in one transaction: a server that dies
-    /// right then goes on with the deployment and builds nothing twice.
+    /// right then goes on with the deployment and builds nothing twice. The release that it is made `from` must still be there: with its
+    /// record goes its image.
     async fn make(
         &self,
         env: &EnvRef,
         build: Option<BuildNumber>,
+        from: Option<&Stored<Release>>,
         mut release: impl FnMut(&mut Environment) -> Release,
     ) -> Result<Release, StoreError> {
         let (store, base) = (&self.parts.store, &self.parts.settings.base_domain);
@@ -100,6 +103,10 @@ impl Deployer {
             environment.last_release += 1;
             let release = release(&mut environment);
             let mut transaction = store.transaction().update(&stored, &environment).create(&release);
+            if let Some(from) = from {
+                let id = (env.clone(), from.version);
+                transaction = transaction.expect(&store.need::<Release>(&id).await?);
+            }
             if let Some(number) = build
                 && let Some(build) = store.get::<Build>(&(env.clone(), number)).await?
             {

@@ -12,6 +12,8 @@ mod refs;
 pub mod settings;
 mod share;
 mod tree;
+mod upkeep;
+mod uses;
 pub mod wire;
 
 use std::{
@@ -22,12 +24,15 @@ use std::{
 
 use git2::{Oid, Repository, RepositoryInitOptions};
 
+use uses::Uses;
+
 use crate::domain::EnvRef;
 
 pub use bundle::{Refs, full_commit};
 pub use refs::{Moved, is_branch, pin_name, short_branch};
 pub use settings::{Git, GitVersion, MIN_VERSION};
 pub use tree::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off};
+pub use uses::{Owned, Used};
 
 /// Why a repository could not be made, read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +62,13 @@ pub struct Repositories {
     root: PathBuf,
     /// Held while a `HEAD` is changed: libgit2 does not wait for the lock of a ref, it fails.
     heads: Arc<Mutex<()>>,
+    uses: Uses,
 }
 
 impl Repositories {
     /// Repositories below `root` (`DATA/repositories`).
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), heads: Arc::default() }
+        Self { root: root.into(), heads: Arc::default(), uses: Uses::default() }
     }
 
     /// The bare repository of an environment: `ROOT/TENANT/APP/ENV.git`. It may not exist.

@@ -7,9 +7,6 @@ use git2::{ErrorCode, Oid, Repository};
 use super::{GitError, Repositories, full_id, open, sync_directory};
 use crate::domain::{BuildNumber, EnvRef};
 
-/// Pins of builds that are kept per environment; older ones go when a new one is made.
-const KEPT_PINS: u64 = 200;
-
 /// How an attempt to move a branch went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moved {
@@ -43,11 +40,6 @@ impl Repositories {
         let repository = open(&self.path(env), None)?;
         let name = pin_name(number);
         repository.reference(&name, full_id(commit)?, true, "build").map_err(GitError::git(what()))?;
-        if let Some(old) = number.0.checked_sub(KEPT_PINS).filter(|old| *old > 0)
-            && let Ok(mut reference) = repository.find_reference(&pin_name(BuildNumber(old)))
-        {
-            reference.delete().map_err(GitError::git(what()))?;
-        }
         sync_reference(&repository, &name).map_err(GitError::io(what()))
     }
 

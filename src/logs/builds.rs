@@ -148,6 +148,32 @@ impl Paths {
     }
 }
 
+/// The finished logs of an environment, with their bytes.
+pub(super) fn finished(directory: &Path) -> io::Result<Vec<(BuildNumber, u64)>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("build-")?.strip_suffix(".log")?.parse().ok());
+        if let Some(number) = number {
+            found.push((BuildNumber(number), entry.metadata().map_or(0, |metadata| metadata.len())));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+pub(super) fn remove_finished(directory: &Path, build: BuildNumber) -> io::Result<()> {
+    match fs::remove_file(Paths::new(directory, build.0).finished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Removes the oldest logs, so that `kept` remain with the one of `build`.
 fn remove_old(directory: &Path, build: BuildNumber, kept: usize) -> io::Result<()> {
     let mut numbers = Vec::new();

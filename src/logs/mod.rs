@@ -199,31 +199,6 @@ impl Logs {
         Ok(self.resume_point(env, replica).await?.map(|point| point.at))
     }
 
-    /// The environments that have logs.
-    ///
-    /// # Errors
-    /// When a directory cannot be read.
-    pub async fn environments(&self) -> anyhow::Result<Vec<EnvRef>> {
-        let root = self.0.root.clone();
-        blocking(move || {
-            let names = |directory: &Path| -> io::Result<Vec<String>> {
-                let entries = std::fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
-                let directories = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-                Ok(directories.filter_map(|entry| entry.file_name().into_string().ok()).collect())
-            };
-            let mut found = Vec::new();
-            for tenant in names(&root)? {
-                for app in names(&root.join(&tenant))? {
-                    // What has another name is none of ours.
-                    let envs = names(&root.join(&tenant).join(&app))?;
-                    found.extend(envs.iter().filter_map(|env| format!("{tenant}/{app}/{env}").parse().ok()));
-                }
-            }
-            Ok(found)
-        })
-        .await
-    }
-
     /// Removes every log of an environment, build logs included; followers end.
     ///
     /// # Errors
@@ -239,6 +214,33 @@ impl Logs {
     /// When the file cannot be opened.
     pub fn build_writer(&self, env: &EnvRef, build: BuildNumber) -> anyhow::Result<BuildLogWriter> {
         self.0.builds.writer(env, build)
+    }
+
+    /// The environments that have logs.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub async fn environments(&self) -> anyhow::Result<Vec<EnvRef>> {
+        let root = self.0.root.clone();
+        blocking(move || service::environments(&root)).await
+    }
+
+    /// The builds whose finished logs are kept, with their bytes.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub async fn build_logs(&self, env: &EnvRef) -> anyhow::Result<Vec<(BuildNumber, u64)>> {
+        let directory = env_directory(&self.0.root, env);
+        blocking(move || builds::finished(&directory)).await
+    }
+
+    /// Removes a finished build's log.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub async fn remove_build(&self, env: &EnvRef, build: BuildNumber) -> anyhow::Result<()> {
+        let directory = env_directory(&self.0.root, env);
+        blocking(move || builds::remove_finished(&directory, build)).await
     }
 
     /// What there is of a build's log; `None` when there is none (any more).

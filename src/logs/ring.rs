@@ -1,7 +1,9 @@
 //! One environment's log on disk: a ring of append-only files of JSON lines.
 //!
-//! Files are named `log.SEQUENCE`; the sequence only grows, and the oldest file goes when there are too many. A line that a crash tore is
-//! cut off when the ring is opened again. There is no fsync: a crash of the process loses nothing, one of the machine the last seconds.
+//! Files are named `log.SEQUENCE`; the sequence only grows, and the oldest file goes when there are too many. A closed file is compressed
+//! to `log.SEQUENCE.gz`, which takes its place once it is whole and synced; where both are, the uncompressed one counts. A line that a
+//! crash tore is cut off when the ring is opened again. Else there is no fsync: a crash of the process loses nothing, one of the machine
+//! the last seconds.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,9 +11,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+
 use super::LogRecord;
 
 const PREFIX: &str = "log.";
+/// Of closed files, and of those that are being compressed.
+const COMPRESSED: &str = ".gz";
+const UNFINISHED: &str = ".gz.new";
 /// How much is read at a time when reading from the end.
 const BLOCK: usize = 64 * 1024;
 
@@ -38,7 +45,11 @@ impl Ring {
     /// Opens the ring in `directory`, which is made if it is not there, and repairs its end.
     pub(super) fn open(directory: &Path, segment_bytes: u64, segments: usize) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
-        let sequence = sequences(directory)?.last().copied().unwrap_or(1);
+        clean(directory)?;
+        let last = sequences(directory)?.last().copied().unwrap_or(1);
+        // The newest is only compressed when a crash of the machine took the one after it.
+        let closed = compressed_path(directory, last).exists();
+        let sequence = last + u64::from(closed);
         let mut file = open_segment(directory, sequence)?;
         let length = cut_torn_line(&mut file)?;
         let segments = segments.max(1);
@@ -88,7 +99,16 @@ impl Ring {
         self.length = 0;
         let all = sequences(&self.directory)?;
         for old in &all[..all.len().saturating_sub(self.segments)] {
-            fs::remove_file(segment_path(&self.directory, *old))?;
+            remove(&segment_path(&self.directory, *old))?;
+            remove(&compressed_path(&self.directory, *old))?;
+        }
+        let kept = &all[all.len().saturating_sub(self.segments)..];
+        for closed in kept.iter().filter(|sequence| **sequence < self.sequence) {
+            if let Err(error) = compress(&self.directory, *closed) {
+                // It stays as it is; the next rotation tries again.
+                tracing::warn!(%error, directory = %self.directory.display(), "a closed log file cannot be compressed");
+                break;
+            }
         }
         Ok(())
     }
@@ -103,6 +123,51 @@ fn segment_path(directory: &Path, sequence: u64) -> PathBuf {
     directory.join(format!("{PREFIX}{sequence}"))
 }
 
+fn compressed_path(directory: &Path, sequence: u64) -> PathBuf {
+    directory.join(format!("{PREFIX}{sequence}{COMPRESSED}"))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what a crash left of compressing: halves, and whole ones whose originals are still there.
+fn clean(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let doubled = name.strip_suffix(COMPRESSED).is_some_and(|plain| directory.join(plain).exists());
+        if name.starts_with(PREFIX) && (name.ends_with(UNFINISHED) || doubled) {
+            remove(&directory.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a compressed file in the place of a closed one; nothing to do when that has been done.
+fn compress(directory: &Path, sequence: u64) -> io::Result<()> {
+    let plain = segment_path(directory, sequence);
+    let mut input = match File::open(&plain) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let unfinished = directory.join(format!("{PREFIX}{sequence}{UNFINISHED}"));
+    let written = (|| {
+        // Fastest: the writer waits for it, and log lines are alike anyway.
+        let mut output = GzEncoder::new(File::create(&unfinished)?, Compression::fast());
+        io::copy(&mut input, &mut output)?;
+        output.finish()?.sync_all()
+    })();
+    if let Err(error) = written {
+        remove(&unfinished)?;
+        return Err(error);
+    }
+    fs::rename(&unfinished, compressed_path(directory, sequence))?;
+    fs::remove_file(plain)
+}
+
 fn open_segment(directory: &Path, sequence: u64) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).read(true).open(segment_path(directory, sequence))
 }
@@ -112,10 +177,15 @@ fn sequences(directory: &Path) -> io::Result<Vec<u64>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u64>().ok());
+        let number = name.to_str().and_then(|name| {
+            let name = name.strip_prefix(PREFIX)?;
+            name.strip_suffix(COMPRESSED).unwrap_or(name).parse::<u64>().ok()
+        });
         all.extend(number);
     }
     all.sort_unstable();
+    // One that is being replaced by its compressed form is there twice.
+    all.dedup();
     Ok(all)
 }
 
@@ -149,20 +219,60 @@ pub(super) fn read_back(directory: &Path, until: Position, mut take: impl FnMut(
     };
     all.retain(|sequence| *sequence <= until.sequence);
     for sequence in all.into_iter().rev() {
-        let mut file = match File::open(segment_path(directory, sequence)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            file => file?,
-        };
-        let end = if sequence == until.sequence { until.offset } else { file.metadata()?.len() };
-        if !read_file_back(&mut file, end, &mut take)? {
+        let Some(mut segment) = Segment::open(directory, sequence)? else { return Ok(()) };
+        let end = if sequence == until.sequence { until.offset } else { segment.len()? };
+        if !segment.read_back(end, &mut take)? {
             return Ok(());
         }
     }
     Ok(())
 }
 
+/// A file of the ring, ready to be read.
+enum Segment {
+    Plain(File),
+    /// Its lines, uncompressed.
+    Compressed(io::Cursor<Vec<u8>>),
+}
+
+impl Segment {
+    /// `None`: it was rotated away.
+    fn open(directory: &Path, sequence: u64) -> io::Result<Option<Self>> {
+        match File::open(segment_path(directory, sequence)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            file => return file.map(|file| Some(Self::Plain(file))),
+        }
+        match File::open(compressed_path(directory, sequence)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            file => {
+                let mut lines = Vec::new();
+                GzDecoder::new(file?).read_to_end(&mut lines)?;
+                Ok(Some(Self::Compressed(io::Cursor::new(lines))))
+            }
+        }
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        match self {
+            Self::Plain(file) => Ok(file.metadata()?.len()),
+            Self::Compressed(lines) => Ok(lines.get_ref().len() as u64),
+        }
+    }
+
+    fn read_back(&mut self, end: u64, take: &mut impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+        match self {
+            Self::Plain(file) => read_file_back(file, end, take),
+            Self::Compressed(lines) => read_file_back(lines, end, take),
+        }
+    }
+}
+
 /// The same for one file; whether to go on with the file before it.
-fn read_file_back(file: &mut File, mut end: u64, take: &mut impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+fn read_file_back(
+    file: &mut (impl Read + Seek),
+    mut end: u64,
+    take: &mut impl FnMut(&[u8]) -> bool,
+) -> io::Result<bool> {
     // The beginning of the block read last, which belongs to a line whose start lies before it.
     let mut head: Vec<u8> = Vec::new();
     while end > 0 {
@@ -281,6 +391,42 @@ mod tests {
         }
         ring.flush().unwrap();
         assert_eq!(back(dir.path(), ring.position()).len(), 2);
+    }
+
+    #[test]
+    fn closed_files_are_compressed_and_read_alike() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ring = Ring::open(dir.path(), 20_000, 4).unwrap();
+        let mut middle = None;
+        for n in 0..4000 {
+            ring.append(&record(&format!("line {n}"))).unwrap();
+            if n == 3500 {
+                ring.flush().unwrap();
+                middle = Some(ring.position());
+            }
+        }
+        ring.flush().unwrap();
+        let (all, early) = (back(dir.path(), ring.position()), back(dir.path(), middle.unwrap()));
+        assert_eq!(all[..3], ["line 3999", "line 3998", "line 3997"]);
+        // A place in a file that was closed and compressed since.
+        assert_eq!(early[..2], ["line 3500", "line 3499"]);
+        let names = |suffix: &str| {
+            let names =
+                fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.ends_with(suffix)).count()
+        };
+        assert_eq!(names(".gz"), 3);
+        assert!(bytes_on_disk(dir.path()) < 40_000, "{}", bytes_on_disk(dir.path()));
+        // What a crash in the middle of it leaves: a half, and a whole one beside its original.
+        let oldest = sequences(dir.path()).unwrap()[0];
+        let mut plain = Vec::new();
+        GzDecoder::new(File::open(compressed_path(dir.path(), oldest)).unwrap()).read_to_end(&mut plain).unwrap();
+        fs::write(segment_path(dir.path(), oldest), plain).unwrap();
+        fs::write(dir.path().join("log.7.gz.new"), "half").unwrap();
+        assert_eq!(back(dir.path(), ring.position()), all);
+        let ring = Ring::open(dir.path(), 20_000, 4).unwrap();
+        assert_eq!((names(".gz"), names(".new")), (2, 0));
+        assert_eq!(back(dir.path(), ring.position()), all);
     }
 
     #[test]

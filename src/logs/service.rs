@@ -62,6 +62,28 @@ pub(super) fn env_directory(root: &Path, env: &EnvRef) -> PathBuf {
     root.join(env.tenant.as_str()).join(env.app.as_str()).join(env.env.as_str())
 }
 
+/// The environments that have a directory.
+pub(super) fn environments(root: &Path) -> io::Result<Vec<EnvRef>> {
+    let names = |path: &Path| -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                names.extend(entry.file_name().into_string());
+            }
+        }
+        Ok(names)
+    };
+    let mut found = Vec::new();
+    for tenant in names(root)? {
+        for app in names(&root.join(&tenant))? {
+            let below = names(&root.join(&tenant).join(&app))?.into_iter();
+            found.extend(below.filter_map(|env| format!("{tenant}/{app}/{env}").parse::<EnvRef>().ok()));
+        }
+    }
+    Ok(found)
+}
+
 pub(super) struct Writer {
     root: PathBuf,
     limits: LogLimits,

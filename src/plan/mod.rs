@@ -6,8 +6,8 @@
 //! - [`rollout`]: from one release's replicas to another's, and keeping them; with [`bounds`] on how many.
 //! - [`backoff`]: when a set whose replicas die may be started again.
 //! - [`health`]: from probe results to ready, starting or unhealthy.
-//! - [`retention`]: which releases' images are kept.
 //! - [`schedule`]: when jobs run by the clock.
+//! - [`retention`]: what is kept of an environment's history.
 
 pub mod backoff;
 pub mod bounds;

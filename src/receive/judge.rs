@@ -18,6 +18,7 @@ use super::{
     waiting::{in_queue, patiently},
 };
 use crate::{
+    disk::NoRoom,
     domain::{Build, BuildNumber, BuildState, EnvRef, Environment, FailPoint, Tenant, fail_point::reached},
     git::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off, short_branch},
 };
@@ -132,6 +133,7 @@ impl Receive {
                 .detail("Try again when some of them have ended. Nothing was changed.");
                 return Err(Rejected(refusal).into());
             }
+            Err(QueueError::NoRoom(no_room)) => return Err(Rejected(full_disk(&no_room)).into()),
             Err(QueueError::Store(error)) => return Err(error.into()),
         };
         reached(FailPoint::Receive);
@@ -306,6 +308,11 @@ fn offer(manifest: Option<String>) -> String {
     format!(
         "-----> There is no berth.yaml yet. Add this one at the root of the repository (optional, recommended):\n{lines}"
     )
+}
+
+/// What a push is told that there is no room for.
+pub(super) fn full_disk(no_room: &NoRoom) -> Refusal {
+    Refusal::new(format!("Push refused: {no_room}.")).detail("Nothing was changed.")
 }
 
 fn millis(since: Instant) -> u64 {

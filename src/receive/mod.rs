@@ -30,8 +30,9 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    disk::{DiskFloor, NoRoom},
     domain::{AppRef, Build, BuildNumber, EnvRef, QueuePlace, TenantName, UserName},
-    git::{Git, Repositories, idle::Idle},
+    git::{Git, Repositories, Used, idle::Idle},
     places::{Place, Places},
     store::{Store, StoreError},
 };
@@ -64,6 +65,8 @@ pub enum QueueError {
     Full { limit: usize },
     #[error("{limit} builds of {tenant} are waiting")]
     TenantFull { tenant: TenantName, limit: usize },
+    #[error(transparent)]
+    NoRoom(NoRoom),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -130,6 +133,8 @@ pub struct ReceiveSettings {
     pub idle: Duration,
     /// Whether a tree must have a manifest.
     pub require_manifest: bool,
+    /// The free space without which no push is taken.
+    pub disk: DiskFloor,
 }
 
 /// What the hook asks.
@@ -166,6 +171,8 @@ struct LivePush {
     place: Mutex<Option<Place>>,
     /// Cancelled when `receive-pack` has ended.
     ended: CancellationToken,
+    /// Until its objects are pinned or given up.
+    _repository: Used,
 }
 
 struct Inner {

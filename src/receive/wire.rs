@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{LivePush, Receive, Refusal};
+use super::{LivePush, Receive, Refusal, judge::full_disk};
 use crate::{
     domain::{EnvRef, UserName},
     git::{
@@ -50,6 +50,14 @@ impl Receive {
         io: WireIo,
     ) -> u8 {
         let output = io.output.clone();
+        // Before git is started: its quarantine would be the first to need room.
+        if service == Service::ReceivePack
+            && let Err(no_room) = self.0.settings.disk.check()
+        {
+            tracing::warn!(%env, %user, %no_room, "a push was refused");
+            say(&output, &full_disk(&no_room)).await;
+            return TRY_LATER;
+        }
         let place = match self.0.sessions.take(user, self.0.settings.patience).await {
             Ok(place) => place,
             Err(reason) => {
@@ -106,6 +114,7 @@ impl Receive {
         place: Place,
         io: WireIo,
     ) -> anyhow::Result<u8> {
+        let used = self.0.repositories.use_of(env).await;
         let path = self.ensure(env).await?;
         let token = hex::encode(rand::random::<[u8; 16]>());
         let push = Arc::new(LivePush {
@@ -118,6 +127,7 @@ impl Receive {
             queued: OnceLock::new(),
             place: Some(place).into(),
             ended: CancellationToken::new(),
+            _repository: used,
         });
         let settings = &self.0.settings;
         let mut command = self.0.git.serve(Service::ReceivePack, &path, protocol);

@@ -10,8 +10,8 @@ use std::{
 use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
 
-use super::{Registry, RegistryError};
-use crate::domain::Digest;
+use super::{Registry, RegistryError, RegistryRoom};
+use crate::domain::{Digest, ImageRef};
 
 #[derive(Default)]
 struct State {
@@ -153,6 +153,28 @@ impl Registry for FakeRegistry {
         state.manifests.remove(&(repository.to_owned(), digest.clone()));
         state.tags.retain(|(tagged, _), target| tagged != repository || target != digest);
         Ok(())
+    }
+}
+
+#[async_trait]
+impl RegistryRoom for FakeRegistry {
+    async fn images(&self) -> Result<Vec<ImageRef>, RegistryError> {
+        let state = self.state();
+        let image = |(repository, digest): &(String, Digest)| ImageRef {
+            repository: repository.clone(),
+            digest: digest.clone(),
+        };
+        Ok(state.manifests.keys().map(image).collect())
+    }
+
+    async fn collect(&self) -> Result<u64, RegistryError> {
+        let mut state = self.state();
+        let needed: BTreeSet<Digest> = state.manifests.values().filter_map(|bytes| referred(bytes)).flatten().collect();
+        let before: usize = state.blobs.values().map(Vec::len).sum();
+        state.blobs.retain(|digest, _| needed.contains(digest));
+        state.links.retain(|(_, digest)| needed.contains(digest));
+        let after: usize = state.blobs.values().map(Vec::len).sum();
+        Ok((before - after) as u64)
     }
 }
 

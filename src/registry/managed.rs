@@ -13,11 +13,18 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
+
+pub use super::room::Keeper;
+use super::room::{self, CollectRequest};
 
 /// Where the registry keeps its repositories, below its directory.
 const REPOSITORIES: &str = "data/docker/registry/v2/repositories";
+
 /// How long the registry may take to answer after its start, and to end after SIGTERM.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -56,7 +63,7 @@ impl ManagedSettings {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn config(&self, secret: &str) -> String {
+    fn config(&self, secret: &str, read_only: bool) -> String {
         // JSON is YAML, and needs no thought about quoting.
         let config = serde_json::json!({
             "version": 0.1,
@@ -65,7 +72,10 @@ impl ManagedSettings {
                 "filesystem": {"rootdirectory": self.directory.join("data"), "maxthreads": 100},
                 "cache": {"blobdescriptor": "inmemory"},
                 "delete": {"enabled": true},
-                "maintenance": {"uploadpurging": {"enabled": true, "age": UPLOAD_AGE, "interval": "30m", "dryrun": false}},
+                "maintenance": {
+                    "uploadpurging": {"enabled": !read_only, "age": UPLOAD_AGE, "interval": "30m", "dryrun": false},
+                    "readonly": {"enabled": read_only},
+                },
             },
             "http": {"addr": self.address(), "secret": secret, "headers": {"X-Content-Type-Options": ["nosniff"]}},
         });
@@ -77,19 +87,29 @@ impl ManagedSettings {
 pub struct ManagedRegistry {
     settings: ManagedSettings,
     process: Process,
+    keeper: Keeper,
+    requests: mpsc::Receiver<CollectRequest>,
 }
 
 impl ManagedRegistry {
     /// Starts the registry and returns when it answers. Fails when something else has the port.
     pub async fn start(settings: ManagedSettings) -> anyhow::Result<Self> {
-        write_config(&settings)?;
-        let process = launch(&settings).await?;
-        Ok(Self { settings, process })
+        write_configs(&settings)?;
+        let process = launch(&settings, Mode::Normal).await?;
+        // One collection at a time is asked for.
+        let (asks, requests) = mpsc::channel(1);
+        let keeper = Keeper::new(&settings, asks);
+        Ok(Self { settings, process, keeper, requests })
     }
 
     /// Where it listens, `127.0.0.1:PORT`.
     pub fn address(&self) -> String {
         self.settings.address()
+    }
+
+    /// What looks after its room; works while [`Self::run`] does.
+    pub fn keeper(&self) -> Keeper {
+        self.keeper.clone()
     }
 
     /// Starts it anew whenever it ends, until `shutdown`; then stops it in order.
@@ -99,6 +119,15 @@ impl ManagedRegistry {
             let started = Instant::now();
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                Some(done) = self.requests.recv() => {
+                    let collected = tokio::select! {
+                        () = shutdown.cancelled() => break,
+                        collected = self.collect() => collected,
+                    };
+                    // Whoever asked may be gone.
+                    let _ = done.send(collected);
+                    continue;
+                }
                 status = self.process.ended() => tracing::error!(%status, "the registry has ended; starting it again"),
             }
             if started.elapsed() > STEADY {
@@ -110,7 +139,7 @@ impl ManagedRegistry {
                     () = tokio::time::sleep(pause) => {}
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                match launch(&self.settings).await {
+                match launch(&self.settings, Mode::Normal).await {
                     Ok(process) => break self.process = process,
                     Err(error) => tracing::error!("the registry cannot be started: {error:#}"),
                 }
@@ -118,17 +147,48 @@ impl ManagedRegistry {
         }
         self.process.stop().await;
     }
+
+    /// Serves read-only while the collector works, as its authors want it: an upload beside it could lose its blobs. Whatever happens,
+    /// it is started for writing again, by the loop if not here. Nothing is written for that: the disk may be full.
+    async fn collect(&mut self) -> anyhow::Result<u64> {
+        self.process.stop().await;
+        let collected = match launch(&self.settings, Mode::ReadOnly).await {
+            Ok(process) => {
+                self.process = process;
+                let collected = room::collect(&self.settings).await;
+                self.process.stop().await;
+                collected
+            }
+            Err(error) => Err(error),
+        };
+        self.process = launch(&self.settings, Mode::Normal).await?;
+        collected
+    }
 }
 
-fn config_path(settings: &ManagedSettings) -> PathBuf {
-    settings.directory.join("config.yml")
+/// What the registry lets be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Normal,
+    ReadOnly,
 }
 
-fn write_config(settings: &ManagedSettings) -> anyhow::Result<()> {
+pub(super) fn config_path(settings: &ManagedSettings, mode: Mode) -> PathBuf {
+    settings.directory.join(match mode {
+        Mode::Normal => "config.yml",
+        Mode::ReadOnly => "config-read-only.yml",
+    })
+}
+
+fn write_configs(settings: &ManagedSettings) -> anyhow::Result<()> {
     let cannot = || format!("cannot prepare the registry's directory {}", settings.directory.display());
     std::fs::create_dir_all(settings.directory.join("data")).with_context(cannot)?;
     let secret = hex::encode(rand::random::<[u8; 32]>());
-    std::fs::write(config_path(settings), settings.config(&secret)).with_context(cannot)
+    for mode in [Mode::Normal, Mode::ReadOnly] {
+        let path = config_path(settings, mode);
+        std::fs::write(path, settings.config(&secret, mode == Mode::ReadOnly)).with_context(cannot)?;
+    }
+    Ok(())
 }
 
 /// Waits until the port is free, or says who is to go.
@@ -177,7 +237,7 @@ fn remove_uploads(directory: &Path) -> io::Result<usize> {
     Ok(removed)
 }
 
-async fn launch(settings: &ManagedSettings) -> anyhow::Result<Process> {
+async fn launch(settings: &ManagedSettings, mode: Mode) -> anyhow::Result<Process> {
     await_port(settings).await?;
     // With the registry that took them, uploads are over; whoever made one begins anew.
     match remove_uploads(&settings.directory.join(REPOSITORIES)) {
@@ -185,7 +245,7 @@ async fn launch(settings: &ManagedSettings) -> anyhow::Result<Process> {
         Ok(count) => tracing::info!(count, "removed uploads to the registry that were broken off"),
         Err(error) => tracing::warn!(%error, "uploads to the registry that were broken off cannot be removed"),
     }
-    let mut process = Process::spawn(&settings.program, &config_path(settings)).await?;
+    let mut process = Process::spawn(&settings.program, &config_path(settings, mode)).await?;
     let deadline = Instant::now() + READY_DEADLINE;
     loop {
         if tokio::net::TcpStream::connect(("127.0.0.1", settings.port)).await.is_ok() {

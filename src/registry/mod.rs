@@ -5,20 +5,23 @@
 
 pub mod contract;
 mod fake;
+mod gate;
 mod layout;
 mod managed;
 mod oci;
 mod patience;
+mod room;
 
 use std::path::Path;
 
 use async_trait::async_trait;
 
-use crate::domain::Digest;
+use crate::domain::{Digest, ImageRef};
 
 pub use fake::FakeRegistry;
+pub use gate::{PublishGate, Publishing};
 pub use layout::{RegistryFiles, StoredImage};
-pub use managed::{ManagedRegistry, ManagedSettings};
+pub use managed::{Keeper, ManagedRegistry, ManagedSettings};
 pub use oci::{Credentials, OciRegistry};
 
 /// Media type of an image manifest (OCI image spec, "Media Types").
@@ -68,4 +71,14 @@ pub trait Registry: Send + Sync {
     async fn resolve(&self, repository: &str, reference: &str) -> Result<Option<Digest>, RegistryError>;
     /// Removes a manifest; that it is not there is no error.
     async fn delete(&self, repository: &str, digest: &Digest) -> Result<(), RegistryError>;
+}
+
+/// What only who runs a registry can do: look at all of it, and take away what no manifest needs.
+#[async_trait]
+pub trait RegistryRoom: Send + Sync {
+    /// Every manifest that is there, tagged or not.
+    async fn images(&self) -> Result<Vec<ImageRef>, RegistryError>;
+    /// Takes away the blobs that no manifest needs, abandoned uploads, and repositories without a manifest; bytes freed. Nothing may be
+    /// uploaded meanwhile (see [`PublishGate`]); images can be pulled but for moments.
+    async fn collect(&self) -> Result<u64, RegistryError>;
 }

@@ -253,4 +253,14 @@ pub trait Runtime: Send + Sync {
 
     /// Removes local copies of Berth's images that are not in `keep` and not in use.
     async fn collect_images(&self, keep: &[ImageRef]) -> Result<usize, RuntimeError>;
+
+    /// What [`Self::collect_images`] would remove: names for people, and bytes (shared layers count each time).
+    async fn surplus_images(&self, _keep: &[ImageRef]) -> Result<Vec<(String, u64)>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
+    /// The build caches there are, with their bytes.
+    async fn caches(&self) -> Result<Vec<(AppRef, u64)>, RuntimeError> {
+        Ok(Vec::new())
+    }
 }

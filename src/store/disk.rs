@@ -1,8 +1,8 @@
 //! The store on disk: a sled database that is checked when it is opened and durable when a write returns.
 //!
 //! sled 0.34 acknowledges a `flush` after `sync_file_range`, which a power loss does not survive; so the log and the blob files are
-//! synced here. It also notices only some kinds of damage; so what was read is compared with its [`Seal`], and with the copy of the
-//! seal in a file of its own.
+//! synced here. It also notices only some kinds of damage; so what was read is compared with its [`Seal`], and a
+//! batch that was torn is done again from the [`Journal`].
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -20,8 +20,9 @@ use rustix::fs::{Advice, fadvise};
 
 use super::{
     Revision, Write,
+    journal::{Group, Journal},
     migrations::{self, Contents, Migration},
-    seal::{AcknowledgedFile, Damage, Found, Seal, Sum, UNSEALED, judge},
+    seal::{Damage, Found, Seal, Sum, UNSEALED, judge},
 };
 
 /// Bytes of sled's page cache. Readers are served from memory; it is for finding the pages that writes change.
@@ -49,7 +50,7 @@ pub type Changes = BTreeMap<String, Option<(Vec<u8>, Revision)>>;
 pub struct Disk {
     database: sled::Db,
     durable: Box<dyn Durable>,
-    acknowledged: AcknowledgedFile,
+    journal: Journal,
     /// Of the last batch that is on disk.
     pub seal: Seal,
 }
@@ -101,29 +102,28 @@ impl Disk {
 
     fn open_checked(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
         fs::create_dir_all(directory)?;
-        let acknowledged = AcknowledgedFile::read(directory)?;
-        expect_log(directory, acknowledged.is_some())?;
+        let group = Journal::read(directory)?;
+        expect_log(directory, group.is_some())?;
         remove_torn_snapshots(directory)?;
         forget_cached(directory)?;
         let Loaded { database, mut contents, seal, old_revision } = load(directory)?;
-        let mut found = Found {
-            seal,
-            acknowledged,
-            old_revision,
-            newest: Revision(0),
-            count: contents.len() as u64,
-            sum: Sum::default(),
+        let acknowledged = group.as_ref().map(|group| group.seal);
+        let found = look(&contents, seal, acknowledged, old_revision);
+        let redo = group.filter(|group| completes(&found, &contents, group));
+        let seal = match &redo {
+            Some(group) => group.seal,
+            None => judge(&found, migrations::newest(steps))?,
         };
-        for (key, (value, revision)) in &contents {
-            found.newest = found.newest.max(*revision);
-            found.sum.add(Sum::of(key, *revision, value));
-        }
-        let seal = judge(&found, migrations::newest(steps))?;
         // A store of version 1 counted its revision beside its records.
         let seal = Seal { revision: seal.revision.max(found.newest), ..seal };
         let durable = durable(directory)?;
-        let acknowledged = AcknowledgedFile::ensure(directory, &seal)?;
-        let mut disk = Self { database, durable, acknowledged, seal };
+        let journal = Journal::ensure(directory, &seal)?;
+        let mut disk = Self { database, durable, journal, seal };
+        if let Some(group) = redo {
+            tracing::info!(revision = group.seal.revision.0, "finishing the commits that a crash interrupted");
+            disk.apply(&group.changes, group.seal)?;
+            apply_to(&mut contents, group.changes);
+        }
         disk.migrate(&mut contents, steps)?;
         Ok((disk, contents))
     }
@@ -156,6 +156,11 @@ impl Disk {
     /// Writes all changes with their seal, durably and as one. After an error the database must be opened anew: what it holds in memory may
     /// not be on disk.
     pub fn write(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
+        self.journal.write(&seal, changes)?;
+        self.apply(changes, seal)
+    }
+
+    fn apply(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
         let sealed = serde_json::to_vec(&seal)?;
         let mut batch = sled::Batch::default();
         batch.insert(SEAL, sealed);
@@ -174,7 +179,6 @@ impl Disk {
         }));
         written.map_err(|_| anyhow!("the database panicked; its message is in the log"))??;
         self.durable.sync()?;
-        self.acknowledged.write(&seal)?;
         self.seal = seal;
         Ok(())
     }
@@ -189,6 +193,26 @@ impl Disk {
             tracing::warn!(error = format!("{error:#}"), "the store was not closed in order; the next start checks it");
         }
     }
+}
+
+fn look(contents: &Contents, seal: Option<Seal>, acknowledged: Option<Seal>, old_revision: Revision) -> Found {
+    let (mut newest, mut sum) = (Revision(0), Sum::default());
+    for (key, (value, revision)) in contents {
+        newest = newest.max(*revision);
+        sum.add(Sum::of(key, *revision, value));
+    }
+    Found { seal, acknowledged, old_revision, newest, count: contents.len() as u64, sum }
+}
+
+/// Whether the database was interrupted in the middle of this group, and doing it again makes it whole.
+fn completes(found: &Found, contents: &Contents, group: &Group) -> bool {
+    let is_whole = found.seal.is_some_and(|seal| {
+        seal.revision >= group.seal.revision
+            && seal.version >= group.seal.version
+            && (seal.count, seal.sum) == (found.count, found.sum)
+    });
+    let whole = Seal { version: group.seal.version, revision: group.seal.revision, count: found.count, sum: found.sum };
+    !is_whole && resealed(whole, contents, &group.changes, group.seal.revision) == group.seal
 }
 
 /// The seal after these changes.

@@ -7,6 +7,7 @@
 pub mod contract;
 mod disk;
 mod events;
+mod journal;
 pub mod memory;
 pub mod migrations;
 pub mod records;

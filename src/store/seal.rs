@@ -1,18 +1,9 @@
 //! What a store says about itself, so that damage can be told from the truth: how many records it has, what they add up to, and the
 //! newest revision.
 //!
-//! The seal is written with every group of commits, in the same atomic batch. A second copy in a file of its own (`acknowledged`) is
-//! written when that batch is on disk and before anybody is told: a store that was cut off behind it, or put back to an older state,
-//! is found out. Pure, but for [`AcknowledgedFile`].
+//! The seal is written with every group of commits, in the same batch. A copy is in the journal ([`super::journal`]), with the group itself:
+//! a store that was cut off behind it, or put back to an older state, is found out. Pure.
 
-use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
-
-use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -146,7 +137,7 @@ pub enum Damage {
 pub struct Found {
     /// From the database.
     pub seal: Option<Seal>,
-    /// From the file beside it.
+    /// From the journal.
     pub acknowledged: Option<Seal>,
     /// Revision that a store without a seal gives itself.
     pub old_revision: Revision,
@@ -159,8 +150,8 @@ pub struct Found {
 /// The version before there were seals.
 pub const UNSEALED: u32 = 1;
 
-/// What the store is, if it is whole. A store without a seal is of version 1; one without records as well counts as new. The file is
-/// always made before the first seal, and always written after the seal that it copies.
+/// What the store is, if it is whole. A store without a seal is of version 1; one without records as well counts as new. The journal is
+/// always made before the first seal.
 pub fn judge(found: &Found, known: u32) -> Result<Seal, Damage> {
     let newest = [found.seal, found.acknowledged].into_iter().flatten().map(|seal| seal.version).max();
     if let Some(version) = newest.filter(|version| *version > known) {
@@ -170,7 +161,7 @@ pub fn judge(found: &Found, known: u32) -> Result<Seal, Damage> {
     let seal = match (found.seal, found.acknowledged) {
         (None, None) => return Ok(contents),
         (Some(seal), None) => {
-            let text = format!("the file `acknowledged` is missing; the database is at revision {}", seal.revision.0);
+            let text = format!("its journal is missing; the database is at revision {}", seal.revision.0);
             return Err(Damage::File(text));
         }
         // The death of the server that was about to seal an old store.
@@ -199,87 +190,6 @@ pub fn judge(found: &Found, known: u32) -> Result<Seal, Damage> {
         return Err(Damage::Records(text));
     }
     Ok(seal)
-}
-
-/// The file's name, in the store's directory.
-pub const ACKNOWLEDGED: &str = "acknowledged";
-/// Each of the two copies has a block of its own, so that writing one can never harm the other.
-const SLOT: usize = 4096;
-
-/// The file with the newest acknowledged seal, in two copies of which always one is whole.
-pub struct AcknowledgedFile {
-    file: File,
-    next_slot: u64,
-}
-
-impl AcknowledgedFile {
-    /// What the file says; `None` when there is none.
-    pub fn read(directory: &Path) -> anyhow::Result<Option<Seal>> {
-        let path = directory.join(ACKNOWLEDGED);
-        match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-            Ok(bytes) => match newest(&bytes) {
-                Some((seal, _)) => Ok(Some(seal)),
-                None => bail!(Damage::File(format!("{} is damaged", path.display()))),
-            },
-        }
-    }
-
-    /// Makes it, durably and whole or not at all, if it is not there.
-    pub fn ensure(directory: &Path, seal: &Seal) -> anyhow::Result<Self> {
-        let path = directory.join(ACKNOWLEDGED);
-        if !path.exists() {
-            let mut bytes = encode(seal)?;
-            bytes.resize(2 * SLOT, 0);
-            replace_durably(&path, &bytes).with_context(|| format!("cannot make {}", path.display()))?;
-        }
-        let file = File::options().read(true).write(true).open(&path)?;
-        let mut bytes = vec![0; 2 * SLOT];
-        file.read_exact_at(&mut bytes, 0).with_context(|| format!("{} is too short", path.display()))?;
-        let next_slot = newest(&bytes).map_or(0, |(_, slot)| 1 - slot);
-        Ok(Self { file, next_slot })
-    }
-
-    /// Writes a seal, durably.
-    pub fn write(&mut self, seal: &Seal) -> io::Result<()> {
-        self.file.write_all_at(&encode(seal)?, self.next_slot * SLOT as u64)?;
-        self.file.sync_data()?;
-        self.next_slot = 1 - self.next_slot;
-        Ok(())
-    }
-}
-
-/// Writes a file beside `path` and puts it in its place.
-fn replace_durably(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let directory: PathBuf = path.parent().context("a file has no directory")?.to_owned();
-    let mut temporary = tempfile::NamedTempFile::new_in(&directory)?;
-    io::Write::write_all(&mut temporary, bytes)?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(path)?;
-    File::open(&directory)?.sync_all()?;
-    Ok(())
-}
-
-/// A block: the seal as JSON, its SHA-256, zeros.
-fn encode(seal: &Seal) -> io::Result<Vec<u8>> {
-    let text = serde_json::to_string(seal)?;
-    let mut block = format!("{text}\n{}\n", hex::encode(Sha256::digest(&text))).into_bytes();
-    block.resize(SLOT, 0);
-    Ok(block)
-}
-
-fn decode(block: &[u8]) -> Option<Seal> {
-    let mut lines = block.split(|byte| *byte == b'\n');
-    let (text, hash) = (lines.next()?, lines.next()?);
-    let whole = hash == hex::encode(Sha256::digest(text)).as_bytes();
-    if whole { serde_json::from_slice(text).ok() } else { None }
-}
-
-fn newest(bytes: &[u8]) -> Option<(Seal, u64)> {
-    let slots = (0..).zip(bytes.chunks(SLOT).take(2));
-    let whole = slots.filter_map(|(slot, block)| Some((decode(block)?, slot)));
-    whole.max_by_key(|(seal, _)| (seal.revision, seal.version))
 }
 
 #[cfg(test)]
@@ -355,29 +265,5 @@ mod tests {
                 (found, wanted) => panic!("case {number}: {found:?} instead of {wanted:?}"),
             }
         }
-    }
-
-    #[test]
-    fn one_copy_is_always_whole() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut file = AcknowledgedFile::ensure(directory.path(), &seal(2, 0, 0)).unwrap();
-        for revision in 1..=5 {
-            file.write(&seal(2, revision, revision)).unwrap();
-        }
-        let path = directory.path().join(ACKNOWLEDGED);
-        let whole = fs::read(&path).unwrap();
-        let read = || AcknowledgedFile::read(directory.path());
-        assert_eq!(read().unwrap(), Some(seal(2, 5, 5)));
-        // Whatever becomes of the block that was being written, the other one says what was acknowledged before.
-        for cut in [1, 40, 200, SLOT] {
-            let mut torn = whole.clone();
-            torn[SLOT..SLOT + cut].fill(0xff);
-            fs::write(&path, &torn).unwrap();
-            assert_eq!(read().unwrap(), Some(seal(2, 4, 4)), "{cut}");
-        }
-        fs::write(&path, b"nothing").unwrap();
-        assert!(read().unwrap_err().to_string().contains("damaged"));
-        fs::remove_file(&path).unwrap();
-        assert_eq!(read().unwrap(), None);
     }
 }

@@ -213,6 +213,7 @@ impl Server {
         let pipeline = Arc::new(TestPipeline::new(store.clone()));
         let stop = CancellationToken::new();
         let mut receive_settings = ReceiveSettings {
+            disk: berth::disk::DiskFloor::none(),
             berth: PathBuf::from(env!("CARGO_BIN_EXE_berth")),
             control_socket: socket.clone(),
             sessions: 16,

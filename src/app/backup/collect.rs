@@ -22,7 +22,7 @@ use crate::{
     control::client,
     domain::{BuildNumber, EnvRef, Environment, ImageRef, Release, Timestamp},
     git::{Git, Refs, Repositories},
-    plan::retention::{KEPT_RELEASES, images_to_keep},
+    plan::retention,
     registry::{RegistryFiles, StoredImage},
     store::{Record, Snapshot, open_store},
 };
@@ -169,9 +169,7 @@ fn wanted(snapshot: &Snapshot, environments: &[Environment]) -> anyhow::Result<V
     let mut found = Vec::new();
     for env in environments {
         let releases = of_env.remove(&env.name).unwrap_or_default();
-        let in_use: Vec<_> = [env.current, env.target].into_iter().flatten().collect();
-        let kept = images_to_keep(&releases, &in_use, KEPT_RELEASES);
-        found.extend(kept.into_iter().map(|image| (image, env.name.clone())));
+        found.extend(retention::images(&releases).into_values().map(|image| (image.clone(), env.name.clone())));
     }
     Ok(found)
 }

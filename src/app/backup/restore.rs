@@ -70,7 +70,7 @@ pub(super) fn into_directory(config: &Config, from: impl Read) -> anyhow::Result
     let data = &config.data_dir;
     fs::create_dir_all(data).with_context(|| format!("cannot make {}", data.display()))?;
     fs::set_permissions(data, Permissions::from_mode(0o700))?;
-    let _lock = data_dir::lock(&data.join("lock"))?;
+    let _lock = data_dir::lock(&data.join("lock"), std::time::Duration::ZERO)?;
     clear(data)?;
     let staging = data.join(RESTORING);
     fs::DirBuilder::new().mode(0o700).create(&staging).with_context(|| format!("cannot make {}", staging.display()))?;

@@ -15,8 +15,8 @@ use crate::{
     domain::{Build, Deployment, DomainClaim, EnvRef, Environment, ImageRef, Release},
     git::Repositories,
     logs::Logs,
-    plan::retention::{KEPT_RELEASES, images_to_keep},
-    registry::{OciRegistry, Registry},
+    plan::retention,
+    registry::Registry,
     runtime::Runtime,
     store::{Record, Store, Stored},
 };
@@ -64,7 +64,7 @@ pub(super) struct Check {
     pub(super) repositories: Repositories,
     pub(super) logs: Logs,
     pub(super) runtime: Arc<dyn Runtime>,
-    pub(super) registry: OciRegistry,
+    pub(super) registry: Arc<dyn Registry>,
     /// Knows how an environment is taken away.
     pub(super) commands: Commands,
 }
@@ -190,15 +190,14 @@ impl Check {
         let mut seen = BTreeSet::new();
         for env in records.environments.values() {
             let releases = records.releases.get(&env.name).map_or(&[][..], Vec::as_slice);
-            let in_use: Vec<_> = [env.current, env.target].into_iter().flatten().collect();
-            for image in images_to_keep(releases, &in_use, KEPT_RELEASES) {
-                if !seen.insert(image.to_string()) {
+            for (name, image) in retention::images(releases) {
+                if !seen.insert(name) {
                     continue;
                 }
-                let used = releases.iter().filter(|release| release.image == image).map(|release| release.version);
+                let used = releases.iter().filter(|release| release.image == *image).map(|release| release.version);
                 let versions: Vec<String> = used.map(|version| version.to_string()).collect();
                 let runs =
-                    releases.iter().any(|release| release.image == image && env.current == Some(release.version));
+                    releases.iter().any(|release| release.image == *image && env.current == Some(release.version));
                 let next = if runs {
                     format!("what runs goes on; make it anew before it has to be pulled: redeploy {}", env.name)
                 } else {

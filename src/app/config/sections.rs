@@ -272,3 +272,37 @@ impl Default for Logs {
         Self { per_environment: Bytes(16 << 20), per_build: Bytes(8 << 20), builds: 50, replica_rate: Bytes(1 << 20) }
     }
 }
+
+/// What is kept, and when the rest is taken away.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gc {
+    /// Between two collections.
+    #[serde(with = "duration")]
+    pub every: Duration,
+    /// Newest releases kept per environment, beside those in use.
+    pub releases: usize,
+    /// Of one app's build cache, and of all.
+    pub cache_per_app: Bytes,
+    pub cache_total: Bytes,
+}
+
+impl Default for Gc {
+    fn default() -> Self {
+        Self { every: seconds(6 * 3600), releases: 10, cache_per_app: Bytes(4 << 30), cache_total: Bytes(20 << 30) }
+    }
+}
+
+/// Room on disk.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Disk {
+    /// With less free space, of the data directory or the engine, pushes and builds are refused.
+    pub min_free: Bytes,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self { min_free: Bytes(2 << 30) }
+    }
+}

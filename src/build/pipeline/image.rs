@@ -13,6 +13,7 @@ use crate::{
     },
     deploy::Progress,
     domain::{Digest, FailPoint, ImageRef, ProcessType, fail_point::reached},
+    registry::Publishing,
 };
 
 impl Run<'_> {
@@ -115,16 +116,17 @@ impl Run<'_> {
         record.add(result);
         Ok(record)
     }
+}
 
-    pub(super) fn finished(
-        &self,
-        source: &Source,
-        image: ImageRef,
-        defaults: BTreeMap<ProcessType, String>,
-        buildpacks: Vec<String>,
-        records: Records,
-    ) -> Slug {
-        let (description, subject) = (source.description.clone(), source.subject.clone());
-        Slug { image, description, defaults, buildpacks, subject, records }
-    }
+/// A slug whose image is in the registry.
+pub(super) fn finished(
+    source: &Source,
+    image: ImageRef,
+    defaults: BTreeMap<ProcessType, String>,
+    buildpacks: Vec<String>,
+    records: Records,
+    published: Publishing,
+) -> Slug {
+    let (description, subject) = (source.description.clone(), source.subject.clone());
+    Slug { image, description, defaults, buildpacks, subject, records, published }
 }

@@ -73,6 +73,8 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     ("cron history acme/shop/dev nightly", [0, 0, 0, 0, 4, 0]),
     // It sees the config, as a one-off command does.
     ("cron run acme/shop/dev nightly", [3, 0, 0, 3, 4, 3]),
+    ("gc", [3, 3, 3, 0, 3, 0]),
+    ("gc --dry-run", [3, 3, 3, 0, 3, 0]),
     ("events", [0; 6]),
     ("events --tenant acme", [0, 0, 0, 0, 4, 0]),
 ];

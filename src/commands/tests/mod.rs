@@ -203,6 +203,7 @@ impl World {
             cron: Arc::new(cron),
             logs: logs.clone(),
             runtime,
+            collections: Arc::new(fakes::FakeCollections),
             repositories: Repositories::new(directory.path().join("repositories")),
             tokens: Arc::new(TokenKey::from_pkcs8(&TokenKey::generate().unwrap()).unwrap()),
             settings: CommandSettings {

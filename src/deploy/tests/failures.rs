@@ -222,7 +222,7 @@ async fn the_status_does_not_wait_for_an_engine_that_is_away() {
     let platform = serving(1).await;
     platform.engine.set_down(true);
     sleep(Duration::from_secs(60)).await;
-    platform.change(|record| drop(record.scale.insert("web".parse().unwrap(), 2))).await;
+    platform.change(|record| record.scale = [("web".parse().unwrap(), 2)].into()).await;
     let began = Instant::now();
     let status = platform.deployer.status(&env()).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());

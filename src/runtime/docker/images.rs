@@ -77,8 +77,8 @@ fn unreachable(message: &str) -> bool {
     WORDS.iter().any(|words| message.contains(words))
 }
 
-/// Removes the images that came from Berth's registry, are not in `keep`, and belong to no container. Returns how many.
-pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, RuntimeError> {
+/// Images that came from Berth's registry, are not in `keep`, and belong to no container: name and bytes.
+pub async fn surplus(engine: &Engine, keep: &[ImageRef]) -> Result<Vec<(String, u64)>, RuntimeError> {
     let keep: HashSet<String> = keep.iter().map(|image| engine.recipe.image(image)).collect();
     let settings = &engine.recipe.settings;
     let ours = format!("{}/{}", settings.registry, settings.repository_prefix);
@@ -89,20 +89,29 @@ pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, Runtim
     // would then have to pull.
     let containers: Vec<ContainerSummary> = engine.list(vec![engine.recipe.names.instance_filter()]).await?;
     let used: HashSet<String> = containers.into_iter().filter_map(|container| container.image_id).collect();
-    let (mut removed, mut failure) = (0, None);
+    let mut surplus = Vec::new();
     for image in images.into_iter().filter(|image| !used.contains(&image.id)) {
-        for name in image.repo_digests.iter().filter(|name| name.starts_with(&ours) && !keep.contains(*name)) {
-            let _turn = engine.pulls.lock(name.clone()).await;
-            let options = RemoveImageOptionsBuilder::default().build();
-            match engine.docker.remove_image(name, Some(options), None).await {
-                Ok(_) => removed += 1,
-                // Gone already, or a container was made from it this moment.
-                Err(error) if matches!(status(&error), Some(404 | 409)) => {}
-                Err(error) => {
-                    let error = failed(&format!("removing image {name}"), &error);
-                    tracing::warn!(%error, "an image stays on the engine until the next round");
-                    failure.get_or_insert(error);
-                }
+        let bytes = u64::try_from(image.size).unwrap_or(0);
+        let names = image.repo_digests.into_iter().filter(|name| name.starts_with(&ours) && !keep.contains(name));
+        surplus.extend(names.map(|name| (name, bytes)));
+    }
+    Ok(surplus)
+}
+
+/// Removes what [`surplus`] finds. Returns how many.
+pub async fn collect(engine: &Engine, keep: &[ImageRef]) -> Result<usize, RuntimeError> {
+    let (mut removed, mut failure) = (0, None);
+    for (name, _) in surplus(engine, keep).await? {
+        let _turn = engine.pulls.lock(name.clone()).await;
+        let options = RemoveImageOptionsBuilder::default().build();
+        match engine.docker.remove_image(&name, Some(options), None).await {
+            Ok(_) => removed += 1,
+            // Gone already, or a container was made from it this moment.
+            Err(error) if matches!(status(&error), Some(404 | 409)) => {}
+            Err(error) => {
+                let error = failed(&format!("removing image {name}"), &error);
+                tracing::warn!(%error, "an image stays on the engine until the next round");
+                failure.get_or_insert(error);
             }
         }
     }

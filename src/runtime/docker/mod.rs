@@ -4,6 +4,7 @@
 //! `firewall` (what those bridges may reach). Everything made here carries `berth.instance`, and nothing without it is touched.
 
 mod attach;
+mod caches;
 mod container;
 mod engine;
 mod events;
@@ -80,6 +81,16 @@ struct Inner {
 }
 
 impl DockerRuntime {
+    /// Where the engine keeps images and containers, on its host.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn root_directory(&self) -> Result<Option<std::path::PathBuf>, RuntimeError> {
+        let info = self.inner.engine.docker.info().await;
+        let info = info.map_err(|error| engine::failed("asking the engine about itself", &error))?;
+        Ok(info.docker_root_dir.map(Into::into))
+    }
+
     /// Connects to the engine, and puts the packet filter rules in place. Must be called within a tokio runtime.
     ///
     /// # Errors
@@ -285,5 +296,13 @@ impl Runtime for DockerRuntime {
 
     async fn collect_images(&self, keep: &[ImageRef]) -> Result<usize, RuntimeError> {
         images::collect(&self.inner.engine, keep).await
+    }
+
+    async fn surplus_images(&self, keep: &[ImageRef]) -> Result<Vec<(String, u64)>, RuntimeError> {
+        images::surplus(&self.inner.engine, keep).await
+    }
+
+    async fn caches(&self) -> Result<Vec<(AppRef, u64)>, RuntimeError> {
+        caches::sizes(&self.inner.engine).await
     }
 }

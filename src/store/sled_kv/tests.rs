@@ -272,6 +272,6 @@ async fn commits_that_wait_share_a_sync() {
 fn an_empty_store_is_sealed() {
     let directory = tempfile::tempdir().unwrap();
     drop(SledKv::open(directory.path()).unwrap());
-    let seal = crate::store::seal::AcknowledgedFile::read(directory.path()).unwrap().unwrap();
-    assert_eq!(seal, Seal::empty(2));
+    let group = crate::store::journal::Journal::read(directory.path()).unwrap().unwrap();
+    assert_eq!(group.seal, Seal::empty(2));
 }

@@ -1,0 +1,279 @@
+//! A collection over a store, a registry and a runtime in memory, and real repositories and logs.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+
+use super::*;
+use crate::{
+    build::{CompileRecord, LayerRecord, SlugRecord, slug::LayerRef},
+    domain::*,
+    logs::LogLimits,
+    registry::{CONFIG_TYPE, FakeRegistry, LAYER_TYPE, MANIFEST_TYPE},
+    runtime::fake::{Behaviour, FakeRuntime},
+    store::MemoryKv,
+};
+
+struct NoStacks;
+
+#[async_trait::async_trait]
+impl Stacks for NoStacks {
+    async fn images(&self) -> anyhow::Result<Vec<ImageRef>> {
+        Ok(Vec::new())
+    }
+}
+
+struct World {
+    store: Store,
+    registry: FakeRegistry,
+    repositories: Repositories,
+    logs: Logs,
+    service: GcService,
+    gate: PublishGate,
+    gc: Gc,
+    _directory: tempfile::TempDir,
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    Digest::from_sha256(Sha256::digest(bytes))
+}
+
+fn shop() -> EnvRef {
+    "acme/shop/dev".parse().unwrap()
+}
+
+impl World {
+    fn new(releases: usize) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        let store = Store::new(Arc::new(MemoryKv::default()));
+        let (registry, gate) = (FakeRegistry::new(), PublishGate::default());
+        let logs = Logs::open(place("logs"), LogLimits::default()).unwrap();
+        std::fs::create_dir_all(place("repositories")).unwrap();
+        let repositories = Repositories::new(place("repositories"));
+        let parts = GcParts {
+            store: store.clone(),
+            runtime: Arc::new(FakeRuntime::new(Behaviour::default())),
+            registry: Arc::new(registry.clone()),
+            room: Some(Arc::new(registry.clone())),
+            repositories: repositories.clone(),
+            git: Git { binary: Git::find().unwrap(), hooks: place("hooks"), max_input: 1 << 20 },
+            logs: logs.clone(),
+            stacks: Arc::new(NoStacks),
+            publishing: gate.clone(),
+            disk: DiskFloor::none(),
+        };
+        let settings = GcSettings {
+            retention: Retention { releases, builds: 1 },
+            every: Duration::from_secs(3600),
+            cache_per_app: 1 << 30,
+            cache_total: 1 << 30,
+            buildpacks: place("buildpacks"),
+        };
+        let (gc, service) = Gc::start(parts, settings);
+        Self { store, registry, repositories, logs, service, gate, gc, _directory: directory }
+    }
+
+    async fn image(&self, repository: &str, layers: &[&[u8]]) -> ImageRef {
+        let descriptor = |kind: &str, bytes: &[u8]| serde_json::json!({"mediaType": kind, "digest": digest(bytes), "size": bytes.len()});
+        for blob in layers.iter().copied().chain([b"{}".as_slice()]) {
+            self.registry.push_bytes(repository, &digest(blob), blob.to_vec()).await.unwrap();
+        }
+        let layers: Vec<_> = layers.iter().map(|layer| descriptor(LAYER_TYPE, layer)).collect();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": descriptor(CONFIG_TYPE, b"{}"), "layers": layers,
+        });
+        let bytes = manifest.to_string().into_bytes();
+        let name = digest(&bytes);
+        self.registry.push_manifest(repository, name.as_str(), bytes).await.unwrap();
+        ImageRef { repository: repository.into(), digest: name }
+    }
+
+    /// An environment with releases 1..=count, each with a build, an image of its own, a pin and a log; `current` serves.
+    async fn environment(&self, count: u64, current: u64) -> Vec<ImageRef> {
+        let now = Timestamp::now();
+        let environment = Environment {
+            name: shop(),
+            created_at: now,
+            deploy_branch: None,
+            config: BTreeMap::new(),
+            scale: BTreeMap::new(),
+            domains: vec![],
+            target: Some(ReleaseVersion(current)),
+            current: Some(ReleaseVersion(current)),
+            last_release: count,
+            last_build: count,
+            restarts: 0,
+        };
+        self.store.transaction().create(&environment).commit().await.unwrap();
+        let commit = commit_in(&self.repositories.ensure(&shop()).unwrap());
+        let mut images = Vec::new();
+        for n in 1..=count {
+            let image = self.image("berth/acme/shop", &[b"shared", format!("layer {n}").as_bytes()]).await;
+            let (release, build) = (release(n, &image, &commit), build(n, &commit));
+            let slug = SlugRecord {
+                app: shop().app_ref(),
+                key: digest(&n.to_be_bytes()),
+                image: image.clone(),
+                defaults: BTreeMap::new(),
+                buildpacks: vec![],
+                env: shop(),
+                build: BuildNumber(n),
+                made_at: now,
+            };
+            let own = format!("layer {n}").into_bytes();
+            let layer = LayerRef { diff_id: digest(&own), digest: digest(&own), size: own.len() as u64 };
+            let mut layer = LayerRecord::new(layer);
+            layer.add("berth/acme/shop");
+            let transaction = self.store.transaction().create(&release).create(&build).create(&slug).create(&layer);
+            transaction.commit().await.unwrap();
+            self.repositories.pin(&shop(), BuildNumber(n), &commit).unwrap();
+            let mut writer = self.logs.build_writer(&shop(), BuildNumber(n)).unwrap();
+            writer.write(b"built\n");
+            writer.finish().unwrap();
+            images.push(image);
+        }
+        images
+    }
+
+    async fn versions(&self) -> Vec<u64> {
+        self.store.list::<Release>("").await.unwrap().iter().map(|release| release.version.0).collect()
+    }
+
+    async fn there(&self, image: &ImageRef) -> bool {
+        self.registry.resolve(&image.repository, image.digest.as_str()).await.unwrap().is_some()
+    }
+}
+
+fn commit_in(path: &Path) -> String {
+    let repository = git2::Repository::open_bare(path).unwrap();
+    let tree = repository.find_tree(repository.treebuilder(None).unwrap().write().unwrap()).unwrap();
+    let who = git2::Signature::now("a", "a@example.com").unwrap();
+    repository.commit(None, &who, &who, "one", &tree, &[]).unwrap().to_string()
+}
+
+fn release(version: u64, image: &ImageRef, commit: &str) -> Release {
+    Release {
+        env: shop(),
+        version: ReleaseVersion(version),
+        image: image.clone(),
+        commit: commit.to_owned(),
+        build: Some(BuildNumber(version)),
+        config: BTreeMap::new(),
+        processes: BTreeMap::new(),
+        release_command: None,
+        upgrade: UpgradePolicy::default(),
+        domains: vec![],
+        cron: BTreeMap::new(),
+        created_at: Timestamp::now(),
+        created_by: "dan".parse().unwrap(),
+        reason: String::new(),
+        release_phase_done: true,
+        release_phase_attempts: 0,
+    }
+}
+
+fn build(number: u64, commit: &str) -> Build {
+    Build {
+        env: shop(),
+        number: BuildNumber(number),
+        commit: commit.to_owned(),
+        branch: None,
+        old_commit: None,
+        state: BuildState::Succeeded,
+        queued_at: Timestamp::now(),
+        started_at: None,
+        finished_at: None,
+        pushed_by: "dan".parse().unwrap(),
+        no_cache: false,
+        detached: false,
+        interruptions: 0,
+        image: None,
+        release: Some(ReleaseVersion(number)),
+        timings: vec![],
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_kept_goes_with_all_that_belongs_to_it_and_nothing_else() {
+    let world = World::new(2);
+    let images = world.environment(6, 3).await;
+    let dry = world.service.collect(true).await.unwrap();
+    assert_eq!(world.versions().await, [1, 2, 3, 4, 5, 6], "a dry run has deleted something");
+    for image in &images {
+        assert!(world.there(image).await);
+    }
+    let done = world.service.collect(false).await.unwrap();
+    assert_eq!(done.failures, Vec::<String>::new());
+    assert_eq!((&dry.gone, &dry.sums), (&done.gone, &done.sums), "a dry run foretells what goes");
+    // v3 serves; v5 and v6 are the newest.
+    assert_eq!(world.versions().await, [3, 5, 6]);
+    for (n, image) in (1u64..).zip(&images) {
+        let kept = [3, 5, 6].contains(&n);
+        assert_eq!(world.there(image).await, kept, "image of v{n}");
+        let layer = digest(format!("layer {n}").as_bytes());
+        assert_eq!(world.registry.blob(&layer).is_some(), kept, "blob of v{n}");
+        assert_eq!(world.store.get::<LayerRecord>(&layer).await.unwrap().is_some(), kept, "layer record of v{n}");
+        let log = world.logs.read_build(&shop(), BuildNumber(n)).await.unwrap();
+        assert_eq!(log.is_some(), kept, "log of build {n}");
+    }
+    assert!(world.registry.blob(&digest(b"shared")).is_some());
+    let pins: Vec<u64> = world.repositories.pins(&shop()).unwrap().iter().map(|number| number.0).collect();
+    assert_eq!(pins, [3, 5, 6]);
+    assert_eq!(world.store.list::<SlugRecord>("").await.unwrap().len(), 3);
+    assert_eq!(world.store.list::<CompileRecord>("").await.unwrap().len(), 0);
+    // Again there is nothing to do.
+    let again = world.service.collect(false).await.unwrap();
+    assert_eq!((again.count(), again.failures.len()), (0, 0), "{again:?}");
+}
+
+#[tokio::test]
+async fn what_a_destroyed_environment_left_behind_goes() {
+    let world = World::new(2);
+    world.environment(2, 2).await;
+    let gone: EnvRef = "acme/old/dev".parse().unwrap();
+    world.repositories.ensure(&gone).unwrap();
+    world.logs.build_writer(&gone, BuildNumber(1)).unwrap().finish().unwrap();
+    let image = world.image("berth/acme/old", &[b"old"]).await;
+    // Somebody is at the repository: it stays for now.
+    let used = world.repositories.use_of(&gone).await;
+    world.service.collect(false).await.unwrap();
+    assert!(world.repositories.path(&gone).exists());
+    drop(used);
+    world.service.collect(false).await.unwrap();
+    assert!(!world.repositories.path(&gone).exists() && !world.there(&image).await);
+    assert_eq!(world.logs.environments().await.unwrap(), [shop()]);
+    assert!(world.repositories.path(&shop()).exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_being_published_is_waited_for() {
+    let world = World::new(1);
+    let publishing = world.gate.enter().await;
+    let image = world.image("berth/acme/shop", &[b"just pushed"]).await;
+    let report = world.service.collect(false).await.unwrap();
+    assert_eq!(report.failures.len(), 1, "{report:?}");
+    assert!(world.there(&image).await, "an image went before its release was recorded");
+    drop(publishing);
+    world.service.collect(false).await.unwrap();
+    assert!(!world.there(&image).await);
+}
+
+#[tokio::test]
+async fn a_second_collection_is_told_of_the_first() {
+    let World { gc, service, .. } = World::new(1);
+    let first = tokio::spawn({
+        let gc = gc.clone();
+        async move { gc.run(true).await }
+    });
+    while gc.turns.0.load(Ordering::Acquire).eq(&false) {
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(gc.run(false).await, Err(GcError::Running)));
+    let stop = tokio_util::sync::CancellationToken::new();
+    let running = tokio::spawn(service.run(stop.clone()));
+    assert!(first.await.unwrap().unwrap().dry_run);
+    stop.cancel();
+    running.await.unwrap();
+    assert!(matches!(gc.run(false).await, Err(GcError::Stopping)));
+}
