@@ -103,7 +103,7 @@ impl GcService {
         let bytes = alone.iter().filter(|(digest, _)| !shared.contains(*digest)).map(|(_, size)| size).sum();
         report.add_bytes(Kind::RegistryImage, bytes);
         match &self.parts.room {
-            Some(room) if !report.dry_run && !(doomed.is_empty() && self.collected.load(Ordering::Relaxed)) => {
+            Some(room) if !(report.dry_run || doomed.is_empty() && self.collected.load(Ordering::Relaxed)) => {
                 room.collect().await?;
                 self.collected.store(true, Ordering::Relaxed);
             }

@@ -153,7 +153,7 @@ mod tests {
         repositories.pin(&env, BuildNumber(8), &pinned).unwrap();
         repositories.unpin(&env, &BTreeSet::from([BuildNumber(8), BuildNumber(9)])).unwrap();
         assert_eq!(repositories.pins(&env).unwrap(), BTreeSet::from([BuildNumber(7)]));
-        assert_eq!(repositories.all().unwrap(), [env.clone()]);
+        assert_eq!(repositories.all().unwrap(), std::slice::from_ref(&env));
         let git = Git { binary: Git::find().unwrap(), hooks: "/nonexistent".into(), max_input: 1 << 20 };
         let owned = repositories.try_own(&env).unwrap();
         repositories.repack(&git, &env, &owned).await.unwrap();

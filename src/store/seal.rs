@@ -233,7 +233,8 @@ mod tests {
         let (a, b, c) = (seal(2, 7, 3), seal(2, 6, 2), seal(2, 8, 3));
         let old = seal(1, 0, 0);
         // Seal in the database, in the file; records and their newest revision; what comes of it.
-        let cases: [(Option<Seal>, Option<Seal>, u64, u64, Result<u32, &str>); 14] = [
+        type Case = (Option<Seal>, Option<Seal>, u64, u64, Result<u32, &'static str>);
+        let cases: [Case; 14] = [
             (None, None, 0, 0, Ok(1)),
             (None, None, 3, 7, Ok(1)),
             (None, Some(old), 3, 7, Ok(1)),

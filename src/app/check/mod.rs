@@ -203,8 +203,8 @@ impl Check {
                 } else {
                     format!("it cannot be rolled back to; redeploy {} if you need that commit", env.name)
                 };
-                match self.in_registry(&image).await {
-                    Ok(true) if runs && repair => self.pull(problems, &image).await,
+                match self.in_registry(image).await {
+                    Ok(true) if runs && repair => self.pull(problems, image).await,
                     Ok(true) => {}
                     Ok(false) => {
                         let what = format!(

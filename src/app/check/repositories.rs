@@ -17,7 +17,7 @@ const NOWHERE: &str = "0000000000000000000000000000000000000000";
 /// What a repair does.
 enum Mend {
     Make,
-    Pin(Build),
+    Pin(Box<Build>),
     Unpin(String),
     Branch { name: String, commit: String },
 }
@@ -85,7 +85,7 @@ fn compare(
             let next = format!("builds cancel {name} {}, and push again", build.number);
             found.push((Problem::new(what("is not in the repository"), next), None));
         } else if !refs.targets.contains_key(&pin_name(build.number)) {
-            found.push((Problem::mendable(what("is not pinned"), "pin it"), Some(Mend::Pin(build.clone()))));
+            found.push((Problem::mendable(what("is not pinned"), "pin it"), Some(Mend::Pin(Box::new(build.clone())))));
         }
     }
     let known: BTreeSet<String> = builds.iter().map(|build| pin_name(build.number)).collect();
