@@ -16,7 +16,7 @@ use super::engine::failed;
 use crate::runtime::{EXEC_OUTPUT, Executed, RuntimeError};
 
 /// Ends a command that takes too long; part of every Debian system.
-const TIMEOUT: &str = "/usr/bin/timeout";
+const TIMEOUT: &str = "/bin/timeout";
 /// Status of `timeout` when it has killed the command with SIGKILL.
 const KILLED: i64 = 137;
 /// Commands under way at once in all; each costs the engine a few processes for as long as it runs.
