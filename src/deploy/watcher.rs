@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     domain::{FailPoint, Health, HealthProbe, ReplicaId, Timestamp, fail_point::reached},
-    jobs::launched,
     plan::{Phase, ProbeSchedule, Tracker},
     runtime::{Listener, Runtime, RuntimeError},
 };
@@ -43,8 +42,8 @@ pub(super) struct Verdict {
 /// How a replica is asked.
 enum Asked {
     Network(ProbeTarget),
-    /// An argument vector, run in its container.
-    Command(Vec<String>),
+    /// A command line, run in its container.
+    Command(String),
 }
 
 impl Asked {
@@ -81,7 +80,7 @@ impl Watcher {
     pub(super) async fn run(self) {
         match (&self.health.probe, self.address) {
             (HealthProbe::Running, _) => self.wait_for_stability().await,
-            (HealthProbe::Command { command }, _) => self.probe(&Asked::Command(launched(command))).await,
+            (HealthProbe::Command { command }, _) => self.probe(&Asked::Command(command.clone())).await,
             (_, Some(address)) => self.probe(&Asked::Network(self.target(SocketAddr::new(address, self.port)))).await,
             (_, None) => self.tell(Phase::Starting, Some("it has no network address".to_owned())).await,
         }
@@ -152,16 +151,16 @@ impl Watcher {
         let began = Instant::now();
         let result = match asked {
             Asked::Network(target) => self.prober.probe(target).await,
-            Asked::Command(argv) => self.run_command(argv).await?,
+            Asked::Command(command) => self.run_command(command).await?,
         };
         let late = began.elapsed() > self.health.timeout + OWN_DELAY;
         (result.is_ok() || !late).then_some(result)
     }
 
     /// Runs the command in the replica; `None` when the engine does not answer, which says nothing about the replica.
-    async fn run_command(&self, argv: &[String]) -> Option<Result<(), ProbeError>> {
+    async fn run_command(&self, command: &str) -> Option<Result<(), ProbeError>> {
         let limit = self.health.timeout;
-        let ended = match self.runtime.exec(&self.replica, argv, limit).await {
+        let ended = match self.runtime.exec(&self.replica, command, limit).await {
             Ok(ended) => ended,
             Err(RuntimeError::Unavailable(_)) => return None,
             Err(error) => return Some(Err(ProbeError::Wrong(format!("the health command cannot be run: {error}")))),
@@ -170,7 +169,7 @@ impl Watcher {
         let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let last: String = last.chars().filter(|c| !c.is_control()).take(200).collect();
         let said = if last.is_empty() { last } else { format!(": {last}") };
-        Some(match ended.status {
+        Some(match ended.code {
             Some(0) => Ok(()),
             Some(status) => Err(ProbeError::Wrong(format!("the health command ends with status {status}{said}"))),
             None => Err(ProbeError::Silent(format!("the health command does not end within {limit:?}{said}"))),

@@ -8,4 +8,4 @@ mod attend;
 mod spec;
 
 pub use attend::{Attended, Audience, Ending, Started, attend};
-pub use spec::{ReleaseJob, launched, variables, widest};
+pub use spec::{ReleaseJob, variables, widest};

@@ -30,11 +30,6 @@ pub fn variables(release: &Release, process: &str, port: Option<u16>) -> BTreeMa
     variables
 }
 
-/// The argument vector of a shell command line.
-pub fn launched(command: &str) -> Vec<String> {
-    vec![LAUNCHER.to_owned(), command.to_owned()]
-}
-
 /// The widest limits of the release's processes.
 pub fn widest(release: &Release, pids: u32) -> Limits {
     let cpu_millis = release.processes.values().map(|process| process.cpu_millis).max().unwrap_or(0);

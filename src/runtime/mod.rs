@@ -143,13 +143,13 @@ pub struct LogLine {
 /// Bytes of output that are kept of a command run in a replica.
 pub const EXEC_OUTPUT: usize = 4096;
 
-/// What a command run in a replica came to.
+/// What came of a command that was run inside a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Executed {
-    /// Exit status; `None` when it was killed, for taking too long or by the kernel.
-    pub status: Option<i64>,
-    /// The first [`EXEC_OUTPUT`] bytes of what it printed.
-    pub output: Vec<u8>,
+    /// Exit status; `None`: it was killed since its time was over.
+    pub code: Option<i64>,
+    /// The last that it wrote to both its streams, at most [`EXEC_OUTPUT`] bytes.
+    pub output: Bytes,
 }
 
 /// How a job ended.
@@ -239,8 +239,13 @@ pub trait Runtime: Send + Sync {
     /// The TCP sockets a running replica listens on.
     async fn listeners(&self, replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError>;
 
-    /// Runs a command in a running replica's container, as its user and within its limits, and kills it after `limit`.
-    async fn exec(&self, replica: &ReplicaId, argv: &[String], limit: Duration) -> Result<Executed, RuntimeError>;
+    /// Runs a command line inside a running replica as its process is run (launcher, user, environment, limits), without standard input.
+    /// It is killed after `limit`, with the processes it started unless they left its process group. Dropping the future does not
+    /// end it earlier.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Gone`] when the replica is; [`RuntimeError::Refused`] when the command cannot be run in it.
+    async fn exec(&self, replica: &ReplicaId, command: &str, limit: Duration) -> Result<Executed, RuntimeError>;
 
     /// Makes a job's container.
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError>;

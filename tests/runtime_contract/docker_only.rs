@@ -36,7 +36,6 @@ pub async fn run(runner: &mut Runner<Both>) {
     runner.case("there is room for many tenants", many_tenants).await;
     runner.case("logs outlive rotation", rotation).await;
     runner.case("who hears of a death sees it", death_is_seen).await;
-    runner.case("a command runs in a replica, and no longer than it may", commands_in_replicas).await;
     runner.case("timings", timings).await;
 }
 
@@ -60,29 +59,6 @@ async fn death_is_seen((_, world): Both) {
         assert!(kill.wait().unwrap().success());
     }
     runtime.remove(&set.id, Duration::ZERO).await.unwrap();
-}
-
-async fn commands_in_replicas((_, world): Both) {
-    let runtime = &*world.runtime;
-    let set = set(&world, "commands", "exec sleep 3600", 1);
-    runtime.apply(&set).await.unwrap();
-    let replica = replicas(runtime, &set.id).await.remove(0).id;
-    let words = |script: &str| ["sh", "-c", script].map(str::to_owned);
-    let limit = Duration::from_secs(10);
-    let said = runtime.exec(&replica, &words("id -u; echo $BERTH_REPLICA >&2; exit 3"), limit).await.unwrap();
-    assert_eq!(said.status, Some(3));
-    let text = String::from_utf8(said.output).unwrap();
-    assert!(text.contains("10001") && text.contains('1'), "{text:?}");
-    let much = runtime.exec(&replica, &words("yes | head -c 1000000"), limit).await.unwrap();
-    assert_eq!((much.status, much.output.len()), (Some(0), berth::runtime::EXEC_OUTPUT));
-    let began = std::time::Instant::now();
-    let late = runtime.exec(&replica, &words("exec sleep 555"), Duration::from_secs(1)).await.unwrap();
-    assert_eq!(late.status, None);
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
-    assert!(!docker(&["top", &replica.0]).contains("sleep 555"), "it was killed");
-    runtime.remove(&set.id, Duration::ZERO).await.unwrap();
-    let gone = runtime.exec(&replica, &words("true"), limit).await;
-    assert!(matches!(gone, Err(RuntimeError::Gone(_))), "{gone:?}");
 }
 
 async fn half_made((engine, world): Both) {

@@ -6,7 +6,7 @@ use berth::{
     domain::ImageRef,
     runtime::{
         Listener, Source,
-        fake::{Behaviour, FakeRuntime, JobContext, Script},
+        fake::{Behaviour, FakeCommand, FakeRuntime, JobContext, Script},
     },
 };
 use tokio::io::AsyncReadExt;
@@ -16,7 +16,16 @@ use super::support::World;
 fn script(command: &str) -> Script {
     let mut script = Script { stop_delay: Duration::from_millis(50), ..Script::default() };
     match command {
-        "exec sleep 3600" => {}
+        "exec sleep 3600" => {
+            let command = |takes, code, output: &str| FakeCommand { takes, code, output: output.to_owned() };
+            let sleep = command(Duration::from_secs(60), 0, "");
+            let known = [
+                ("echo $GREETING $BERTH_REPLICA; exit 3", command(Duration::ZERO, 3, "hello 1\n")),
+                ("yes | head -c 20000; true", command(Duration::ZERO, 0, &"y\n".repeat(10_000))),
+                ("sleep 60", sleep),
+            ];
+            script.commands = known.map(|(name, command)| (name.to_owned(), command)).into();
+        }
         "trap '' TERM; while :; do sleep 1; done" => script.stop_delay = Duration::MAX,
         "exit 3" => script.ends = Some((Duration::from_millis(20), 3)),
         "echo one; echo two >&2; exec sleep 3600" => {

@@ -4,6 +4,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     process::Command,
     sync::Arc,
+    time::Duration,
 };
 
 use berth::domain::ReplicaState;
@@ -19,9 +20,22 @@ pub async fn run(runner: &mut Runner<Both>) {
     runner.case("containers have no privileges", privileges).await;
     runner.case("processes are limited", process_limit).await;
     runner.case("an out-of-memory kill is named", memory_limit).await;
+    runner.case("a command inside a replica has no more privileges", privileges_inside).await;
     runner.case("config values arrive byte for byte", environment).await;
     runner.case("the host and other tenants are out of reach", isolation).await;
     runner.case("flushed rules come back", flushed_rules).await;
+}
+
+async fn privileges_inside((_, world): Both) {
+    let set = set(&world, "privileges-inside", "exec sleep 3600", 1);
+    world.runtime.apply(&set).await.unwrap();
+    let replica = replicas(&*world.runtime, &set.id).await.remove(0).id;
+    let script = "grep -E '^(CapEff|CapPrm|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'; id -u; id -g";
+    let ran = world.runtime.exec(&replica, script, Duration::from_secs(30)).await.unwrap();
+    let zero = "0".repeat(16);
+    let want = format!("CapPrm:{zero}\nCapEff:{zero}\nCapBnd:{zero}\nNoNewPrivs:1\nSeccomp:2\n10001\n10001\n");
+    assert_eq!(String::from_utf8_lossy(&ran.output), want);
+    world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
 }
 
 async fn privileges((_, world): Both) {
@@ -67,7 +81,7 @@ async fn memory_limit((_, world): Both) {
     world.runtime.apply(&set).await.unwrap();
     let dead = exited(&*world.runtime, &set.id).await;
     assert_eq!(dead.state, ReplicaState::Exited { code: 137, out_of_memory: true });
-    world.runtime.remove(&set.id, std::time::Duration::ZERO).await.unwrap();
+    world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
 }
 
 async fn environment((_, world): Both) {
@@ -99,7 +113,7 @@ async fn environment((_, world): Both) {
     for (key, value) in values.iter().chain([&("BERTH_REPLICA", "1")]) {
         assert!(environ.split('\0').any(|pair| pair == format!("{key}={value}")), "{key} in {environ:?}");
     }
-    world.runtime.remove(&set.id, std::time::Duration::ZERO).await.unwrap();
+    world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
 }
 
 /// All of this stays between bridges on this machine: the addresses asked for are the host's own and other containers'; the metadata
@@ -147,7 +161,7 @@ async fn isolation((engine, world): Both) {
     let first = String::from_utf8_lossy(&first.stdout).into_owned();
     assert!(first.contains(&format!("-i {}+ -j {}FWD", engine.bridges(), engine.chain())), "{first}");
     for set in [&rival, &friend] {
-        world.runtime.remove(&set.id, std::time::Duration::ZERO).await.unwrap();
+        world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
     }
 }
 

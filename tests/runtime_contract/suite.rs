@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use berth::{
     domain::{ReleaseVersion, ReplicaState},
-    runtime::{Change, RuntimeError, RuntimeEvent, Source},
+    runtime::{Change, EXEC_OUTPUT, RuntimeError, RuntimeEvent, Source},
 };
 use futures::{StreamExt, future::join_all};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,6 +28,7 @@ pub async fn run(runner: &mut Runner<World>) {
     runner.case("events tell of changes", events).await;
     runner.case("logs have lines, sources, and an end", logs).await;
     runner.case("a listening socket is found", listeners).await;
+    runner.case("a command runs inside a replica, as the replica does", commands_inside).await;
     runner.case("an image that does not exist is named", missing_image).await;
     runner.case("what is gone is said to be gone", gone).await;
     runner.case("a job prints and exits", job_output).await;
@@ -208,6 +209,28 @@ async fn listeners(world: World) {
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!((found[0].address.to_string().as_str(), found[0].port), ("127.0.0.1", 5000));
     runtime.remove(&set.id, NO_GRACE).await.unwrap();
+}
+
+async fn commands_inside(world: World) {
+    let runtime = &*world.runtime;
+    let mut set = set(&world, "inside", FOREVER, 1);
+    set.environment.insert("GREETING".to_owned(), "hello".to_owned());
+    runtime.apply(&set).await.unwrap();
+    let replica = replicas(runtime, &set.id).await.remove(0).id;
+    let second = Duration::from_secs(1);
+    let ran = runtime.exec(&replica, "echo $GREETING $BERTH_REPLICA; exit 3", 30 * second).await.unwrap();
+    assert_eq!((ran.code, &ran.output[..]), (Some(3), &b"hello 1\n"[..]));
+    let ran = runtime.exec(&replica, "yes | head -c 20000; true", 30 * second).await.unwrap();
+    assert_eq!((ran.code, ran.output.len()), (Some(0), EXEC_OUTPUT));
+    let ran = runtime.exec(&replica, "no-such-program", 30 * second).await.unwrap();
+    assert_eq!(ran.code, Some(127), "{ran:?}");
+    let began = std::time::Instant::now();
+    let ran = runtime.exec(&replica, "sleep 60", second).await.unwrap();
+    assert_eq!(ran.code, None, "it was not ended in time: {ran:?}");
+    assert!(began.elapsed() < 20 * second);
+    assert_eq!(replicas(runtime, &set.id).await.remove(0).id, replica, "the replica itself goes on");
+    runtime.remove(&set.id, NO_GRACE).await.unwrap();
+    assert!(matches!(runtime.exec(&replica, "true", second).await, Err(RuntimeError::Gone(_))));
 }
 
 async fn missing_image(world: World) {

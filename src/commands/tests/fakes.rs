@@ -272,6 +272,16 @@ impl BuildQueue for FakeBuilds {
     }
 }
 
+/// Nothing ever has to go.
+pub struct FakeCollections;
+
+#[async_trait]
+impl crate::commands::Collections for FakeCollections {
+    async fn run(&self, dry_run: bool) -> Result<crate::gc::Report, crate::gc::GcError> {
+        Ok(crate::gc::Report { dry_run, ..Default::default() })
+    }
+}
+
 /// A wait as `waits` tells it, with its times.
 fn waiting(text: &str) -> WaitStatus {
     let (process, why) = text.split_once(": ").unwrap_or(("web", text));
@@ -282,15 +292,5 @@ fn waiting(text: &str) -> WaitStatus {
         why: why.to_owned(),
         since: Timestamp::UNIX_EPOCH,
         until: None,
-    }
-}
-
-/// Nothing ever has to go.
-pub struct FakeCollections;
-
-#[async_trait]
-impl crate::commands::Collections for FakeCollections {
-    async fn run(&self, dry_run: bool) -> Result<crate::gc::Report, crate::gc::GcError> {
-        Ok(crate::gc::Report { dry_run, ..Default::default() })
     }
 }

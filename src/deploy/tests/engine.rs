@@ -311,15 +311,15 @@ impl Runtime for Engine {
         })
     }
 
-    async fn exec(&self, replica: &ReplicaId, argv: &[String], _: Duration) -> Result<Executed, RuntimeError> {
-        assert_eq!(argv.last().unwrap(), "bin/check");
+    async fn exec(&self, replica: &ReplicaId, command: &str, _: Duration) -> Result<Executed, RuntimeError> {
+        assert_eq!(command, "bin/check");
         let address = {
             let state = self.state();
             state.replicas.iter().find(|(r, _)| r.id == *replica).and_then(|(r, _)| r.address)
         };
         let address = address.ok_or_else(|| RuntimeError::Gone(replica.0.clone()))?;
         let answers = self.answers(SocketAddr::new(address, 5000));
-        Ok(Executed { status: Some(i64::from(!answers)), output: b"no queue\n".to_vec() })
+        Ok(Executed { code: Some(i64::from(!answers)), output: Bytes::from_static(b"no queue\n") })
     }
 
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {

@@ -139,7 +139,7 @@ impl Runtime for Engine {
     async fn listeners(&self, _replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError> {
         refused()
     }
-    async fn exec(&self, _: &ReplicaId, _: &[String], _: Duration) -> Result<Executed, RuntimeError> {
+    async fn exec(&self, _: &ReplicaId, _: &str, _: Duration) -> Result<Executed, RuntimeError> {
         unreachable!()
     }
     async fn job(&self, _spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {

@@ -12,7 +12,7 @@ use crate::domain::{ImageRef, Limits, ReplicaSet};
 use crate::runtime::JobSpec;
 
 /// Starts a command line in the run stack.
-const LAUNCHER: &str = "/usr/local/bin/berth-launch";
+pub(super) const LAUNCHER: &str = "/usr/local/bin/berth-launch";
 /// Where a job sees the app's build cache.
 const CACHE_PATH: &str = "/cache";
 /// The engine refuses less (6 MiB).

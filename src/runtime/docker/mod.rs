@@ -74,7 +74,6 @@ struct Inner {
     /// When looking after them last began; many who want that at once share one look.
     guarded_at: Mutex<Option<Instant>>,
     stops: Stops,
-    execs: exec::Places,
     sets: KeyedLocks<SetId>,
     memory: replicas::Memory,
     capabilities: Capabilities,
@@ -123,7 +122,6 @@ impl DockerRuntime {
             isolated: AtomicBool::new(true),
             guarded_at: Mutex::new(None),
             stops: Stops::new(),
-            execs: exec::Places::default(),
             sets: KeyedLocks::default(),
             memory: replicas::Memory::default(),
             capabilities,
@@ -276,10 +274,10 @@ impl Runtime for DockerRuntime {
         })
     }
 
-    async fn exec(&self, replica: &ReplicaId, argv: &[String], limit: Duration) -> Result<Executed, RuntimeError> {
+    async fn exec(&self, replica: &ReplicaId, command: &str, limit: Duration) -> Result<Executed, RuntimeError> {
         let gone = || RuntimeError::Gone(format!("replica {}", replica.0));
         self.inner.own_replica(replica).await?.ok_or_else(gone)?;
-        exec::run(&self.inner.engine.docker, &self.inner.execs, &replica.0, argv, limit).await
+        exec::run(&self.inner.engine, replica, command, limit).await
     }
 
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {

@@ -7,6 +7,7 @@ mod job;
 mod world;
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     sync::{
         Arc,
@@ -23,7 +24,8 @@ pub use job::JobContext;
 
 use self::world::{Engine, Kept, Phase};
 use super::{
-    Capabilities, Change, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent, Source,
+    Capabilities, Change, EXEC_OUTPUT, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent,
+    Source,
 };
 use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId, TenantName, Timestamp};
 
@@ -40,10 +42,19 @@ pub struct Script {
     pub ends: Option<(Duration, i64)>,
     /// How long it takes to end after SIGTERM; longer than the grace means that it is killed.
     pub stop_delay: Duration,
-    /// Status of commands run in it.
-    pub exec_status: i64,
     /// What it listens on.
     pub listens: Vec<Listener>,
+    /// What commands inside it come to; any other is not found.
+    pub commands: BTreeMap<String, FakeCommand>,
+}
+
+/// A command inside a replica.
+#[derive(Debug, Clone, Default)]
+pub struct FakeCommand {
+    /// How long it takes.
+    pub takes: Duration,
+    pub code: i64,
+    pub output: String,
 }
 
 type ReplicaScript = dyn Fn(&ReplicaSet, u32) -> Script + Send + Sync;
@@ -269,15 +280,20 @@ impl Runtime for FakeRuntime {
         }
     }
 
-    async fn exec(&self, replica: &ReplicaId, _: &[String], _: Duration) -> Result<Executed, RuntimeError> {
+    async fn exec(&self, replica: &ReplicaId, command: &str, limit: Duration) -> Result<Executed, RuntimeError> {
         self.alive()?;
-        let state = self.engine.lock();
-        match state.replicas.get(replica) {
-            Some(kept) if matches!(kept.phase, Phase::Running) => {
-                Ok(Executed { status: Some(kept.script.exec_status), output: Vec::new() })
-            }
-            _ => Err(RuntimeError::Gone(format!("replica {}", replica.0))),
+        let known = match self.engine.lock().replicas.get(replica) {
+            Some(kept) if matches!(kept.phase, Phase::Running) => kept.script.commands.get(command).cloned(),
+            _ => return Err(RuntimeError::Gone(format!("replica {}", replica.0))),
+        };
+        let unknown = || FakeCommand { code: 127, output: format!("{command}: not found"), ..FakeCommand::default() };
+        let FakeCommand { takes, code, output } = known.unwrap_or_else(unknown);
+        tokio::time::sleep(takes.min(limit)).await;
+        if takes > limit {
+            return Ok(Executed { code: None, output: bytes::Bytes::new() });
         }
+        let output = output.into_bytes();
+        Ok(Executed { code: Some(code), output: output[output.len().saturating_sub(EXEC_OUTPUT)..].to_vec().into() })
     }
 
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {
