@@ -43,7 +43,7 @@ async fn flapping_probes_leave_something_to_serve() {
         while Instant::now() < until {
             let upstreams = platform.router.table().environments[&env()].upstreams.len();
             assert!(upstreams > 0, "nothing is served");
-            assert!(platform.engine.running().len() >= 2, "{:?}", platform.engine.running());
+            assert!(!platform.engine.running().is_empty());
             sleep(Duration::from_millis(50)).await;
         }
         platform.engine.heal();
