@@ -1,7 +1,7 @@
 //! What a store says about itself, so that damage can be told from the truth: how many records it has, what they add up to, and the
 //! newest revision.
 //!
-//! The seal is written with every group of commits, in the same batch. A copy is in the journal ([`super::journal`]), with the group itself:
+//! The seal is written with every group of commits, in the same batch. A copy is in the journal (`super::journal`), with the group itself:
 //! a store that was cut off behind it, or put back to an older state, is found out. Pure.
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! The sled adapter: durable, checked, and honest about a disk that fails.
 //!
 //! One writer thread gathers the commits that wait (group commit), writes them as one batch, and acknowledges them when that batch is on
-//! disk ([`Disk`]). Readers are served from memory, which changes only then: nobody sees what a power loss could still take
+//! disk (`Disk`). Readers are served from memory, which changes only then: nobody sees what a power loss could still take
 //! back, or half of a commit. When a write fails, its commits fail, reading goes on with what was committed, and the database is opened
 //! anew (and checked) before the next commit is taken: what a failed write left in its memory is never served.
 
