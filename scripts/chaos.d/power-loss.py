@@ -21,7 +21,7 @@ from harness import ROOT, Platform, eventually, main, run, say, table
 
 # Cuts in one life of a file system.
 CUTS_PER_LIFE = 20
-CONTROL = """import os, sys
+CONTROL = """import os, sys, time
 path, sync = sys.argv[1], sys.argv[2] == 'fsync'
 file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 if sync:
@@ -32,6 +32,9 @@ for number in range(10**9):
     os.write(file, b'%015d\\n' % number)
     if sync:
         os.fsync(file)
+    else:
+        # Without a sync nothing slows it down, and the file system would be full before its last cut.
+        time.sleep(0.0005)
     sys.stdout.write('acknowledged %d\\n' % number)
     sys.stdout.flush()
 """

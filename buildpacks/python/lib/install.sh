@@ -144,13 +144,15 @@ restore_venv() {
 save_venv() {
   printf '%s' "$1" > "$VENV/.berth-key"
   rm -f "$CACHE"/venv-*
-  if tar -C "$BUILD_DIR" --sort=name --exclude=.venv/.berth-key -cf "$CACHE/venv-new.tar" .venv 2>/dev/null &&
-    tar -C "$BUILD_DIR" -rf "$CACHE/venv-new.tar" .venv/.berth-key 2>/dev/null; then
-    mv "$CACHE/venv-new.tar" "$CACHE/venv-$1.tar"
-  else
-    rm -f "$CACHE/venv-new.tar"
-    warn "The virtual environment could not be kept for the next build."
+  local new
+  new=$(mktemp "$CACHE/venv-new.XXXXXX")
+  if tar -C "$BUILD_DIR" --sort=name --exclude=.venv/.berth-key -cf "$new" .venv 2>/dev/null &&
+    tar -C "$BUILD_DIR" -rf "$new" .venv/.berth-key 2>/dev/null &&
+    mv "$new" "$CACHE/venv-$1.tar" 2>/dev/null; then
+    return 0
   fi
+  rm -f "$new"
+  warn "The virtual environment could not be kept for the next build."
 }
 
 # Empties the package caches when they have grown too large.
