@@ -277,8 +277,11 @@ def check_repositories(chaos, work, image, accepted):
                 chaos.fail(f"{pusher.app.env}: main is at {tip.all().strip()}, and {commits[-1]} was accepted")
             checked = run([*git, "fsck", "--full", "--strict"])
             chaos.check(checked.status == 0, f"git fsck of {pusher.app.env}: {checked.all()[-500:]}")
-            for commit in commits:
-                if run([*git, "cat-file", "-e", f"{commit}^{{tree}}"]).status != 0:
+            # With the trees; `missing` is what is not there.
+            wanted = "".join(f"{commit}^{{tree}}\n" for commit in commits)
+            found = run([*git, "cat-file", "--batch-check"], stdin=wanted).ok().out.splitlines()
+            for commit, line in zip(commits, found, strict=True):
+                if line.endswith("missing"):
                     lost += 1
                     chaos.fail(f"{pusher.app.env}: commit {commit} was accepted and is not there")
     finally:
@@ -287,7 +290,7 @@ def check_repositories(chaos, work, image, accepted):
 
 
 def pushes(chaos, work, cuts):
-    platform = Platform(chaos, settings={"BERTH__BUILDS__CONCURRENCY": "1"})
+    platform = Platform(chaos, settings={"BERTH__BUILDS__CONCURRENCY": "1", "BERTH__DISK__MIN_FREE": "1Mi"})
     image = Image(work, "repositories", 256, at=platform.data / "repositories")
     # Before the platform is stopped it cannot be unmounted: the order of clean-up is the reverse of this one.
     chaos.cleanups.insert(0, image.close)

@@ -43,6 +43,31 @@ impl Repositories {
         sync_reference(&repository, &name).map_err(GitError::io(what()))
     }
 
+    /// Makes durable what a push has done to the references: git syncs what it writes into their files, and leaves it to chance when the
+    /// renaming that puts a file into force comes to the disk.
+    pub fn sync_references(&self, env: &EnvRef) -> Result<(), GitError> {
+        let root = self.path(env);
+        let sync = || -> io::Result<()> {
+            // A directory after those in it, as they could be new.
+            let mut found = vec![root.join("refs")];
+            let mut next = 0;
+            while let Some(directory) = found.get(next).cloned() {
+                next += 1;
+                // git takes directories away that have become empty.
+                let Some(entries) = if_there(fs::read_dir(&directory))? else { continue };
+                for entry in entries {
+                    let entry = entry?;
+                    if entry.file_type()?.is_dir() {
+                        found.push(entry.path());
+                    }
+                }
+            }
+            found.iter().rev().try_for_each(|directory| if_there(sync_directory(directory)).map(drop))?;
+            sync_directory(&root)
+        };
+        sync().map_err(GitError::io(format!("what was pushed to {env} cannot be made durable")))
+    }
+
     /// Points `branch` (a full name) at `new` if it points at `old` now (zeros: if it does not exist), durably.
     pub fn move_branch(&self, env: &EnvRef, branch: &str, old: &str, new: &str) -> Result<Moved, GitError> {
         let what = || format!("the branch {} of {env} cannot be moved", short_branch(branch));
@@ -88,6 +113,13 @@ impl Repositories {
         }
         repository.set_head(branch).map_err(GitError::git(what()))?;
         sync_reference(&repository, "HEAD").map_err(GitError::io(what()))
+    }
+}
+
+fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
     }
 }
 

@@ -146,6 +146,11 @@ impl Receive {
         if !judged && served.received > self.0.git.max_input {
             say(&output, &too_large(self.0.git.max_input)).await;
         }
+        if judged {
+            // Before the client hears that git has ended, and with that that its push has come in.
+            let (repositories, owner) = (self.0.repositories.clone(), env.clone());
+            tokio::task::spawn_blocking(move || repositories.sync_references(&owner)).await??;
+        }
         tracing::debug!(%env, %user, received = served.received, status = %served.status, "receive-pack ended");
         Ok(exit_status(served.status))
     }
