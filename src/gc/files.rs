@@ -63,7 +63,9 @@ impl GcService {
         };
         let surplus: BTreeSet<BuildNumber> = pins?.difference(&left).copied().collect();
         surplus.iter().for_each(|number| report.add(Kind::Pin, format!("{env} #{number}"), 0));
-        let packs = self.parts.repositories.wants_packing(env) && !self.is_building(env).await?;
+        // It needs as much room again for a while.
+        let roomy = !self.parts.disk.is_low();
+        let packs = roomy && self.parts.repositories.wants_packing(env) && !self.is_building(env).await?;
         if report.dry_run {
             if packs {
                 report.add(Kind::Repack, env.to_string(), 0);
