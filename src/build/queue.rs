@@ -115,7 +115,10 @@ impl Builds {
                     None => return self.enqueue_now(&new).await,
                     Some(other) if !new.supersede || tries == 0 => return Err(EnqueueError::Busy(Box::new(other))),
                     // Nothing is cancelled for one that there is no room for.
-                    Some(other) => self.shared.admit(&new.env).map(|_| other)?,
+                    Some(other) => {
+                        self.shared.pipeline.settings.disk.check()?;
+                        self.shared.admit(&new.env).map(|_| other)?
+                    }
                 }
             };
             // Without the turn: others need not wait until it has ended.

@@ -137,6 +137,11 @@ impl Receive {
             Err(QueueError::Store(error)) => return Err(error.into()),
         };
         reached(FailPoint::Receive);
+        // The build that was there a moment ago may have ended just now, and its push has not moved the branch yet.
+        if let Err(error) = self.still_fits(push, update).await {
+            self.0.pipeline.cancel(env, build.number, "another push came first").await?;
+            return Err(error);
+        }
         if let Err(error) = self.pin(env, build.number, &update.new).await {
             self.0.pipeline.cancel(env, build.number, "its commit could not be kept").await?;
             return Err(error);
@@ -152,6 +157,11 @@ impl Receive {
         let first = update.old.bytes().all(|digit| digit == b'0');
         let manifest = (first && !described.has_manifest).then(|| self.0.pipeline.manifest_template(&env.app_ref()));
         Ok(Some(Queued { build, detached: options.detach, manifest }))
+    }
+
+    async fn still_fits(&self, push: &LivePush, update: &Update) -> anyhow::Result<()> {
+        self.others_ended(push).await?.map_err(Rejected)?;
+        self.refuse_moved(&push.env, update).await
     }
 
     /// Git compares what the pusher has seen of the branch with where it is only after this hook, when the build would be live.

@@ -22,14 +22,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Receive {
     /// Waits until no other push to the environment is being judged, and until those that were accepted have moved the branch.
     pub(super) async fn turn(&self, push: &LivePush) -> anyhow::Result<Result<Place, Refusal>> {
-        let deadline = Instant::now() + PATIENCE;
         let Ok(turn) = self.0.turns.take(&push.env, PATIENCE).await else { return Ok(Err(too_many(push))) };
+        Ok(self.others_ended(push).await?.map(|()| turn))
+    }
+
+    /// Waits until pushes to the environment that were accepted have moved the branch.
+    pub(super) async fn others_ended(&self, push: &LivePush) -> anyhow::Result<Result<(), Refusal>> {
+        let deadline = Instant::now() + PATIENCE;
         for other in self.ending(push).await? {
             if timeout_at(deadline, other.ended.cancelled()).await.is_err() {
                 return Ok(Err(too_many(push)));
             }
         }
-        Ok(Ok(turn))
+        Ok(Ok(()))
     }
 
     /// Pushes to the same environment that have their verdict, or will have it at once.

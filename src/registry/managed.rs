@@ -1,33 +1,28 @@
 //! Debian's `docker-registry` (the reference implementation of the distribution spec) as a supervised child process.
 
 use std::{
-    io::{self, BufRead, BufReader, Read},
-    os::unix::process::CommandExt,
+    ffi::OsStr,
+    io,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use nix::sys::signal::Signal;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use super::room::Keeper;
-use super::room::{self, CollectRequest};
+use super::{
+    process::Process,
+    room::{self, CollectRequest},
+};
 
 /// Where the registry keeps its repositories, below its directory.
 const REPOSITORIES: &str = "data/docker/registry/v2/repositories";
 
-/// How long the registry may take to answer after its start, and to end after SIGTERM.
+/// How long the registry may take to answer after its start.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
-const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long the port of a registry whose server was killed may take to become free.
 const PORT_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause between two looks at something that has no event.
@@ -38,8 +33,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const STEADY: Duration = Duration::from_secs(60);
 /// An upload that was begun so long ago is over, one way or the other. Longer than the largest slug takes.
 const UPLOAD_AGE: &str = "2h";
-/// The longest line of its log that is passed on, bytes.
-const LONGEST_LINE: u64 = 2000;
 
 /// How the managed registry is to run.
 #[derive(Debug, Clone)]
@@ -245,7 +238,10 @@ async fn launch(settings: &ManagedSettings, mode: Mode) -> anyhow::Result<Proces
         Ok(count) => tracing::info!(count, "removed uploads to the registry that were broken off"),
         Err(error) => tracing::warn!(%error, "uploads to the registry that were broken off cannot be removed"),
     }
-    let mut process = Process::spawn(&settings.program, &config_path(settings, mode)).await?;
+    let mut process = {
+        let config = config_path(settings, mode);
+        Process::spawn(&settings.program, [OsStr::new("serve"), config.as_os_str()], Signal::SIGTERM).await?
+    };
     let deadline = Instant::now() + READY_DEADLINE;
     loop {
         if tokio::net::TcpStream::connect(("127.0.0.1", settings.port)).await.is_ok() {
@@ -262,91 +258,10 @@ async fn launch(settings: &ManagedSettings, mode: Mode) -> anyhow::Result<Proces
     }
 }
 
-/// The child process, looked after by a thread of its own: the kernel sends the parent-death signal when the thread that made the child
-/// ends, so that must be one which lives as long as the child.
-struct Process {
-    pid: Pid,
-    ended: oneshot::Receiver<ExitStatus>,
-    status: Option<ExitStatus>,
-}
-
-impl Process {
-    async fn spawn(program: &Path, config: &Path) -> anyhow::Result<Self> {
-        let mut command = Command::new(program);
-        command.arg("serve").arg(config).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // Debian's package puts it in /usr/bin; nothing else of the environment concerns it, and OTEL or REGISTRY_* would.
-        command.env("PATH", "/usr/local/bin:/usr/bin:/bin").process_group(0);
-        // SAFETY: prctl is async-signal-safe, and nothing is allocated between fork and exec.
-        unsafe {
-            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(std::io::Error::from));
-        }
-        let (started, pid) = oneshot::channel();
-        let (end, ended) = oneshot::channel();
-        std::thread::Builder::new().name("registry".to_owned()).spawn(move || {
-            let child = command.spawn();
-            match child {
-                Ok(mut child) => {
-                    // A receiver that is gone changes nothing: the child is waited for all the same.
-                    let _ = started.send(Ok(Pid::from_raw(child.id().cast_signed())));
-                    relay_log(&mut child);
-                    if let Ok(status) = child.wait() {
-                        let _ = end.send(status);
-                    }
-                }
-                Err(error) => {
-                    let _ = started.send(Err(error));
-                }
-            }
-        })?;
-        let pid = pid.await?.with_context(|| {
-            format!("cannot start {} (install it with: apt-get install docker-registry)", program.display())
-        })?;
-        Ok(Self { pid, ended, status: None })
-    }
-
-    /// Waits for the end; may be asked again.
-    async fn ended(&mut self) -> String {
-        if self.status.is_none() {
-            self.status = (&mut self.ended).await.ok();
-        }
-        self.status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string())
-    }
-
-    async fn stop(&mut self) {
-        for (signal, grace) in [(Signal::SIGTERM, STOP_GRACE), (Signal::SIGKILL, STOP_GRACE)] {
-            if self.status.is_some() || kill(self.pid, signal).is_err() {
-                return;
-            }
-            if tokio::time::timeout(grace, self.ended()).await.is_ok() {
-                return;
-            }
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Only a child that has not been waited for: the number may be another's by now.
-        if self.status.is_none() && matches!(self.ended.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
-            // It may have ended this very moment.
-            let _ = kill(self.pid, Signal::SIGKILL);
-        }
-    }
-}
-
-/// Passes the registry's messages on to Berth's own log, until it closes its standard error.
-fn relay_log(child: &mut Child) {
-    let Some(stderr) = child.stderr.take() else { return };
-    let mut lines = BufReader::new(stderr);
-    let mut line = Vec::new();
-    while matches!(lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line), Ok(length) if length > 0) {
-        tracing::warn!(target: "berth::registry", "{}", String::from_utf8_lossy(&line).trim_end());
-        line.clear();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::kill;
+
     use sha2::Digest as _;
 
     use super::*;

@@ -10,6 +10,7 @@ mod layout;
 mod managed;
 mod oci;
 mod patience;
+mod process;
 mod room;
 
 use std::path::Path;

@@ -4,22 +4,21 @@
 //! (`docker/registry/v2` below its root, a layout that has been the same since 2015).
 
 use std::{
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use async_trait::async_trait;
-use tokio::{
-    process::Command,
-    sync::{mpsc, oneshot},
-};
+use nix::sys::signal::Signal;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     RegistryError, RegistryRoom,
     managed::{ManagedSettings, Mode, config_path},
+    process::Process,
 };
 use crate::domain::{Digest, ImageRef};
 
@@ -27,8 +26,6 @@ use crate::domain::{Digest, ImageRef};
 const COLLECT_DEADLINE: Duration = Duration::from_secs(600);
 /// Parts of a repository's name at most: `berth/acme/shop` has three.
 const DEPTH: usize = 6;
-/// What is kept of the collector's messages, bytes.
-const MESSAGES: usize = 2000;
 
 /// Where the answer to "collect now" goes.
 pub type CollectRequest = oneshot::Sender<anyhow::Result<u64>>;
@@ -82,17 +79,15 @@ pub(super) async fn collect(settings: &ManagedSettings) -> anyhow::Result<u64> {
     let (root, blobs) = (tree(settings), tree(settings).join("blobs"));
     let sized = blobs.clone();
     let before = tokio::task::spawn_blocking(move || size_of(&sized)).await??;
-    let mut command = Command::new(&settings.program);
-    command
-        .arg("garbage-collect")
-        .arg(config_path(settings, Mode::ReadOnly))
-        .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let ended = tokio::time::timeout(COLLECT_DEADLINE, command.output()).await;
-    let output = ended.context("the registry's collector took too long and was ended")??;
-    let messages = String::from_utf8_lossy(&output.stderr[output.stderr.len().saturating_sub(MESSAGES)..]).into_owned();
-    ensure!(output.status.success(), "the registry's collector failed ({}): {}", output.status, messages.trim());
+    let config = config_path(settings, Mode::ReadOnly);
+    let words = [OsStr::new("garbage-collect"), config.as_os_str()];
+    // It must not outlive this server: the next one takes uploads that its list of what is in use does not have.
+    let mut collector = Process::spawn(&settings.program, words, Signal::SIGKILL).await?;
+    let Ok(status) = tokio::time::timeout(COLLECT_DEADLINE, collector.ended()).await else {
+        collector.stop().await;
+        bail!("the registry's collector took too long and was ended");
+    };
+    ensure!(collector.succeeded(), "the registry's collector failed ({status}); its messages are in Berth's log");
     tokio::task::spawn_blocking(move || -> io::Result<u64> {
         remove_leftovers(&root.join("repositories"))?;
         Ok(before.saturating_sub(size_of(&blobs)?))

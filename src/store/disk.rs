@@ -95,7 +95,14 @@ impl Disk {
             fs::remove_dir_all(&aside)?;
         }
         Self::open_checked(&aside, steps, durable)?.0.close();
-        fs::rename(&aside, directory)?;
+        match fs::rename(&aside, directory) {
+            // A file system of its own is mounted there. Should the power fail in the next moment, it has to be emptied by hand.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices) => {
+                fs::remove_dir_all(&aside)?;
+                Self::open_checked(directory, steps, durable)?.0.close();
+            }
+            moved => moved?,
+        }
         File::open(parent)?.sync_all()?;
         Ok(())
     }

@@ -63,7 +63,7 @@ fn cron_jobs_run_by_the_clock_and_by_hand(platform: &Platform) {
         \x20 yearly: {schedule: \"@yearly\", command: 'echo begun; echo oops >&2; exit 3', timeout: 30s}\n\
         \x20 long: {schedule: \"@yearly\", command: 'echo waiting; exec sleep 600'}\n",
     );
-    repository.write("Procfile", "");
+    repository.write("Procfile", "web: python3 -m http.server $PORT\n");
     repository.commit("First");
     repository.push().ok();
     let env = format!("{app}/dev");
