@@ -12,7 +12,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::mpsc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -31,6 +31,11 @@ const CACHE: u64 = 8 << 20;
 const SEAL: &[u8] = b"\0seal";
 /// Where stores of version 1 kept the newest revision: tree and key.
 const OLD_META: (&str, &str) = ("meta", "revision");
+/// How long the database's lock is waited for: a child that was being started when it was last open still holds it until it has become its
+/// own program.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between two tries to get it.
+const LOCK_AGAIN: Duration = Duration::from_millis(20);
 /// How long reading the database may take. A damaged one can send sled in circles.
 const OPEN_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -332,14 +337,33 @@ fn in_time<T: Send + 'static>(
     }
 }
 
+/// Opens the database once nobody else has it open.
+fn open_database(directory: &Path) -> sled::Result<sled::Db> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let open = sled::Config::new()
+            .path(directory)
+            .cache_capacity(CACHE)
+            // The writer flushes; a timer besides would only add syncs that nobody waits for.
+            .flush_every_ms(None)
+            .open();
+        match open {
+            Err(sled::Error::Io(error)) if is_locked(&error) && Instant::now() < deadline => {
+                // The kernel wakes nobody at a deadline.
+                std::thread::sleep(LOCK_AGAIN);
+            }
+            open => return open,
+        }
+    }
+}
+
+/// sled says it in words.
+fn is_locked(error: &io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
+}
+
 fn read_all(directory: &Path) -> anyhow::Result<Loaded> {
-    let open = sled::Config::new()
-        .path(directory)
-        .cache_capacity(CACHE)
-        // The writer flushes; a timer besides would only add syncs that nobody waits for.
-        .flush_every_ms(None)
-        .open();
-    let database = open.map_err(sled_error)?;
+    let database = open_database(directory).map_err(sled_error)?;
     let (mut contents, mut seal) = (Contents::new(), None);
     for pair in database.iter() {
         let (key, stored) = pair.map_err(sled_error)?;
