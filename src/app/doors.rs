@@ -11,11 +11,15 @@ use crate::{
     commands::{Caller, CommandError, CommandIo, Commands},
     control,
     domain::{EnvRef, Verb},
+    gc::Gc,
     git::wire::WireIo,
     receive::{HookRequest, Receive, Verdict},
     ssh::{self, Access, GitRequest},
     store::StoreError,
 };
+
+/// How long a backup waits for a collection that runs.
+const COLLECTION: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// What the doors lead to.
 #[derive(Clone)]
@@ -23,6 +27,7 @@ pub(super) struct Doors {
     pub(super) commands: Commands,
     pub(super) receive: Receive,
     pub(super) check: Arc<Check>,
+    pub(super) gc: Gc,
 }
 
 #[async_trait]
@@ -53,6 +58,10 @@ impl ssh::Backend for Doors {
 impl control::Backend for Doors {
     async fn snapshot(&self) -> anyhow::Result<Vec<u8>> {
         self.commands.store.snapshot().await?.to_lines()
+    }
+
+    async fn hold(&self) -> anyhow::Result<Box<dyn Send>> {
+        Ok(Box::new(self.gc.hold(COLLECTION).await?))
     }
 
     async fn check(&self, repair: bool) -> anyhow::Result<Vec<u8>> {

@@ -234,7 +234,7 @@ impl Server {
             runtime,
             repositories,
             tokens,
-            collections: Arc::new(gc),
+            collections: Arc::new(gc.clone()),
             settings: command_settings(config),
         });
         commands.finish_destroying().await?;
@@ -246,7 +246,7 @@ impl Server {
             registry,
             commands: commands.clone(),
         });
-        let doors = open_doors(config, data, Doors { commands, receive: receive.clone(), check }).await?;
+        let doors = open_doors(config, data, Doors { commands, receive: receive.clone(), check, gc }).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })
     }
 }

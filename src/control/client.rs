@@ -48,6 +48,18 @@ pub fn snapshot(socket: &Path) -> Result<Option<Vec<u8>>> {
     ask(socket, &ToServer::Snapshot)
 }
 
+/// Keeps the server's collections away for as long as the connection lasts; `None` when there is no server.
+pub fn hold(socket: &Path) -> Result<Option<UnixStream>> {
+    let Ok(mut stream) = UnixStream::connect(socket) else { return Ok(None) };
+    stream.write_all(&line(&ToServer::Hold)?)?;
+    let kept = stream.try_clone().context("the connection cannot be shared")?;
+    let mut complaint = Vec::new();
+    match relay_to(stream, &mut io::sink(), &mut complaint)? {
+        0 => Ok(Some(kept)),
+        _ => bail!("no backup can be taken now: {}", String::from_utf8_lossy(&complaint).trim()),
+    }
+}
+
 /// What the server that listens on `socket` says of its records, as JSON; `None` when none does.
 pub fn check(socket: &Path, repair: bool) -> Result<Option<Vec<u8>>> {
     ask(socket, &ToServer::Check { repair })

@@ -29,6 +29,10 @@ pub trait Backend: Send + Sync + 'static {
     async fn snapshot(&self) -> anyhow::Result<Vec<u8>> {
         anyhow::bail!("this server keeps no records")
     }
+    /// Keeps collections away while what is returned lives.
+    async fn hold(&self) -> anyhow::Result<Box<dyn Send>> {
+        anyhow::bail!("this server collects nothing")
+    }
     /// Compares the records with what is there, and mends what it may; the findings as JSON.
     async fn check(&self, _repair: bool) -> anyhow::Result<Vec<u8>> {
         anyhow::bail!("this server keeps no records")

@@ -20,6 +20,8 @@ pub enum ToServer {
     Command { argv: Vec<String> },
     /// First: all records, for a backup.
     Snapshot,
+    /// First: no collection may run for as long as this connection lasts (a backup is taken).
+    Hold,
     /// First: whether the records fit what is there.
     Check { repair: bool },
     /// Then: its input, base64.

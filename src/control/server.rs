@@ -128,14 +128,15 @@ async fn serve(stream: UnixStream, backend: Arc<dyn Backend>, _place: OwnedSemap
     if let Err(error) = check_peer(&stream) {
         return tracing::warn!(%error, "a connection to the control socket was refused");
     }
-    let (reader, writer) = stream.into_split();
+    let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let first = timeout(FIRST_LINE, read_message(&mut reader)).await;
     let served = match first {
         Ok(Ok(Some(ToServer::PreReceive(request)))) => hook(request, reader, writer, backend).await,
         Ok(Ok(Some(ToServer::Command { argv }))) => command(argv, reader, writer, backend).await,
-        Ok(Ok(Some(ToServer::Snapshot))) => answer(backend.snapshot().await, writer).await,
-        Ok(Ok(Some(ToServer::Check { repair }))) => answer(backend.check(repair).await, writer).await,
+        Ok(Ok(Some(ToServer::Snapshot))) => answer(backend.snapshot().await, &mut writer).await,
+        Ok(Ok(Some(ToServer::Hold))) => hold(reader, writer, backend).await,
+        Ok(Ok(Some(ToServer::Check { repair }))) => answer(backend.check(repair).await, &mut writer).await,
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(io::Error::new(ErrorKind::TimedOut, "it said nothing")),
@@ -144,6 +145,9 @@ async fn serve(stream: UnixStream, backend: Arc<dyn Backend>, _place: OwnedSemap
         tracing::debug!(%error, "a connection to the control socket broke off");
     }
 }
+
+/// How long a backup may keep collections away.
+const LONGEST_HOLD: Duration = Duration::from_secs(6 * 3600);
 
 /// The socket's mode keeps others out; this also holds when the directory was opened up by accident.
 fn check_peer(stream: &UnixStream) -> io::Result<()> {
@@ -194,7 +198,25 @@ async fn hook(
 }
 
 /// Sends a whole answer.
-async fn answer(found: anyhow::Result<Vec<u8>>, mut writer: OwnedWriteHalf) -> io::Result<()> {
+/// Holds until the client goes away, which it does whenever its process ends.
+async fn hold(
+    mut reader: BufReader<OwnedReadHalf>,
+    mut writer: OwnedWriteHalf,
+    backend: Arc<dyn Backend>,
+) -> io::Result<()> {
+    let (held, said) = match backend.hold().await {
+        Ok(held) => (Some(held), Ok(Vec::new())),
+        Err(error) => (None, Err(error)),
+    };
+    answer(said, &mut writer).await?;
+    if held.is_some() {
+        // Both halves stay open; a client that is stuck does not keep collections away for ever.
+        let _ = timeout(LONGEST_HOLD, read_message(&mut reader)).await;
+    }
+    Ok(())
+}
+
+async fn answer(found: anyhow::Result<Vec<u8>>, writer: &mut OwnedWriteHalf) -> io::Result<()> {
     let status = match found {
         Ok(bytes) => {
             for chunk in bytes.chunks(CHUNK) {

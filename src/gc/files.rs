@@ -92,6 +92,8 @@ impl GcService {
     async fn logs(&self, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         let logs = &self.parts.logs;
         for env in logs.environments().await? {
+            // Before the records, as with the pins: a log that is finished afterwards is not looked at.
+            let finished = logs.build_logs(&env).await?;
             let Some(left) = self.builds_left(plan, &env, report.dry_run).await? else {
                 if !report.dry_run {
                     logs.remove(&env).await?;
@@ -99,7 +101,7 @@ impl GcService {
                 report.add(Kind::Log, env.to_string(), 0);
                 continue;
             };
-            for (number, bytes) in logs.build_logs(&env).await? {
+            for (number, bytes) in finished {
                 if !left.contains(&number) {
                     if !report.dry_run {
                         logs.remove_build(&env, number).await?;

@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{GcError, GcService, Kind, Report, records::Plan};
+use super::{GcService, Kind, Report, records::Plan};
 use crate::{
     build::{CompileRecord, LayerRecord, SlugRecord},
     domain::{Digest, ImageRef},
@@ -42,7 +42,7 @@ type Blobs = BTreeMap<(String, Digest), u64>;
 
 impl GcService {
     /// Nobody publishes meanwhile; builds wait with that. The images of all records that are there stay.
-    pub(super) async fn images(&self, plan: &Plan, report: &mut Report) -> Result<(), GcError> {
+    pub(super) async fn images(&self, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         let closed = match report.dry_run {
             true => None,
             false => match self.parts.publishing.close(PATIENCE).await {
@@ -54,7 +54,7 @@ impl GcService {
             },
         };
         let began = Instant::now();
-        let named = self.named_images(plan, report.dry_run).await.map_err(anyhow::Error::from)?;
+        let named = self.named_images(plan, report.dry_run).await?;
         let mut keep: BTreeSet<(String, Digest)> = named.into_iter().map(|i| (i.repository, i.digest)).collect();
         let stacks = self.parts.stacks.images().await.context("the stacks are not known")?;
         keep.extend(stacks.into_iter().map(|image| (image.repository, image.digest)));

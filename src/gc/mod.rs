@@ -17,15 +17,9 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 pub use self::{
     report::{Gone, Kind, Report},
@@ -89,7 +83,7 @@ impl Stacks for Builds {
 /// Why there was no collection.
 #[derive(Debug, thiserror::Error)]
 pub enum GcError {
-    #[error("a collection is running already; try again when it has ended")]
+    #[error("a collection is running already, or is kept away by a backup; try again when it has ended")]
     Running,
     #[error("the server is stopping; what a collection has not taken yet goes the next time")]
     Stopping,
@@ -107,20 +101,14 @@ struct Ask {
 
 /// One collection at a time.
 #[derive(Clone)]
-struct Turns(Arc<AtomicBool>);
+struct Turns(Arc<Semaphore>);
 
-/// Given back when it is dropped.
-struct Turn(Arc<AtomicBool>);
+/// No collection runs while this is there; given back when it is dropped.
+pub struct Turn(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
 
 impl Turns {
     fn take(&self) -> Option<Turn> {
-        (!self.0.swap(true, Ordering::AcqRel)).then(|| Turn(self.0.clone()))
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.clone().try_acquire_owned().ok().map(Turn)
     }
 }
 
@@ -135,8 +123,20 @@ impl Gc {
     /// A handle, and the service that does the work once [`GcService::run`] is called.
     pub fn start(parts: GcParts, settings: GcSettings) -> (Self, GcService) {
         let (asks, queue) = mpsc::channel(1);
-        let turns = Turns(Arc::default());
+        let turns = Turns(Arc::new(Semaphore::new(1)));
         (Self { asks, turns: turns.clone() }, GcService::new(parts, settings, queue, turns))
+    }
+
+    /// Keeps collections away, for as long as what is returned lives; one that runs is waited for, `patience` at most.
+    ///
+    /// # Errors
+    /// [`GcError::Running`] when it has not ended by then.
+    pub async fn hold(&self, patience: Duration) -> Result<Turn, GcError> {
+        match tokio::time::timeout(patience, self.turns.0.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(Turn(permit)),
+            Ok(Err(_)) => Err(GcError::Stopping),
+            Err(_) => Err(GcError::Running),
+        }
     }
 
     /// Collects, or with `dry_run` says what would go. The collection goes on when the caller does not wait for its end.

@@ -86,10 +86,14 @@ impl GcService {
         let mut report = Report { dry_run, ..Report::default() };
         if !dry_run {
             // What the engine was still making when an earlier server was killed came after this one looked.
-            self.parts.runtime.end_orphaned_jobs().await.map_err(anyhow::Error::from)?;
+            if let Err(error) = self.parts.runtime.end_orphaned_jobs().await {
+                report.fail("jobs of an earlier server", error);
+            }
         }
         let plan = self.records(&mut report).await?;
-        self.images(&plan, &mut report).await?;
+        if let Err(error) = self.images(&plan, &mut report).await {
+            report.fail("images", error);
+        }
         self.caches(&mut report).await;
         self.files(&plan, &mut report).await;
         report.millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -23,6 +23,15 @@ impl Stacks for NoStacks {
     }
 }
 
+struct UnknownStacks;
+
+#[async_trait::async_trait]
+impl Stacks for UnknownStacks {
+    async fn images(&self) -> anyhow::Result<Vec<ImageRef>> {
+        anyhow::bail!("no stacks are installed")
+    }
+}
+
 struct World {
     store: Store,
     registry: FakeRegistry,
@@ -260,13 +269,33 @@ async fn an_image_that_is_being_published_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_step_that_fails_is_reported_and_the_others_are_done() {
+    let mut world = World::new(2);
+    world.environment(4, 4).await;
+    world.service.parts.stacks = Arc::new(UnknownStacks);
+    let report = world.service.collect(false).await.unwrap();
+    assert!(matches!(&report.failures[..], [one] if one.contains("stacks")), "{report:?}");
+    assert_eq!(world.repositories.pins(&shop()).unwrap().len(), 2, "the files were not looked at");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_keeps_collections_away() {
+    let World { gc, .. } = World::new(1);
+    let held = gc.hold(Duration::from_secs(1)).await.unwrap();
+    assert!(matches!(gc.run(false).await, Err(GcError::Running)));
+    assert!(matches!(gc.hold(Duration::from_secs(1)).await, Err(GcError::Running)));
+    drop(held);
+    assert!(gc.hold(Duration::from_secs(1)).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_second_collection_is_told_of_the_first() {
     let World { gc, service, .. } = World::new(1);
     let first = tokio::spawn({
         let gc = gc.clone();
         async move { gc.run(true).await }
     });
-    while gc.turns.0.load(Ordering::Acquire).eq(&false) {
+    while gc.turns.0.available_permits() == 1 {
         tokio::task::yield_now().await;
     }
     assert!(matches!(gc.run(false).await, Err(GcError::Running)));

@@ -24,6 +24,9 @@ const TAIL: usize = 64 * 1024;
 /// What a follower reads at a time, in bytes.
 const BLOCK: u64 = 64 * 1024;
 
+/// Collections take the logs that nothing keeps; should there be none for long, this many times what is to be kept is the bound.
+const BETWEEN_COLLECTIONS: usize = 20;
+
 type Key = (EnvRef, BuildNumber);
 
 /// How far a log has come.
@@ -97,7 +100,7 @@ impl Builds {
         let paths = self.paths(env, build);
         let open = || -> io::Result<(File, u64)> {
             fs::create_dir_all(&directory)?;
-            remove_old(&directory, build, self.kept)?;
+            remove_old(&directory, build, self.kept.saturating_mul(BETWEEN_COLLECTIONS))?;
             if paths.finished.exists() {
                 // It was thought to be finished, and goes on.
                 fs::rename(&paths.finished, &paths.live)?;
@@ -401,14 +404,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_are_kept() {
+    fn there_is_a_bound_also_without_collections() {
         let dir = tempfile::tempdir().unwrap();
-        let builds = builds(&dir, 1 << 20, 3);
-        for n in 1..=12 {
+        let builds = builds(&dir, 1 << 20, 1);
+        for n in 1..=30 {
             builds.writer(&env(), BuildNumber(n)).unwrap().finish().unwrap();
         }
-        let there: Vec<u64> = (1..=12).filter(|n| builds.find(&env(), BuildNumber(*n)).is_some()).collect();
-        assert_eq!(there, [10, 11, 12]);
+        let there: Vec<u64> = (1..=30).filter(|n| builds.find(&env(), BuildNumber(*n)).is_some()).collect();
+        assert_eq!(there, (11..=30).collect::<Vec<_>>());
     }
 
     #[tokio::test]

@@ -59,7 +59,7 @@ pub struct LogLimits {
     pub follower_lines: usize,
     /// Size of one build's log, in bytes; beyond it only the last lines are kept.
     pub build_bytes: u64,
-    /// Build logs kept per environment.
+    /// Build logs kept per environment. Collections see to it; without any, some times as many are the bound.
     pub builds_kept: usize,
 }
 

@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     io,
     path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 
@@ -232,6 +233,8 @@ fn remove_uploads(directory: &Path) -> io::Result<usize> {
 
 async fn launch(settings: &ManagedSettings, mode: Mode) -> anyhow::Result<Process> {
     await_port(settings).await?;
+    // A collector has a list of what is in use that uploads from now on are not in.
+    drop(room::collector_lock(settings).await?);
     // With the registry that took them, uploads are over; whoever made one begins anew.
     match remove_uploads(&settings.directory.join(REPOSITORIES)) {
         Ok(0) => {}
@@ -240,7 +243,8 @@ async fn launch(settings: &ManagedSettings, mode: Mode) -> anyhow::Result<Proces
     }
     let mut process = {
         let config = config_path(settings, mode);
-        Process::spawn(&settings.program, [OsStr::new("serve"), config.as_os_str()], Signal::SIGTERM).await?
+        Process::spawn(&settings.program, [OsStr::new("serve"), config.as_os_str()], Signal::SIGTERM, Stdio::null())
+            .await?
     };
     let deadline = Instant::now() + READY_DEADLINE;
     loop {

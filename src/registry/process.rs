@@ -32,9 +32,9 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts the registry's program. When this process dies, `death` is sent to it.
-    pub(super) async fn spawn(program: &Path, words: [&OsStr; 2], death: Signal) -> anyhow::Result<Self> {
+    pub(super) async fn spawn(program: &Path, words: [&OsStr; 2], death: Signal, stdin: Stdio) -> anyhow::Result<Self> {
         let mut command = Command::new(program);
-        command.args(words).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(words).env_clear().stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
         // Debian's package puts it in /usr/bin; nothing else of the environment concerns it, and OTEL or REGISTRY_* would.
         command.env("PATH", "/usr/local/bin:/usr/bin:/bin").process_group(0);
         let parent = Pid::this();
@@ -129,7 +129,8 @@ mod tests {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
                 let words = [OsStr::new("600"), OsStr::new("1")];
-                let process = Process::spawn(Path::new("/bin/sleep"), words, Signal::SIGKILL).await.unwrap();
+                let process =
+                    Process::spawn(Path::new("/bin/sleep"), words, Signal::SIGKILL, Stdio::null()).await.unwrap();
                 std::fs::write(file, process.pid.to_string()).unwrap();
                 std::future::pending::<()>().await;
             });

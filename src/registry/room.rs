@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use async_trait::async_trait;
 use nix::sys::signal::Signal;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     RegistryError, RegistryRoom,
@@ -24,6 +27,9 @@ use crate::domain::{Digest, ImageRef};
 
 /// How long the collector may take; it reads every manifest once.
 const COLLECT_DEADLINE: Duration = Duration::from_secs(600);
+/// How long a collector of an earlier server may take to end.
+const LOCK_DEADLINE: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Parts of a repository's name at most: `berth/acme/shop` has three.
 const DEPTH: usize = 6;
 
@@ -74,6 +80,26 @@ fn tree(settings: &ManagedSettings) -> PathBuf {
     settings.directory.join("data/docker/registry/v2")
 }
 
+/// The lock that a collector has for as long as it lives: it inherits the open file. Waits for one of an earlier server, which is killed
+/// with it, but not in the same moment.
+pub(super) async fn collector_lock(settings: &ManagedSettings) -> anyhow::Result<fs::File> {
+    let path = settings.directory.join("collector.lock");
+    let file = fs::File::options().create(true).append(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    let deadline = Instant::now() + LOCK_DEADLINE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => tokio::time::sleep(LOOK_AGAIN).await,
+            Err(fs::TryLockError::WouldBlock) => bail!(
+                "the registry's collector of an earlier server still runs; end it (see: fuser {}) and start again",
+                path.display()
+            ),
+            Err(fs::TryLockError::Error(error)) => return Err(error).context("the collector's lock cannot be taken"),
+        }
+    }
+}
+
 /// Runs `docker-registry garbage-collect` and clears away what it leaves; bytes freed. The registry serves read-only or not at all.
 pub(super) async fn collect(settings: &ManagedSettings) -> anyhow::Result<u64> {
     let (root, blobs) = (tree(settings), tree(settings).join("blobs"));
@@ -82,7 +108,8 @@ pub(super) async fn collect(settings: &ManagedSettings) -> anyhow::Result<u64> {
     let config = config_path(settings, Mode::ReadOnly);
     let words = [OsStr::new("garbage-collect"), config.as_os_str()];
     // It must not outlive this server: the next one takes uploads that its list of what is in use does not have.
-    let mut collector = Process::spawn(&settings.program, words, Signal::SIGKILL).await?;
+    let mut collector =
+        Process::spawn(&settings.program, words, Signal::SIGKILL, collector_lock(settings).await?.into()).await?;
     let Ok(status) = tokio::time::timeout(COLLECT_DEADLINE, collector.ended()).await else {
         collector.stop().await;
         bail!("the registry's collector took too long and was ended");
@@ -206,6 +233,20 @@ mod tests {
         let name = digest(&manifest);
         registry.push_manifest(repository, name.as_str(), manifest).await.unwrap();
         ImageRef { repository: repository.to_owned(), digest: name }
+    }
+
+    #[tokio::test]
+    async fn writing_begins_when_no_collector_lives() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = ManagedSettings::new(directory.path(), 1);
+        let lock = collector_lock(&settings).await.unwrap();
+        let words = [OsStr::new("600"), OsStr::new("1")];
+        let collector = Process::spawn(Path::new("/bin/sleep"), words, Signal::SIGKILL, lock.into()).await.unwrap();
+        let mut next = Box::pin(collector_lock(&settings));
+        let short = Duration::from_millis(100);
+        assert!(tokio::time::timeout(short, &mut next).await.is_err(), "the collector does not hold the lock");
+        drop(collector);
+        next.await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

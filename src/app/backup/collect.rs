@@ -73,6 +73,8 @@ fn write<W: Write>(config: &Config, to: W, now: Timestamp) -> anyhow::Result<(W,
         bail!("{} is not a data directory of Berth; name it with --data-dir", data.display());
     }
     let repositories = Repositories::new(data.join("repositories"));
+    // What the records name must still be there when it is read.
+    let _held = client::hold(&config.control_socket())?;
     let before = branches(&repositories)?;
     let snapshot = snapshot(config)?;
     let mut writer = Writer::new(to, now);

@@ -12,18 +12,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     commands::Commands,
-    domain::{Build, Deployment, DomainClaim, EnvRef, Environment, ImageRef, Release},
+    domain::{Build, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, ImageRef, Release},
     git::Repositories,
     logs::Logs,
     plan::retention,
-    registry::Registry,
+    registry::{Registry, RegistryError},
     runtime::Runtime,
     store::{Record, Store, Stored},
 };
 use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout_at};
 
 /// Between SIGTERM and SIGKILL for replicas that belong to nothing.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// For all images together.
+const IMAGES_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Something that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +132,10 @@ impl Check {
             .await?;
         self.orphans::<DomainClaim>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
             .await?;
+        self.orphans::<CronRun>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+            .await?;
+        self.orphans::<CronMark>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+            .await?;
         Ok(problems)
     }
 
@@ -188,6 +196,7 @@ impl Check {
     /// Images of releases that run or may be rolled back to: in the registry, and (of what runs) on the engine.
     async fn images(&self, problems: &mut Vec<Problem>, records: &Records, repair: bool) {
         let mut seen = BTreeSet::new();
+        let deadline = Instant::now() + IMAGES_DEADLINE;
         for env in records.environments.values() {
             let releases = records.releases.get(&env.name).map_or(&[][..], Vec::as_slice);
             for (name, image) in retention::images(releases) {
@@ -203,7 +212,12 @@ impl Check {
                 } else {
                     format!("it cannot be rolled back to; redeploy {} if you need that commit", env.name)
                 };
-                match self.in_registry(image).await {
+                // It has waited for the registry already: an answer for each image would take that long again.
+                let Ok(found) = timeout_at(deadline, self.in_registry(image)).await else {
+                    let what = "the registry has not answered in time: the other images were not looked for".to_owned();
+                    return problems.push(Problem::new(what, "see that the registry answers, then look again"));
+                };
+                match found {
                     Ok(true) if runs && repair => self.pull(problems, image).await,
                     Ok(true) => {}
                     Ok(false) => {
@@ -221,6 +235,13 @@ impl Check {
                             versions.join(", ")
                         );
                         problems.push(Problem::new(what, "see that the registry answers, then look again"));
+                        if error
+                            .downcast_ref::<RegistryError>()
+                            .is_some_and(|error| matches!(error, RegistryError::Unavailable { .. }))
+                        {
+                            let what = "the registry is away: the other images were not looked for".to_owned();
+                            return problems.push(Problem::new(what, "see that the registry answers, then look again"));
+                        }
                     }
                 }
             }
