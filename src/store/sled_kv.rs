@@ -2,8 +2,8 @@
 //!
 //! One writer thread gathers the commits that wait (group commit), writes them as one batch, and acknowledges them when that batch is on
 //! disk (`Disk`). Readers are served from memory, which changes only then: nobody sees what a power loss could still take
-//! back, or half of a commit. When a write fails, its commits fail, reading goes on with what was committed, and the database is opened
-//! anew (and checked) before the next commit is taken: what a failed write left in its memory is never served.
+//! back, or half of a commit. When a write fails, its commits fail, reading goes on with what was committed, and before the next commit is
+//! taken, the database is opened anew and checked, and what the failed ones left on the disk is taken back.
 
 use std::{
     path::{Path, PathBuf},
@@ -168,13 +168,9 @@ impl Writer {
         if tried.elapsed() < REOPEN_PAUSE {
             return;
         }
-        match Disk::open(&self.directory, self.options.migrations, self.options.durable) {
-            Ok((disk, contents)) => {
-                let revision = disk.seal.revision;
-                tracing::info!(revision = revision.0, "the store works again");
-                *self.committed.write().unwrap_or_else(PoisonError::into_inner) = Committed { contents, revision };
-                // The commits that failed may have come to the disk all the same; whoever watches looks anew.
-                self.watches.resync(revision);
+        match self.reopen() {
+            Ok(disk) => {
+                tracing::info!(revision = disk.seal.revision.0, "the store works again");
                 self.state = State::Open(Box::new(disk));
             }
             Err(error) => {
@@ -183,6 +179,23 @@ impl Writer {
                 self.state = State::Failed { reason, tried: Instant::now() };
             }
         }
+    }
+
+    /// Opens the database anew. The commits that failed may have come to the disk all the same; since those who made them were told that they
+    /// failed, they are taken back: what is in memory is what was acknowledged.
+    fn reopen(&self) -> anyhow::Result<Disk> {
+        let (mut disk, contents) = Disk::open(&self.directory, self.options.migrations, self.options.durable)?;
+        let (undo, newest) = {
+            let committed = self.committed.read().unwrap_or_else(PoisonError::into_inner);
+            (difference(&contents, &committed.contents), disk.seal.revision.max(committed.revision))
+        };
+        if !undo.is_empty() {
+            tracing::warn!(keys = undo.len(), "taking back what was written and not acknowledged");
+            disk.write(&undo, resealed(disk.seal, &contents, &undo, Revision(newest.0 + 1)))?;
+        }
+        // Numbers that a failed commit had are not used again.
+        self.committed.write().unwrap_or_else(PoisonError::into_inner).revision = newest.max(disk.seal.revision);
+        Ok(disk)
     }
 
     /// Which commits of the group may happen. Guards of a later one see the writes of an earlier one.
@@ -249,6 +262,14 @@ impl Writer {
             disk.close();
         }
     }
+}
+
+/// What makes `from` into `to`.
+fn difference(from: &Contents, to: &Contents) -> Changes {
+    let changed = to.iter().filter(|(key, entry)| from.get(*key) != Some(entry));
+    let mut changes: Changes = changed.map(|(key, entry)| (key.clone(), Some(entry.clone()))).collect();
+    changes.extend(from.keys().filter(|key| !to.contains_key(*key)).map(|key| (key.clone(), None)));
+    changes
 }
 
 #[async_trait]

@@ -58,15 +58,6 @@ impl Watches {
         }
     }
 
-    /// Tells of changes that are not known one by one: whoever watches has to look anew.
-    pub(super) fn resync(&self, revision: Revision) {
-        let mut recent = self.recent.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        recent.changes.clear();
-        recent.lost = revision;
-        // An error means that nobody watches.
-        let _ = self.sender.send(Change::Resync(revision));
-    }
-
     /// The changes below `prefix` after `from`; `now` is the newest revision.
     pub(super) fn subscribe(&self, prefix: &str, from: Revision, now: Revision) -> BoxStream<'static, Change> {
         let recent = self.recent.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
