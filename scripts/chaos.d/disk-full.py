@@ -153,6 +153,8 @@ def full(chaos, platform, app, where, disk):
 def restart_one(chaos, platform, app, where):
     """A replica that dies while the disk is full is replaced."""
     label = f"label=berth.instance={platform.instance()}"
+    # Those of the release before may be stopping still.
+    eventually("two replicas", lambda: platform.settled(app.env), 60)
     found = run([*platform.docker, "ps", "-q", "--filter", label, "--filter", "label=berth.process=web"]).ok().out.split()
     run([*platform.docker, "kill", chaos.random.choice(found)]).ok()
 
