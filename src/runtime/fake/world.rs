@@ -224,8 +224,9 @@ impl Engine {
         };
         if let Some(delay) = delay {
             let mut changes = self.changes.subscribe();
-            let ended = changes
-                .wait_for(|_| self.lock().replicas.get(&id).is_none_or(|kept| !matches!(kept.phase, Phase::Running)));
+            let runs = || self.lock().replicas.get(&id).is_some_and(|kept| matches!(kept.phase, Phase::Running));
+            // Not `wait_for`, which asks under the channel's lock: changes are announced under the state's.
+            let ended = async { while runs() && changes.changed().await.is_ok() {} };
             // It may end by itself, or be stopped by somebody else with less patience.
             let _ = tokio::time::timeout(delay.min(grace), ended).await;
             self.end(&id, if delay < grace { TERMINATED } else { KILLED }, false);
