@@ -374,13 +374,12 @@ fn ten_thousand_environments() {
     );
     println!("{:<28} {:>9.1} MiB\n", "memory", figures.memory as f64 / f64::from(1 << 20));
     println!(
-        "{{\"name\":\"plan\",\"ours\":{:.1},\"peer\":100,\"ratio\":{:.3},\"unit\":\"ms\",\"runs\":{},\"longest_ms\":{:.1},\"memory_mib\":{:.1},\"seed\":{seed}}}",
-        milliseconds(median),
-        milliseconds(median) / 100.0,
-        figures.passes.len(),
+        "{{\"name\":\"plan\",\"ours\":{:.1},\"peer\":100,\"ratio\":{:.3},\"unit\":\"ms\",\"runs\":{},\"median_ms\":{:.1},\"memory_mib\":{:.1},\"seed\":{seed}}}",
         milliseconds(longest),
+        milliseconds(longest) / 100.0,
+        figures.passes.len(),
+        milliseconds(median),
         figures.memory as f64 / f64::from(1 << 20),
     );
-    // The longest is a matter of what else the machine does.
-    assert!(cfg!(debug_assertions) || *median <= Duration::from_millis(100), "a pass took {median:?}");
+    assert!(cfg!(debug_assertions) || *longest <= Duration::from_millis(100), "a pass took {longest:?}");
 }

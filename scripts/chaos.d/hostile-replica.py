@@ -196,7 +196,7 @@ class Scene:
         logs = self.platform.ssh("logs", app.env, "-n", "2000").all()
         if name == "memory":
             events = self.platform.ssh("events", "--tenant", "hostile", "-n", "500").all()
-            check("memory" in events + told, f"memory: nobody says that memory ran out: {told} {events[-500:]}")
+            check("ran out of memory" in events + told, f"memory: nobody says that memory ran out: {told} {events[-500:]}")
         if name == "fork":
             check(during.most_pids > PIDS // 2, f"fork: only {during.most_pids} processes: is it hostile at all?")
         if name == "logs":
