@@ -3,6 +3,9 @@
 //!
 //! A repair never deletes what a record names, and looks at the record once more before it removes what no record names. What it
 //! cannot mend it says, with the next step.
+//!
+//! The server goes on meanwhile: a record and what it names are never changed in the same moment, and a look may fall between them. What
+//! does not fit is therefore told, and mended, only when it still does not fit a little later.
 
 mod repositories;
 
@@ -25,6 +28,9 @@ use tokio::time::{Instant, timeout_at};
 
 /// Between SIGTERM and SIGKILL for replicas that belong to nothing.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// After which what does not fit is looked at once more.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 /// For all images together.
 const IMAGES_DEADLINE: Duration = Duration::from_secs(300);
@@ -62,6 +68,20 @@ impl Problem {
     }
 }
 
+/// What a look may mend.
+#[derive(Clone, Default)]
+struct Mending {
+    repair: bool,
+    /// What did not fit before, either.
+    seen: BTreeSet<String>,
+}
+
+impl Mending {
+    fn may(&self, problem: &Problem) -> bool {
+        self.repair && problem.mendable && self.seen.contains(&problem.what)
+    }
+}
+
 /// What is compared.
 pub(super) struct Check {
     pub(super) store: Store,
@@ -81,19 +101,31 @@ struct Records {
 }
 
 impl Check {
-    /// Everything that does not fit; mends what may be mended, when asked to.
+    /// Everything that does not fit, and still does not `LOOK_AGAIN` later; mends what may be mended, when asked to.
     pub(super) async fn run(&self, repair: bool) -> anyhow::Result<Vec<Problem>> {
+        let mut problems = self.look(&Mending::default()).await?;
+        if !problems.is_empty() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let mending = Mending { repair, seen: problems.into_iter().map(|problem| problem.what).collect() };
+            problems = self.look(&mending).await?;
+            problems.retain(|problem| mending.seen.contains(&problem.what));
+        }
+        self.images(&mut problems, &self.records().await?, repair).await?;
+        Ok(problems)
+    }
+
+    /// One look at everything but images; mends what `mending` lets it.
+    async fn look(&self, mending: &Mending) -> anyhow::Result<Vec<Problem>> {
         // What is on disk before the records: what a new environment brings is then not taken for left over.
         let repositories = self.with_repositories(|repositories| Ok(repositories.environments()?)).await?;
         let logs = self.logs.environments().await?;
         let records = self.records().await?;
-        let mut problems = self.orphaned_records(&records, repair).await?;
-        self.leftovers(&mut problems, &records, repositories, logs, repair).await?;
+        let mut problems = self.orphaned_records(&records, mending).await?;
+        self.leftovers(&mut problems, &records, repositories, logs, mending).await?;
         for env in records.environments.values() {
-            problems.extend(self.repository(env, &records, repair).await);
+            problems.extend(self.repository(env, &records, mending).await);
         }
-        self.images(&mut problems, &records, repair).await;
-        self.replicas(&mut problems, &records, repair).await?;
+        self.replicas(&mut problems, &records, mending).await?;
         Ok(problems)
     }
 
@@ -121,20 +153,20 @@ impl Check {
     }
 
     /// Records about environments that do not exist.
-    async fn orphaned_records(&self, records: &Records, repair: bool) -> anyhow::Result<Vec<Problem>> {
+    async fn orphaned_records(&self, records: &Records, mending: &Mending) -> anyhow::Result<Vec<Problem>> {
         let mut problems = Vec::new();
         let known = |env: &EnvRef| records.environments.contains_key(env);
-        self.orphans::<Release>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+        self.orphans::<Release>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
-        self.orphans::<Build>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+        self.orphans::<Build>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
-        self.orphans::<Deployment>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+        self.orphans::<Deployment>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
-        self.orphans::<DomainClaim>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+        self.orphans::<DomainClaim>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
-        self.orphans::<CronRun>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+        self.orphans::<CronRun>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
-        self.orphans::<CronMark>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), repair)
+        self.orphans::<CronMark>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
         Ok(problems)
     }
@@ -143,7 +175,7 @@ impl Check {
         &self,
         problems: &mut Vec<Problem>,
         orphan: impl Fn(&R) -> Option<EnvRef>,
-        repair: bool,
+        mending: &Mending,
     ) -> anyhow::Result<()> {
         let mut of_env: BTreeMap<EnvRef, Vec<Stored<R>>> = BTreeMap::new();
         for stored in self.store.list::<R>("").await? {
@@ -154,7 +186,7 @@ impl Check {
         for (env, stored) in of_env {
             let what = format!("{} {} records of {env}, which does not exist", stored.len(), R::KIND);
             let mut problem = Problem::mendable(what, "delete them");
-            if repair {
+            if mending.may(&problem) {
                 let mut transaction = self.store.transaction().expect_absent::<Environment>(&env);
                 for record in &stored {
                     transaction = transaction.delete(record);
@@ -173,7 +205,7 @@ impl Check {
         records: &Records,
         repositories: Vec<EnvRef>,
         logs: Vec<EnvRef>,
-        repair: bool,
+        mending: &Mending,
     ) -> anyhow::Result<()> {
         let (repositories, logs): (BTreeSet<EnvRef>, BTreeSet<EnvRef>) =
             (repositories.into_iter().collect(), logs.into_iter().collect());
@@ -185,7 +217,7 @@ impl Check {
             };
             let mut problem = Problem::mendable(format!("{which} of {env}, which does not exist"), "remove them");
             // Somebody may have made it since.
-            if repair && self.store.get::<Environment>(env).await?.is_none() {
+            if mending.may(&problem) && self.store.get::<Environment>(env).await?.is_none() {
                 problem = problem.tried(self.commands.remove_leftovers(env).await.map_err(Into::into));
             }
             problems.push(problem);
@@ -194,7 +226,7 @@ impl Check {
     }
 
     /// Images of releases that run or may be rolled back to: in the registry, and (of what runs) on the engine.
-    async fn images(&self, problems: &mut Vec<Problem>, records: &Records, repair: bool) {
+    async fn images(&self, problems: &mut Vec<Problem>, records: &Records, repair: bool) -> anyhow::Result<()> {
         let mut seen = BTreeSet::new();
         let deadline = Instant::now() + IMAGES_DEADLINE;
         for env in records.environments.values() {
@@ -215,11 +247,14 @@ impl Check {
                 // It has waited for the registry already: an answer for each image would take that long again.
                 let Ok(found) = timeout_at(deadline, self.in_registry(image)).await else {
                     let what = "the registry has not answered in time: the other images were not looked for".to_owned();
-                    return problems.push(Problem::new(what, "see that the registry answers, then look again"));
+                    problems.push(Problem::new(what, "see that the registry answers, then look again"));
+                    return Ok(());
                 };
                 match found {
                     Ok(true) if runs && repair => self.pull(problems, image).await,
                     Ok(true) => {}
+                    // Somebody may have removed it meanwhile, and its image then.
+                    Ok(false) if !self.is_kept(image).await? => {}
                     Ok(false) => {
                         let what = format!(
                             "the image of {} {} is not in the registry, or not whole",
@@ -240,12 +275,20 @@ impl Check {
                             .is_some_and(|error| matches!(error, RegistryError::Unavailable { .. }))
                         {
                             let what = "the registry is away: the other images were not looked for".to_owned();
-                            return problems.push(Problem::new(what, "see that the registry answers, then look again"));
+                            problems.push(Problem::new(what, "see that the registry answers, then look again"));
+                            return Ok(());
                         }
                     }
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Whether a release is there that has this image.
+    async fn is_kept(&self, image: &ImageRef) -> anyhow::Result<bool> {
+        let releases = self.store.list::<Release>("").await?;
+        Ok(releases.iter().any(|release| release.record.image == *image))
     }
 
     async fn in_registry(&self, image: &ImageRef) -> anyhow::Result<bool> {
@@ -272,7 +315,7 @@ impl Check {
     }
 
     /// Replicas that no record asks for.
-    async fn replicas(&self, problems: &mut Vec<Problem>, records: &Records, repair: bool) -> anyhow::Result<()> {
+    async fn replicas(&self, problems: &mut Vec<Problem>, records: &Records, mending: &Mending) -> anyhow::Result<()> {
         let mut sets = BTreeMap::new();
         for replica in self.runtime.observe().await? {
             if !records.environments.contains_key(&replica.set.env) {
@@ -285,7 +328,7 @@ impl Check {
             }
             let mut problem =
                 Problem::mendable(format!("{count} replicas of {set}, which does not exist"), "remove them");
-            if repair {
+            if mending.may(&problem) {
                 problem = problem.tried(self.runtime.remove(&set, STOP_GRACE).await.map_err(Into::into));
             }
             problems.push(problem);

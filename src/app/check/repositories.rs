@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Check, Problem, Records};
+use super::{Check, Mending, Problem, Records};
 use crate::{
     domain::{Build, BuildState, EnvRef, Environment},
     git::{GitError, Repositories, full_commit, pin_name, short_branch},
@@ -23,16 +23,23 @@ enum Mend {
 }
 
 impl Check {
-    pub(super) async fn repository(&self, env: &Stored<Environment>, records: &Records, repair: bool) -> Vec<Problem> {
+    pub(super) async fn repository(
+        &self,
+        env: &Stored<Environment>,
+        records: &Records,
+        mending: &Mending,
+    ) -> Vec<Problem> {
         let builds = records.builds.get(&env.name).cloned().unwrap_or_default();
         let releases = records.releases.get(&env.name).map_or(&[][..], Vec::as_slice);
         let current = releases.iter().find(|release| Some(release.version) == env.current);
         let needed = current.map(|release| (release.version.to_string(), release.commit.clone()));
-        let record = env.record.clone();
+        let (record, mending) = (env.record.clone(), mending.clone());
         let worked = self.with_repositories(move |repositories| {
             let found = compare(repositories, &record, &builds, needed);
             let mended = found.into_iter().map(|(problem, mend)| match mend {
-                Some(mend) if repair => problem.tried(apply(repositories, &record.name, mend).map_err(Into::into)),
+                Some(mend) if mending.may(&problem) => {
+                    problem.tried(apply(repositories, &record.name, mend).map_err(Into::into))
+                }
                 _ => problem,
             });
             Ok(mended.collect())
