@@ -38,12 +38,15 @@ start_berth() {
   SERVE=$!
   PIDS+=("$SERVE")
   wait_until 120 "berth serve" "$BERTH" status --data-dir "$DATA"
-  ssh-keygen -q -t ed25519 -N '' -f "$WORK/key"
+  make_key
   "$BERTH" upload-key bench --data-dir "$DATA" <"$WORK/key.pub" >/dev/null
   ssh_host berth "$SSH_PORT" berth
   ssh -F "$WORK/ssh_config" berth tenants create bench >/dev/null
   ssh -F "$WORK/ssh_config" berth apps create bench/app >/dev/null
 }
+
+# The benchmark's own key, for both sides.
+make_key() { [ -e "$WORK/key" ] || ssh-keygen -q -t ed25519 -N '' -f "$WORK/key"; }
 
 # ssh_host NAME PORT USER: a host of that name for `ssh -F $WORK/ssh_config`.
 ssh_host() {
@@ -54,6 +57,7 @@ ssh_host() {
 # OpenSSH's sshd, for the peer.
 start_sshd() {
   mkdir -p /run/sshd
+  make_key
   ssh-keygen -q -t ed25519 -N '' -f "$WORK/sshd_key"
   cp "$WORK/key.pub" "$WORK/authorized_keys"
   cat >"$WORK/sshd_config" <<EOF

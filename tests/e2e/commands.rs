@@ -82,7 +82,7 @@ fn cron_jobs_run_by_the_clock_and_by_hand(platform: &Platform) {
     let busy = platform.ssh(&user, &["cron", "run", &env, "long"]);
     assert_eq!(busy.status, 5, "{}", busy.all());
 
-    eventually("a run by the clock", std::time::Duration::from_secs(75), || {
+    eventually("a run by the clock", std::time::Duration::from_secs(180), || {
         let history = platform.ssh(&user, &["cron", "history", &env, "tick", "--json"]).ok().json();
         let ended = history.as_array().unwrap().iter().any(|run| run["state"] == "succeeded");
         ended.then_some(())

@@ -168,6 +168,8 @@ impl Platform {
             .env("BERTH__ROUTER__LISTEN", format!("['127.0.0.1:{}']", self.http_port))
             .env("BERTH__REGISTRY__ADDRESS", format!("127.0.0.1:{}", self.registry_port))
             .env("BERTH__GIT__MAX_INPUT_SIZE", "20Mi")
+            // How full the machine is that the tests run on is none of their business.
+            .env("BERTH__DISK__MIN_FREE", "64Mi")
             .env("BERTH__DEPLOY__STOP_GRACE", "2s")
             .env("BERTH__DEPLOY__DRAIN_TIMEOUT", "5s");
         command
