@@ -317,7 +317,8 @@ class Bench:
     def huge_push(self, title, refspec, env, accepted, told):
         chaos, repository = self.chaos, self.platform.data / "repositories" / (env.name + ".git")
         used, memory = used_by(repository), Memory(self.platform)
-        finished = self.repository.git("push", env.remote, "refs/heads/" + refspec.replace("refs/heads/refs", "refs"), timeout=600)
+        # By force: the branch may be at something else by now, and git would refuse by itself.
+        finished = self.repository.git("push", env.remote, "+refs/heads/" + refspec, timeout=600)
         memory.end()
         left = used_by(repository) - used
         chaos.check((finished.status == 0) == accepted, f"{title}: ended with {finished.status}: {finished.all()[-500:]}")
