@@ -62,6 +62,8 @@ pub struct NewBuild {
     pub detached: bool,
     /// Cancel the environment's build that is queued or running, if there is one.
     pub supersede: bool,
+    /// It does not begin before [`Builds::let_begin`]: whether it may is still being checked.
+    pub held: bool,
     /// Milliseconds that receiving took, stage by stage.
     pub timings: Vec<(String, u64)>,
 }

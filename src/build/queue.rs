@@ -49,6 +49,8 @@ struct Active {
     reason: Option<String>,
     /// The last server had begun it.
     resumed: bool,
+    /// It is still being checked whether it may begin.
+    held: watch::Sender<bool>,
     /// The final record, once there is one.
     done: watch::Sender<Option<Build>>,
     /// Where it stands while it waits.
@@ -134,7 +136,7 @@ impl Builds {
         let build = self.write_new(new, state).await?;
         let mut queue = self.shared.queue();
         queue.line.join(build.env.clone());
-        queue.active.insert(build.env.clone(), Active::new(build.clone(), false));
+        queue.active.insert(build.env.clone(), Active::new(build.clone(), false, new.held));
         queue.tell_places();
         drop(queue);
         self.shared.wake.notify_one();
@@ -221,6 +223,20 @@ impl Builds {
         }
     }
 
+    /// Lets a build begin that was queued as [`NewBuild::held`], once it has its turn. `false`: it has ended already, since it was
+    /// cancelled, held too long, or the server is stopping.
+    pub fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> bool {
+        let mut queue = self.shared.queue();
+        let active = queue.active.get_mut(env).filter(|active| active.build.number == number);
+        match active.filter(|active| active.reason.is_none()) {
+            None => false,
+            Some(active) => {
+                active.held.send_replace(false);
+                true
+            }
+        }
+    }
+
     /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.
     pub fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>> {
         let queue = self.shared.queue();
@@ -260,9 +276,18 @@ impl Builds {
 }
 
 impl Active {
-    fn new(build: Build, resumed: bool) -> Self {
+    fn new(build: Build, resumed: bool, held: bool) -> Self {
         let (cancel, done, place) = (CancellationToken::new(), watch::Sender::new(None), watch::Sender::new(None));
-        Self { build, since: Instant::now(), resumed, cancel, reason: None, done, place }
+        Self {
+            build,
+            since: Instant::now(),
+            resumed,
+            held: watch::Sender::new(held),
+            cancel,
+            reason: None,
+            done,
+            place,
+        }
     }
 
     fn set_place(&self, place: Option<QueuePlace>) {

@@ -197,6 +197,7 @@ impl World {
             no_cache: false,
             detached: false,
             supersede: false,
+            held: false,
             timings: vec![("receive".to_owned(), 5)],
         }
     }
