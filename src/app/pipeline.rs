@@ -80,8 +80,8 @@ impl Pipeline for BuildPipeline {
         self.builds.cancel(env, number, reason).await.map(drop)
     }
 
-    fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> bool {
-        self.builds.let_begin(env, number)
+    async fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> Result<bool, StoreError> {
+        self.builds.let_begin(env, number).await
     }
 
     fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>> {

@@ -2,6 +2,7 @@
 //!
 //! A build's record is the truth; what is in memory here is rebuilt from the records at the start (`take_up`). `run` does the work.
 
+mod cancel;
 mod end;
 mod run;
 mod take_up;
@@ -9,14 +10,13 @@ mod take_up;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     EnqueueError, NewBuild,
@@ -30,13 +30,12 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How long a cancelled build may take to end.
-const CANCEL_DEADLINE: Duration = Duration::from_secs(30);
 /// How often a conflict over the environment's record is tried again when a build is queued.
 const ENQUEUE_TRIES: usize = 32;
 
-/// A build that is not final.
+/// A build that is not final, or whose end is not written yet.
 struct Active {
+    /// With its final state as soon as it has ended.
     build: Build,
     /// When it was queued, or taken over from the last server; waits are measured from then, since the time of day may jump.
     since: Instant,
@@ -47,7 +46,9 @@ struct Active {
     resumed: bool,
     /// It is still being checked whether it may begin.
     held: watch::Sender<bool>,
-    /// The final record, once there is one.
+    /// One at a time lets it begin or decides to cancel it.
+    deciding: Arc<tokio::sync::Mutex<()>>,
+    /// The final record, once it is written.
     done: watch::Sender<Option<Build>>,
     /// Where it stands while it waits.
     place: watch::Sender<Option<QueuePlace>>,
@@ -78,6 +79,9 @@ struct Shared {
     /// One enqueue at a time: it reads, decides and writes.
     enqueueing: tokio::sync::Mutex<()>,
     wake: Notify,
+    /// Ends that could not be written yet; tried again until `stopping`.
+    unwritten: TaskTracker,
+    stopping: CancellationToken,
 }
 
 /// The handle to the queue. Clones share it.
@@ -165,6 +169,9 @@ impl Builds {
                 release: None,
                 timings: new.timings.clone(),
                 interruptions: 0,
+                cancelling: None,
+                held: new.held,
+                settled: false,
             };
             match store.transaction().update(&stored, &environment).create(&build).commit().await {
                 Ok(_) => return Ok(build),
@@ -178,59 +185,6 @@ impl Builds {
     /// The environment's build that is queued or running.
     pub async fn active(&self, env: &EnvRef) -> Result<Option<Build>, StoreError> {
         Ok(self.shared.active(env))
-    }
-
-    /// Cancels a build that is queued or being built, and returns when it has ended. `false`: it has ended before, or is being deployed,
-    /// which `rollback` undoes.
-    pub async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<bool, StoreError> {
-        let (builds, env, reason) = (self.clone(), env.clone(), reason.to_owned());
-        unbroken(async move { builds.cancel_and_wait(&env, number, &reason, false).await }).await?
-    }
-
-    async fn cancel_and_wait(
-        &self,
-        env: &EnvRef,
-        number: BuildNumber,
-        reason: &str,
-        even_deploying: bool,
-    ) -> Result<bool, StoreError> {
-        let (mut done, waiting) = {
-            let mut queue = self.shared.queue();
-            let Some(active) = queue.active.get_mut(env).filter(|active| active.build.number == number) else {
-                return Ok(false);
-            };
-            if !even_deploying && active.build.state == (BuildState::Running { stage: Stage::Deploy }) {
-                return Ok(false);
-            }
-            active.reason.get_or_insert_with(|| reason.to_owned());
-            active.cancel.cancel();
-            let done = active.done.subscribe();
-            let waited = queue.line.leave(env);
-            queue.tell_places();
-            (done, waited)
-        };
-        if waiting {
-            self.shared.end_cancelled(env).await?;
-        }
-        let ended = tokio::time::timeout(CANCEL_DEADLINE, done.wait_for(Option::is_some)).await;
-        match ended {
-            Ok(_) => Ok(true),
-            Err(_) => Err(StoreError::Conflict(format!("build #{number} of {env} (it does not end)"))),
-        }
-    }
-
-    /// Lets a build begin that was queued as [`NewBuild::held`], once it has its turn. `false`: it has ended already, since it was
-    /// cancelled, held too long, or the server is stopping.
-    pub fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> bool {
-        let mut queue = self.shared.queue();
-        let active = queue.active.get_mut(env).filter(|active| active.build.number == number);
-        match active.filter(|active| active.reason.is_none()) {
-            None => false,
-            Some(active) => {
-                active.held.send_replace(false);
-                true
-            }
-        }
     }
 
     /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.
@@ -281,6 +235,7 @@ impl Active {
             held: watch::Sender::new(held),
             cancel,
             reason: None,
+            deciding: Arc::default(),
             done,
             place,
         }

@@ -221,7 +221,12 @@ async fn deploy(
 pub async fn write(store: &Store, build: &Build) -> Result<(), StoreError> {
     let id = (build.env.clone(), build.number);
     let change = |record: &mut Build| {
+        let cancelling = record.cancelling.take();
         record.clone_from(build);
+        // Decided meanwhile, and true until the build has ended.
+        if !build.state.is_final() {
+            record.cancelling = cancelling;
+        }
         Ok(())
     };
     match store.modify::<Build, StoreError>(&id, change).await {

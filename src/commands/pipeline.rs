@@ -33,7 +33,7 @@ impl Commands {
     /// The commit of the newest build that was not rejected: pushed, promoted, or taken in before it was built.
     async fn last_accepted(&self, env: &EnvRef) -> Result<Option<String>, CommandError> {
         let builds = self.store.list::<Build>(&format!("{env}/")).await?;
-        let accepted = |build: &&Stored<Build>| build.state == BuildState::Succeeded || build.detached;
+        let accepted = |build: &&Stored<Build>| build.state == BuildState::Succeeded || build.detached && !build.held;
         Ok(builds.iter().rev().find(accepted).map(|build| build.commit.clone()))
     }
 

@@ -102,4 +102,13 @@ pub struct Build {
     /// Servers that went down while they built it.
     #[serde(default)]
     pub interruptions: u32,
+    /// Why it is to be cancelled. Written before anything is done about it, so that no later server goes on with the build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelling: Option<String>,
+    /// It was not let begin (yet): its push is still being looked at, or was refused.
+    #[serde(default)]
+    pub held: bool,
+    /// What was to become of its branch after its success has been done.
+    #[serde(default)]
+    pub settled: bool,
 }

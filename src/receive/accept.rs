@@ -27,7 +27,7 @@ impl Receive {
         // First: while others are waited for, nothing else keeps the commit.
         self.pin(&push.env, build.number, &update.new).await?;
         self.still_fits(push, request, update).await?;
-        if self.0.pipeline.let_begin(&push.env, build.number) {
+        if self.0.pipeline.let_begin(&push.env, build.number).await? {
             return Ok(());
         }
         let reason = match self.0.pipeline.wait(&push.env, build.number).await?.state {

@@ -2,13 +2,13 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update,
@@ -18,9 +18,26 @@ use super::{
 };
 use crate::{
     disk::NoRoom,
-    domain::{Build, BuildState, EnvRef, Environment, FailPoint, Tenant, fail_point::reached},
+    domain::{Build, BuildNumber, BuildState, EnvRef, Environment, FailPoint, Tenant, fail_point::reached},
     git::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off, short_branch},
+    store::StoreError,
 };
+
+/// How long recording what a build came to may take before its push is answered without.
+const RECORDED: Duration = Duration::from_secs(15);
+
+/// Why the outcome of a build cannot be told.
+enum Unknown {
+    /// It has ended like this, and that is not written yet.
+    Unrecorded(Box<Build>),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Unknown {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
 
 /// What a push that was let in has become.
 struct Queued {
@@ -221,6 +238,20 @@ impl Receive {
         }
     }
 
+    /// What the build came to, once that is recorded; or that it has ended, when recording it takes long.
+    async fn outcome(&self, env: &EnvRef, number: BuildNumber) -> Result<Build, Unknown> {
+        let mut wait = std::pin::pin!(self.0.pipeline.wait(env, number));
+        loop {
+            if let Ok(build) = timeout(RECORDED, &mut wait).await {
+                return Ok(build?);
+            }
+            let active = self.0.pipeline.active(env).await?.filter(|build| build.number == number);
+            if let Some(ended) = active.filter(|build| build.state.is_final()) {
+                return Err(Unknown::Unrecorded(Box::new(ended)));
+            }
+        }
+    }
+
     /// Relays the build's output until it is final.
     async fn follow(&self, push: &LivePush, build: &Build, output: &mpsc::Sender<Bytes>) -> Verdict {
         let (env, number) = (&push.env, build.number);
@@ -234,10 +265,11 @@ impl Receive {
                     break;
                 }
             }
-            self.0.pipeline.wait(env, number).await
+            self.outcome(env, number).await
         };
         let text = tokio::select! {
             ended = relay => match ended.map(|build| build.state) {
+                Err(Unknown::Unrecorded(build)) => unrecorded(&build),
                 Ok(BuildState::Succeeded) => match self.settled(push, build).await {
                     Ok(()) => return Verdict::Accept,
                     Err(error) => {
@@ -248,7 +280,7 @@ impl Receive {
                 Ok(BuildState::Cancelled { reason }) => Refusal::new(format!("Push rejected: build {number} was cancelled: {reason}")),
                 Ok(_) => Refusal::new(format!("Push rejected: build {number} failed"))
                     .detail(format!("See its output again with: builds logs {env} {number}")),
-                Err(error) => {
+                Err(Unknown::Store(error)) => {
                     tracing::error!(%env, %number, %error, "the outcome of a build could not be read");
                     Refusal::new(format!("The outcome of build {number} could not be read; see builds info {env} {number}"))
                 }
@@ -261,6 +293,19 @@ impl Receive {
         let _ = output.send(Bytes::from(text.render())).await;
         Verdict::Reject
     }
+}
+
+/// What a push is told whose build has ended, which the server cannot write down.
+fn unrecorded(build: &Build) -> Refusal {
+    let (env, number) = (&build.env, build.number);
+    let (ended, then) = match build.state {
+        BuildState::Succeeded => ("succeeded and its release serves", " The branch moves as soon as it can."),
+        BuildState::Cancelled { .. } => ("was cancelled", ""),
+        _ => ("failed", ""),
+    };
+    Refusal::new(format!("Build {number} {ended}, but the server could not record that yet: its store takes nothing."))
+        .detail(format!("It goes on trying.{then}"))
+        .detail(format!("See what is recorded: builds info {env} {number}"))
 }
 
 /// What a push is told that the server could not judge.
@@ -328,6 +373,11 @@ fn refusal_of(obstacle: Obstacle) -> Refusal {
 }
 
 fn busy(active: &Build) -> Refusal {
+    if active.state.is_final() {
+        let (env, number) = (&active.env, active.number);
+        let text = format!("Build {number} of {env} has ended, but the server could not record that yet.");
+        return Refusal::new(text).detail("Push again in a minute.").unchanged();
+    }
     let (env, number, branch) = (&active.env, active.number, active.branch.as_deref().map_or("main", short_branch));
     let since = active.started_at.unwrap_or(active.queued_at);
     let seconds = (Timestamp::now().as_second() - since.as_second()).max(0);

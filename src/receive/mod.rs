@@ -107,8 +107,8 @@ pub trait Pipeline: Send + Sync + 'static {
     async fn active(&self, env: &EnvRef) -> Result<Option<Build>, StoreError>;
     /// Queues a build, durably. It does not begin before [`Self::let_begin`], and can be cancelled until then.
     async fn enqueue(&self, push: NewPush) -> Result<Build, QueueError>;
-    /// Lets a queued build begin once it has its turn. `false`: it has ended already.
-    fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> bool;
+    /// Lets a queued build begin once it has its turn, durably. `false`: it has ended already.
+    async fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> Result<bool, StoreError>;
     /// Cancels a build that is not final, and returns when it has ended.
     async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError>;
     /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.

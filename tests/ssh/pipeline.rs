@@ -172,20 +172,23 @@ impl Pipeline for TestPipeline {
             release: None,
             timings: push.timings,
             interruptions: 0,
+            cancelling: None,
+            held: false,
+            settled: false,
         };
         self.store.transaction().create(&build).commit().await?;
         drop(self.sender(&push.env, number, &BuildState::Queued));
         Ok(build)
     }
 
-    fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> bool {
+    async fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> Result<bool, StoreError> {
         self.begun.lock().unwrap().push(number);
         if let Some(state) = self.automatic.lock().unwrap().clone() {
             let (store, sender, id) =
                 (self.store.clone(), self.sender(env, number, &BuildState::Queued), (env.clone(), number));
             tokio::spawn(async move { end(&store, &sender, &id, state).await });
         }
-        true
+        Ok(true)
     }
 
     async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError> {

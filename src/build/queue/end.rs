@@ -1,6 +1,11 @@
 //! The end of a build, whatever it came to.
+//!
+//! A build has ended for others once that is written. While the store takes nothing, the environment stays busy with it, though its slot
+//! is free, and the write is tried again.
 
-use super::{Active, Shared};
+use std::{sync::Arc, time::Duration};
+
+use super::Shared;
 use crate::{
     build::{
         output::BuildOutput,
@@ -8,26 +13,29 @@ use crate::{
     },
     deploy::Progress,
     domain::{Build, BuildState, EnvRef, EventKind, UserName},
-    store::{NewEvent, StoreError},
+    store::NewEvent,
 };
+
+/// Pauses between tries to write an end: the first, which doubles, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 impl Shared {
     /// A build that was cancelled before it began.
-    pub(super) async fn end_cancelled(&self, env: &EnvRef) -> Result<(), StoreError> {
+    pub(super) async fn end_cancelled(self: &Arc<Self>, env: &EnvRef) {
         let found = self.queue().active.get(env).map(|active| (active.build.clone(), active.reason.clone()));
-        let Some((build, reason)) = found else { return Ok(()) };
+        let Some((build, reason)) = found else { return };
         let output = self.output(&build);
         let state = BuildState::Cancelled { reason: reason.unwrap_or_default() };
         self.end(Ended { build, state }, &output).await;
-        Ok(())
     }
 
     pub(super) fn output(&self, build: &Build) -> BuildOutput {
         BuildOutput::new(self.pipeline.parts.logs.open(&build.env, build.number))
     }
 
-    /// Writes the final record, and lets go of the build.
-    pub(super) async fn end(&self, ended: Ended, output: &BuildOutput) {
+    /// Writes the final record, now or as soon as the store takes it, and then lets go of the build.
+    pub(super) async fn end(self: &Arc<Self>, ended: Ended, output: &BuildOutput) {
         let Ended { mut build, state } = ended;
         // Who hears that the build has ended may use the app's cache, or build again.
         if state != BuildState::Succeeded {
@@ -38,26 +46,68 @@ impl Shared {
             output.error(&format!("Build #{} was cancelled: {reason}", build.number));
         }
         build.state = state;
+        build.cancelling = None;
         build.finished_at = Some(jiff::Timestamp::now());
-        // A store that fails now leaves a record that says "running": the next server runs the build again, which is right.
-        if let Err(error) = write(&self.store, &build).await {
-            tracing::error!(%error, env = %build.env, build = %build.number, "a build's end could not be written");
-        }
         output.finish();
-        if let Some(active) = self.let_go(&build.env) {
-            active.done.send_replace(Some(build.clone()));
+        self.has_ended(&build);
+        match write(&self.store, &build).await {
+            Ok(()) => self.let_go(&build).await,
+            Err(error) => {
+                tracing::error!(%error, env = %build.env, build = %build.number, "a build's end cannot be written; trying again");
+                self.unwritten.spawn(self.clone().write_end(build));
+            }
         }
-        self.record(EventKind::BuildFinished, &build, None).await;
     }
 
-    /// Forgets a build together with its slot, which a newer one of the environment may hold as soon as this one is gone.
-    fn let_go(&self, env: &EnvRef) -> Option<Active> {
+    /// Tries until it is written. When the server stops before, the next one finds a build that was interrupted, or one that is to be
+    /// cancelled.
+    async fn write_end(self: Arc<Self>, build: Build) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let stopping = tokio::select! {
+                () = self.stopping.cancelled() => true,
+                () = tokio::time::sleep(pause) => false,
+            };
+            match write(&self.store, &build).await {
+                Ok(()) => {
+                    tracing::info!(env = %build.env, build = %build.number, "a build's end is written now");
+                    return self.let_go(&build).await;
+                }
+                Err(error) if stopping => {
+                    return tracing::error!(%error, env = %build.env, build = %build.number, "a build's end could not be written");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, env = %build.env, build = %build.number, "a build's end cannot be written yet");
+                }
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Gives the slot of a build back that has ended; until that is written, its environment has no other.
+    fn has_ended(&self, build: &Build) {
         let mut queue = self.queue();
-        queue.line.ended(env);
-        let active = queue.active.remove(env);
+        let Some(active) = queue.active.get_mut(&build.env).filter(|active| active.build.number == build.number) else {
+            return;
+        };
+        active.build = build.clone();
+        queue.line.ended(&build.env);
         queue.tell_places();
+        drop(queue);
         self.wake.notify_one();
-        active
+    }
+
+    /// Forgets a build whose end is written, and tells who waits for it.
+    async fn let_go(&self, build: &Build) {
+        let active = {
+            let mut queue = self.queue();
+            let is_it = queue.active.get(&build.env).is_some_and(|active| active.build.number == build.number);
+            if is_it { queue.active.remove(&build.env) } else { None }
+        };
+        if let Some(active) = active {
+            active.done.send_replace(Some(build.clone()));
+        }
+        self.record(EventKind::BuildFinished, build, None).await;
     }
 
     pub(super) async fn record(&self, kind: EventKind, build: &Build, by: Option<&UserName>) {

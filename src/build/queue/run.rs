@@ -6,7 +6,7 @@ use futures::FutureExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{BuildService, Shared};
+use super::{Active, BuildService, Shared};
 use crate::{
     build::work::{Ended, Watch, work, write},
     deploy::Progress,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Why a build ends that was still held back.
-const STOPPED: &str = "the server was stopped before the push was checked to its end; push again";
+pub(super) const STOPPED: &str = "the server was stopped before the push was checked to its end; push again";
 /// How long a build waits for word that it may begin; longer than any check of a push takes.
 const HELD_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -40,6 +40,7 @@ impl Shared {
         if let Err(reason) = self.may_begin(&build.env, &cancel, &shutdown).await {
             return self.end(Ended { build, state: BuildState::Cancelled { reason } }, &output).await;
         }
+        build.held = false;
         let resumed = self.queue().active.get(&build.env).is_some_and(|active| active.resumed);
         if resumed {
             output.step(match build.state {
@@ -115,10 +116,11 @@ impl Shared {
     }
 
     /// Ends the builds that were still held back when the server was stopped: nobody has been told that they are accepted.
-    async fn end_held(&self) {
+    async fn end_held(self: &Arc<Self>) {
         let held: Vec<EnvRef> = {
             let mut queue = self.queue();
-            let held = queue.active.iter_mut().filter(|(_, active)| *active.held.borrow());
+            let is_held = |active: &Active| *active.held.borrow() && !active.build.state.is_final();
+            let held = queue.active.iter_mut().filter(|(_, active)| is_held(active));
             held.map(|(env, active)| {
                 active.reason.get_or_insert_with(|| STOPPED.to_owned());
                 env.clone()
@@ -127,9 +129,7 @@ impl Shared {
         };
         for env in held {
             self.queue().line.leave(&env);
-            if let Err(error) = self.end_cancelled(&env).await {
-                tracing::warn!(%error, %env, "a build that was held back could not be ended");
-            }
+            self.end_cancelled(&env).await;
         }
     }
 
@@ -202,6 +202,9 @@ impl BuildService {
         while builds.join_next().await.is_some() {}
         self.shared.end_held().await;
         self.shared.pipeline.containers_gone().await;
+        self.shared.stopping.cancel();
+        self.shared.unwritten.close();
+        self.shared.unwritten.wait().await;
     }
 }
 

@@ -9,8 +9,9 @@ use std::{
 };
 
 use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Active, BuildService, Builds, Queue, Shared};
+use super::{Active, BuildService, Builds, Queue, Shared, run::STOPPED};
 use crate::{
     build::{
         BuildParts, BuildSettings,
@@ -41,6 +42,12 @@ fn fate(build: &Build, is_newest: bool) -> Fate {
         // Its end could not be written, and the environment has moved on.
         return Fate::Ended(BuildState::Cancelled { reason: "a newer build took its place".to_owned() });
     }
+    if let Some(reason) = &build.cancelling {
+        return Fate::Ended(BuildState::Cancelled { reason: reason.clone() });
+    }
+    if build.held {
+        return Fate::Ended(BuildState::Cancelled { reason: STOPPED.to_owned() });
+    }
     match build.state {
         BuildState::Running { stage: Stage::Build } if build.interruptions < MAX_INTERRUPTIONS => Fate::Again,
         BuildState::Running { stage: Stage::Build } => {
@@ -61,6 +68,8 @@ impl Builds {
             queue: Mutex::new(Queue::default()),
             enqueueing: tokio::sync::Mutex::new(()),
             wake: Notify::new(),
+            unwritten: TaskTracker::new(),
+            stopping: CancellationToken::new(),
         });
         let mut left: Vec<Build> = store.list::<Build>("").await?.into_iter().map(|stored| stored.record).collect();
         let newest: HashMap<EnvRef, BuildNumber> = left.iter().map(|build| (build.env.clone(), build.number)).collect();
@@ -76,7 +85,7 @@ impl Builds {
 }
 
 impl Shared {
-    async fn take_up(&self, mut build: Build, is_newest: bool) -> anyhow::Result<()> {
+    async fn take_up(self: &Arc<Self>, mut build: Build, is_newest: bool) -> anyhow::Result<()> {
         tracing::info!(env = %build.env, build = %build.number, "taking up a build that the last server left");
         match fate(&build, is_newest) {
             Fate::GoesOn => {}
@@ -86,6 +95,14 @@ impl Shared {
                 write(&self.store, &build).await?;
             }
             Fate::Ended(state) => {
+                if is_newest {
+                    // It is under way until its end is written.
+                    let active = Active::new(build.clone(), false, false);
+                    self.queue().active.insert(build.env.clone(), active);
+                }
+                if let (Some(version), BuildState::Cancelled { reason }) = (build.release, &state) {
+                    self.pipeline.parts.delivery.abandon(&build.env, version, reason).await;
+                }
                 let output = self.output(&build);
                 if let BuildState::Failed { reason } = &state {
                     output.error(&format!("Build #{} failed: {reason}", build.number));
@@ -124,6 +141,9 @@ mod tests {
             release: None,
             timings: Vec::new(),
             interruptions,
+            cancelling: None,
+            held: false,
+            settled: false,
         }
     }
 
@@ -144,6 +164,11 @@ mod tests {
             let failed = fate(&build(building.clone(), interruptions), true);
             assert!(matches!(failed, Fate::Ended(BuildState::Failed { .. })), "{failed:?}");
         }
+        let unwanted = Build { cancelling: Some("not needed".to_owned()), ..build(building.clone(), 0) };
+        let cancelled = BuildState::Cancelled { reason: "not needed".to_owned() };
+        assert_eq!(fate(&unwanted, true), Fate::Ended(cancelled));
+        let held = fate(&Build { held: true, ..build(BuildState::Queued, 0) }, true);
+        assert!(matches!(held, Fate::Ended(BuildState::Cancelled { .. })), "{held:?}");
         let old = fate(&build(building, 0), false);
         assert!(matches!(old, Fate::Ended(BuildState::Cancelled { .. })), "{old:?}");
     }

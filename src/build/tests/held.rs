@@ -71,9 +71,9 @@ async fn a_held_build_begins_when_it_is_let() {
     let wait = world.builds.wait(&build.env, build.number);
     assert!(tokio::time::timeout(Duration::from_millis(300), wait).await.is_err());
     assert_eq!((world.compiled(), world.log(&build)), (0, String::new()));
-    assert!(world.builds.let_begin(&build.env, build.number));
+    assert!(world.builds.let_begin(&build.env, build.number).await.unwrap());
     assert_eq!(world.end_of(&build).await.state, BuildState::Succeeded);
-    assert!(!world.builds.let_begin(&build.env, build.number), "it has ended");
+    assert!(!world.builds.let_begin(&build.env, build.number).await.unwrap(), "it has ended");
     world.stop().await;
 }
 
@@ -82,7 +82,7 @@ async fn nothing_runs_of_a_held_build_that_is_cancelled() {
     let world = World::new().await;
     let build = held(&world).await;
     assert!(world.builds.cancel(&build.env, build.number, "another push came first").await.unwrap());
-    assert!(!world.builds.let_begin(&build.env, build.number));
+    assert!(!world.builds.let_begin(&build.env, build.number).await.unwrap());
     let ended = world.end_of(&build).await;
     assert_eq!(ended.state, BuildState::Cancelled { reason: "another push came first".to_owned() });
     assert_eq!(world.compiled(), 0);

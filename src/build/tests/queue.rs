@@ -1,6 +1,6 @@
 //! The queue and the pipeline over fakes of everything around: engine, registry, deployer, log.
 
-use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicU64, sync::atomic::Ordering};
+use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicU64, sync::atomic::Ordering, time::Duration};
 
 use async_trait::async_trait;
 use futures::FutureExt;
@@ -119,6 +119,7 @@ struct World {
     compiled: Arc<AtomicU64>,
     abandoned: Arc<Mutex<Vec<ReleaseVersion>>>,
     unguarded: Arc<AtomicU64>,
+    refuses: refusing::Refuses,
 }
 
 fn env(name: &str) -> EnvRef {
@@ -155,7 +156,8 @@ impl World {
     }
 
     async fn with(directory: tempfile::TempDir, kv: MemoryKv, registry: FakeRegistry, hang: bool) -> Self {
-        let store = Store::new(Arc::new(kv.clone()));
+        let refuses = refusing::Refuses::default();
+        let store = Store::new(Arc::new(refusing::RefusingKv { kv: kv.clone(), refuses: refuses.clone() }));
         let repositories = Repositories::new(directory.path().join("repositories"));
         for name in ["dev", "prod", "third", "other/app/dev"] {
             let path = repositories.path(&env(name));
@@ -203,7 +205,7 @@ impl World {
         let (builds, service) = Builds::start(parts, settings).await.unwrap();
         let shutdown = CancellationToken::new();
         let service = tokio::spawn(service.run(shutdown.clone()));
-        Self { directory, kv, registry, log, builds, shutdown, service, compiled, abandoned, unguarded }
+        Self { directory, kv, registry, log, builds, shutdown, service, compiled, abandoned, unguarded, refuses }
     }
 
     fn new_build(&self, name: &str, files: &[(&str, &str)]) -> NewBuild {
@@ -557,3 +559,6 @@ async fn a_process_that_wants_too_much_is_refused_before_anything_is_built() {
 
 #[path = "held.rs"]
 mod held;
+
+#[path = "refusing.rs"]
+mod refusing;

@@ -61,6 +61,9 @@ fn build(env: &EnvRef, number: u64, state: BuildState) -> Build {
         release: Some(ReleaseVersion(2)),
         timings: vec![("build".into(), 12)],
         interruptions: 0,
+        cancelling: None,
+        held: false,
+        settled: false,
     }
 }
 
