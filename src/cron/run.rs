@@ -8,11 +8,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::CronParts;
 use crate::{
-    domain::{CronJob, CronRun, CronState, EnvRef, Limits, Release, Timestamp},
+    domain::{CronJob, CronRun, CronState, Limits, Release},
     jobs::{Audience, ReleaseJob, attend},
-    logs::{LogRecord, LogSource, LogStream, OutputLines},
+    logs::{JobOutput, LogRecord},
     places::Place,
-    runtime::{JobKind, Output, Source},
+    runtime::{JobKind, Output},
 };
 
 /// What a run needs.
@@ -48,9 +48,7 @@ impl Running {
         let spec = spec.spec();
         let mut audience = Listeners {
             parts: &self.parts,
-            env: &self.run.env,
-            process: &process,
-            lines: Default::default(),
+            log: JobOutput::new(self.parts.logs.clone(), self.run.env.clone(), process.as_str()),
             viewer: self.output.take(),
         };
         let stop = &mut self.stop;
@@ -63,7 +61,7 @@ impl Running {
             }
         };
         let attended = attend(&*self.parts.runtime, &spec, self.job.timeout, stopped, &mut audience).await;
-        audience.flush().await;
+        audience.log.finish(self.parts.clock.now()).await;
         let (failure, exit, tail) = match attended {
             Ok(attended) => (attended.ending.failure(), attended.ending.exit(), attended.tail),
             Err(error) => (Some(error.to_string()), None, Vec::new()),
@@ -87,40 +85,14 @@ fn process(run: &CronRun) -> String {
 
 struct Listeners<'a> {
     parts: &'a CronParts,
-    env: &'a EnvRef,
-    process: &'a str,
-    /// Of standard output and standard error.
-    lines: [OutputLines; 2],
+    log: JobOutput,
     viewer: Option<mpsc::Sender<Bytes>>,
-}
-
-fn record(at: Timestamp, process: &str, stream: LogStream, text: String) -> LogRecord {
-    LogRecord { at, source: LogSource::App, process: process.to_owned(), stream, text, replica: None }
-}
-
-const STREAMS: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
-
-impl Listeners<'_> {
-    async fn flush(&mut self) {
-        for (lines, stream) in self.lines.iter_mut().zip(STREAMS) {
-            if let Some(text) = lines.rest() {
-                let record = record(self.parts.clock.now(), self.process, stream, text);
-                self.parts.logs.append_when_ready(self.env, record).await;
-            }
-        }
-    }
 }
 
 #[async_trait]
 impl Audience for Listeners<'_> {
     async fn output(&mut self, output: Output) {
-        let which = usize::from(output.source == Source::Stderr);
-        let mut whole = Vec::new();
-        self.lines[which].take(&output.bytes, |line| whole.push(line.to_owned()));
-        for text in whole {
-            let record = record(self.parts.clock.now(), self.process, STREAMS[which], text);
-            self.parts.logs.append_when_ready(self.env, record).await;
-        }
+        self.log.take(&output, self.parts.clock.now()).await;
         if let Some(viewer) = &self.viewer {
             // A viewer who is slow or gone does not hold the job up.
             let _ = viewer.try_send(output.bytes);

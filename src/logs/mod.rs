@@ -1,7 +1,9 @@
 //! Logs: of replicas, of the router about an app, of builds. Bounded on disk (a ring of files per environment) and in memory (a slow
 //! follower is told how many lines it missed); kept across deploys.
 //!
-//! One writer thread (`service`) owns the rings (`ring`) and the followers (`follow`); [`Logs`] is the handle that everyone clones. Build
+//! One writer thread (`service`) owns the rings (`ring`) and the followers (`follow`), another compresses closed files; [`Logs`] is the
+//! handle that everyone clones. Replicas ([`collector`]) and jobs ([`JobOutput`]) are taken at a pace, and of the lines that wait for the
+//! writer one tenant has a share, so that none who writes without end is in the way of others. Build
 //! logs (`builds`) are files of their own. [`collector`] and [`access`] bring in what replicas and the router write. [`render_record`]
 //! makes a line safe for a terminal.
 
@@ -9,6 +11,7 @@ pub mod access;
 mod builds;
 pub mod collector;
 mod follow;
+mod job;
 mod lines;
 mod pace;
 mod record;
@@ -31,19 +34,30 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::{
     builds::BuildLogWriter,
     follow::LogItem,
+    job::JobOutput,
     lines::OutputLines,
     record::{LogFilter, LogRecord, LogSource, LogStream, MAX_TEXT},
     render::{render_line, render_record},
 };
 use self::{
     builds::Builds,
-    ring::Position,
+    ring::{Compressor, Position},
     service::{Command, Dropped, Writer, env_directory},
 };
-use crate::domain::{BuildNumber, EnvRef, ReplicaId, Timestamp};
+use crate::{
+    domain::{BuildNumber, EnvRef, ReplicaId, TenantName, Timestamp},
+    places::Places,
+};
 
 /// Most lines that [`Logs::tail`] returns.
 pub const MAX_TAIL: usize = 10_000;
+
+/// One tenant may have one of so many parts of the queue.
+const SHARE: usize = 3;
+/// Questions that wait among the lines.
+const QUESTIONS: usize = 64;
+/// How long a line waits that can.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sizes of everything that could grow.
 #[derive(Debug, Clone)]
@@ -51,7 +65,7 @@ pub struct LogLimits {
     /// Size of one file of an environment's ring, in bytes, and their number.
     pub segment_bytes: u64,
     pub segments: usize,
-    /// Lines waiting to be written, over all environments; more are dropped and counted.
+    /// Lines waiting to be written, over all environments; more are dropped and counted. One tenant has a share of it.
     pub queue: usize,
     /// What a replica may write, in bytes a second (for a short while more); the rest is left out and counted.
     pub replica_rate: u64,
@@ -93,6 +107,9 @@ struct Inner {
     root: PathBuf,
     replica_rate: u64,
     queue: mpsc::Sender<Command>,
+    /// Of lines that are dropped when there is none, and of those that wait.
+    places: Places<TenantName>,
+    patient: Places<TenantName>,
     dropped: Arc<Dropped>,
     builds: Builds,
 }
@@ -105,21 +122,32 @@ impl Logs {
     pub fn open(root: impl Into<PathBuf>, limits: LogLimits) -> anyhow::Result<Self> {
         let root = root.into();
         std::fs::create_dir_all(&root).with_context(|| format!("{} cannot be made", root.display()))?;
-        let (queue, commands) = mpsc::channel(limits.queue.max(1));
+        // Lines that can wait never take the places of those that cannot, and no tenant takes all of either.
+        let patient = limits.queue / 4;
+        let places = limits.queue - patient;
+        let share = |all: usize| Places::new(all.max(1), (all / SHARE).max(1));
+        let (patient, places) = (share(patient), share(places));
+        let (queue, commands) = mpsc::channel(limits.queue + QUESTIONS);
         let dropped = Arc::new(Dropped::default());
         let replica_rate = limits.replica_rate;
         let builds = Builds::new(root.clone(), limits.build_bytes, limits.builds_kept);
-        let writer = Writer::new(root.clone(), limits, dropped.clone());
+        let compressor = Compressor::start().context("the log compressor cannot be started")?;
+        let writer = Writer::new(root.clone(), limits, dropped.clone(), compressor);
         std::thread::Builder::new()
             .name("logs".to_owned())
             .spawn(move || writer.run(commands))
             .context("the log writer cannot be started")?;
-        Ok(Self(Arc::new(Inner { root, replica_rate, queue, dropped, builds })))
+        Ok(Self(Arc::new(Inner { root, replica_rate, queue, places, patient, dropped, builds })))
     }
 
-    /// Adds a line. Never waits: when the queue is full the line is dropped, and the log says how many were.
+    /// Adds a line. Never waits: when the queue, or what the tenant may have of it, is full, the line is dropped, and the log says how many
+    /// were.
     pub fn append(&self, env: &EnvRef, record: LogRecord) {
-        if self.0.queue.try_send(Command::Append(env.clone(), record)).is_err() {
+        let sent = self.0.places.try_take(&env.tenant).is_ok_and(|place| {
+            let line = Command::Append(env.clone(), record, place);
+            self.0.queue.try_send(line).is_ok()
+        });
+        if !sent {
             self.0.dropped.count(env);
         }
     }
@@ -129,10 +157,12 @@ impl Logs {
         self.0.replica_rate
     }
 
-    /// Adds a line, and waits while the queue is full: for sources that can wait.
+    /// Adds a line, and waits while the queue, or what the tenant may have of it, is full: for sources that can wait. A line that had to
+    /// wait for half a minute is dropped and counted.
     pub async fn append_when_ready(&self, env: &EnvRef, record: LogRecord) {
+        let Ok(place) = self.0.patient.take(&env.tenant, PATIENCE).await else { return self.0.dropped.count(env) };
         // Fails only without a writer, when there is nothing to be done about it.
-        let _ = self.0.queue.send(Command::Append(env.clone(), record)).await;
+        let _ = self.0.queue.send(Command::Append(env.clone(), record, place)).await;
     }
 
     /// Waits until every line added before is in its file.

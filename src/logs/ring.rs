@@ -6,6 +6,7 @@
 //! the last seconds.
 
 mod back;
+mod compress;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,9 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use flate2::{Compression, write::GzEncoder};
-
-pub(super) use self::back::read_back;
+pub(super) use self::{back::read_back, compress::Compressor};
 use super::LogRecord;
 
 const PREFIX: &str = "log.";
@@ -42,16 +41,24 @@ pub(super) struct Ring {
     segment_bytes: u64,
     segments: usize,
     buffer: Vec<u8>,
+    compressor: Compressor,
 }
 
 impl Ring {
     /// Opens the ring in `directory`, which is made if it is not there, and repairs its end.
-    pub(super) fn open(directory: &Path, segment_bytes: u64, segments: usize) -> io::Result<Self> {
+    pub(super) fn open(
+        directory: &Path,
+        segment_bytes: u64,
+        segments: usize,
+        compressor: &Compressor,
+    ) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
+        let files = compressor.files();
         clean(directory)?;
         let last = sequences(directory)?.last().copied().unwrap_or(1);
         // The newest is only compressed when a crash of the machine took the one after it.
         let closed = compressed_path(directory, last).exists();
+        drop(files);
         let sequence = last + u64::from(closed);
         let mut file = open_segment(directory, sequence)?;
         let length = cut_torn_line(&mut file)?;
@@ -64,6 +71,7 @@ impl Ring {
             segment_bytes,
             segments,
             buffer: Vec::new(),
+            compressor: compressor.clone(),
         })
     }
 
@@ -100,17 +108,17 @@ impl Ring {
         self.file = open_segment(&self.directory, self.sequence + 1)?;
         self.sequence += 1;
         self.length = 0;
+        let files = self.compressor.files();
         let all = sequences(&self.directory)?;
         for old in &all[..all.len().saturating_sub(self.segments)] {
             remove(&segment_path(&self.directory, *old))?;
             remove(&compressed_path(&self.directory, *old))?;
         }
+        drop(files);
         let kept = &all[all.len().saturating_sub(self.segments)..];
         for closed in kept.iter().filter(|sequence| **sequence < self.sequence) {
-            if let Err(error) = compress(&self.directory, *closed) {
-                // It stays as it is; the next rotation tries again.
-                tracing::warn!(%error, directory = %self.directory.display(), "a closed log file cannot be compressed");
-                break;
+            if segment_path(&self.directory, *closed).exists() {
+                self.compressor.compress(&self.directory, *closed);
             }
         }
         Ok(())
@@ -147,28 +155,6 @@ fn clean(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Puts a compressed file in the place of a closed one; nothing to do when that has been done.
-fn compress(directory: &Path, sequence: u64) -> io::Result<()> {
-    let plain = segment_path(directory, sequence);
-    let mut input = match File::open(&plain) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        file => file?,
-    };
-    let unfinished = directory.join(format!("{PREFIX}{sequence}{UNFINISHED}"));
-    let written = (|| {
-        // Fastest: the writer waits for it, and log lines are alike anyway.
-        let mut output = GzEncoder::new(File::create(&unfinished)?, Compression::fast());
-        io::copy(&mut input, &mut output)?;
-        output.finish()?.sync_all()
-    })();
-    if let Err(error) = written {
-        remove(&unfinished)?;
-        return Err(error);
-    }
-    fs::rename(&unfinished, compressed_path(directory, sequence))?;
-    fs::remove_file(plain)
 }
 
 fn open_segment(directory: &Path, sequence: u64) -> io::Result<File> {
@@ -221,6 +207,8 @@ pub(super) fn has_rotated(directory: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use flate2::read::GzDecoder;
 
     use super::*;
@@ -228,6 +216,10 @@ mod tests {
 
     fn record(text: &str) -> LogRecord {
         LogRecord::berth(Timestamp::UNIX_EPOCH, "web.1", text)
+    }
+
+    fn open(directory: &Path, segment_bytes: u64, segments: usize) -> io::Result<Ring> {
+        Ring::open(directory, segment_bytes, segments, &Compressor::start()?)
     }
 
     fn back(directory: &Path, until: Position) -> Vec<String> {
@@ -240,6 +232,21 @@ mod tests {
         texts
     }
 
+    /// Waits until all closed files are compressed.
+    fn compressed(directory: &Path) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let is_done = || {
+            let all = sequences(directory).unwrap();
+            let (_, closed) = all.split_last().unwrap();
+            let of = |sequence: &u64| (segment_path(directory, *sequence), compressed_path(directory, *sequence));
+            closed.iter().map(of).all(|(plain, compressed)| !plain.exists() && compressed.exists())
+        };
+        while !is_done() {
+            assert!(Instant::now() < deadline, "they are not compressed");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn bytes_on_disk(directory: &Path) -> u64 {
         fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
     }
@@ -247,7 +254,7 @@ mod tests {
     #[test]
     fn the_ring_keeps_the_newest_within_its_size() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ring = Ring::open(dir.path(), 1000, 3).unwrap();
+        let mut ring = open(dir.path(), 1000, 3).unwrap();
         for n in 0..500 {
             ring.append(&record(&n.to_string())).unwrap();
             if n % 7 == 0 {
@@ -255,6 +262,7 @@ mod tests {
             }
         }
         ring.flush().unwrap();
+        compressed(dir.path());
         assert!(bytes_on_disk(dir.path()) <= 3000);
         let texts = back(dir.path(), ring.position());
         assert!(texts.len() > 20, "{}", texts.len());
@@ -266,7 +274,7 @@ mod tests {
     #[test]
     fn a_torn_line_is_cut_off_and_writing_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ring = Ring::open(dir.path(), 1 << 20, 2).unwrap();
+        let mut ring = open(dir.path(), 1 << 20, 2).unwrap();
         ring.append(&record("whole")).unwrap();
         ring.append(&record("torn")).unwrap();
         ring.flush().unwrap();
@@ -275,7 +283,7 @@ mod tests {
         let first = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         for cut in first..bytes.len() {
             fs::write(&path, &bytes[..cut]).unwrap();
-            let mut ring = Ring::open(dir.path(), 1 << 20, 2).unwrap();
+            let mut ring = open(dir.path(), 1 << 20, 2).unwrap();
             ring.append(&record("after")).unwrap();
             ring.flush().unwrap();
             assert_eq!(back(dir.path(), ring.position()), ["after", "whole"], "cut at {cut}");
@@ -285,7 +293,7 @@ mod tests {
     #[test]
     fn reading_back_crosses_blocks_and_files() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ring = Ring::open(dir.path(), 300_000, 8).unwrap();
+        let mut ring = open(dir.path(), 300_000, 8).unwrap();
         let texts: Vec<String> = (0..400).map(|n| format!("{n}-{}", "x".repeat((n * 37) % 5000))).collect();
         for text in &texts {
             ring.append(&record(text)).unwrap();
@@ -303,7 +311,7 @@ mod tests {
     #[test]
     fn a_record_larger_than_a_file_is_kept_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ring = Ring::open(dir.path(), 100, 2).unwrap();
+        let mut ring = open(dir.path(), 100, 2).unwrap();
         for text in ["a".repeat(300), "b".repeat(300)] {
             ring.append(&record(&text)).unwrap();
         }
@@ -314,7 +322,7 @@ mod tests {
     #[test]
     fn closed_files_are_compressed_and_read_alike() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ring = Ring::open(dir.path(), 20_000, 4).unwrap();
+        let mut ring = open(dir.path(), 20_000, 4).unwrap();
         let mut middle = None;
         for n in 0..4000 {
             ring.append(&record(&format!("line {n}"))).unwrap();
@@ -333,6 +341,7 @@ mod tests {
                 fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
             names.filter(|name| name.ends_with(suffix)).count()
         };
+        compressed(dir.path());
         assert_eq!(names(".gz"), 3);
         assert!(bytes_on_disk(dir.path()) < 40_000, "{}", bytes_on_disk(dir.path()));
         // What a crash in the middle of it leaves: a half, and a whole one beside its original.
@@ -342,7 +351,7 @@ mod tests {
         fs::write(segment_path(dir.path(), oldest), plain).unwrap();
         fs::write(dir.path().join("log.7.gz.new"), "half").unwrap();
         assert_eq!(back(dir.path(), ring.position()), all);
-        let ring = Ring::open(dir.path(), 20_000, 4).unwrap();
+        let ring = open(dir.path(), 20_000, 4).unwrap();
         assert_eq!((names(".gz"), names(".new")), (2, 0));
         assert_eq!(back(dir.path(), ring.position()), all);
     }

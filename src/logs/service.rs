@@ -15,9 +15,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     LogFilter, LogLimits, LogRecord,
     follow::{Feed, Follower, channel},
-    ring::{Position, Ring},
+    ring::{Compressor, Position, Ring},
 };
-use crate::domain::{EnvRef, Timestamp};
+use crate::{
+    domain::{EnvRef, Timestamp},
+    places::Place,
+};
 
 /// Commands taken from the queue at a time; one write per environment for all of them.
 const BATCH: usize = 1024;
@@ -26,7 +29,8 @@ const OPEN_RINGS: usize = 256;
 
 /// What the writer is asked to do, in order.
 pub(super) enum Command {
-    Append(EnvRef, LogRecord),
+    /// With its place in the queue, which it holds until it is written.
+    Append(EnvRef, LogRecord, Place),
     /// Where the log stands after everything before this command.
     Mark(EnvRef, oneshot::Sender<io::Result<Position>>),
     /// The same, and everything after it.
@@ -90,13 +94,15 @@ pub(super) struct Writer {
     rings: HashMap<EnvRef, Ring>,
     feeds: HashMap<EnvRef, Vec<Feed>>,
     dropped: Arc<Dropped>,
+    compressor: Compressor,
     /// Environments whose last write failed; told of once.
     failing: HashSet<EnvRef>,
 }
 
 impl Writer {
-    pub(super) fn new(root: PathBuf, limits: LogLimits, dropped: Arc<Dropped>) -> Self {
-        Self { root, limits, rings: HashMap::new(), feeds: HashMap::new(), dropped, failing: HashSet::new() }
+    pub(super) fn new(root: PathBuf, limits: LogLimits, dropped: Arc<Dropped>, compressor: Compressor) -> Self {
+        let (rings, feeds, failing) = (HashMap::new(), HashMap::new(), HashSet::new());
+        Self { root, limits, rings, feeds, dropped, compressor, failing }
     }
 
     /// Works until every sender is gone.
@@ -120,7 +126,7 @@ impl Writer {
     fn handle(&mut self, command: Command) {
         // Whoever asked may have gone; then nobody needs the answer.
         let _answered = match command {
-            Command::Append(env, record) => {
+            Command::Append(env, record, _place) => {
                 self.append(&env, record);
                 true
             }
@@ -150,7 +156,7 @@ impl Writer {
     fn ring(&mut self, env: &EnvRef) -> io::Result<&mut Ring> {
         if !self.rings.contains_key(env) {
             let directory = env_directory(&self.root, env);
-            let ring = Ring::open(&directory, self.limits.segment_bytes, self.limits.segments)?;
+            let ring = Ring::open(&directory, self.limits.segment_bytes, self.limits.segments, &self.compressor)?;
             self.rings.insert(env.clone(), ring);
         }
         self.rings.get_mut(env).ok_or_else(|| io::ErrorKind::NotFound.into())
@@ -172,6 +178,7 @@ impl Writer {
     fn remove(&mut self, env: &EnvRef) -> io::Result<()> {
         self.rings.remove(env);
         self.feeds.remove(env);
+        let _files = self.compressor.files();
         match fs::remove_dir_all(env_directory(&self.root, env)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,

@@ -110,6 +110,39 @@ async fn a_full_queue_drops_counts_and_says_so() {
     assert_eq!(kept + dropped, MAX_TAIL);
 }
 
+/// However much one tenant's sources write, whether they wait or not, the lines of others are taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_tenant_does_not_fill_the_queue_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = Logs::open(dir.path(), LogLimits { queue: 64, ..LogLimits::default() }).unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let line = || LogRecord { text: "x".repeat(8000), ..record(1) };
+    let mut floods = tokio::task::JoinSet::new();
+    for waits in [true, false].repeat(8) {
+        let (logs, stop) = (logs.clone(), stop.clone());
+        floods.spawn(async move {
+            while !stop.is_cancelled() {
+                match waits {
+                    true => logs.append_when_ready(&env(), line()).await,
+                    false => logs.append(&env(), line()),
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    let other: EnvRef = "other/app/dev".parse().unwrap();
+    for n in 0..300 {
+        logs.append(&other, record(n));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    stop.cancel();
+    while floods.join_next().await.is_some() {}
+    let all = logs.tail(&other, MAX_TAIL, &LogFilter::all()).await.unwrap();
+    assert_eq!(all.len(), 300, "lines were dropped: {:?}", all.last());
+    let flood = logs.tail(&env(), MAX_TAIL, &LogFilter::all()).await.unwrap();
+    assert!(flood.iter().any(|record| record.text.contains("dropped")), "the flood was none");
+}
+
 #[tokio::test]
 async fn a_replica_is_resumed_where_it_was_left() {
     let dir = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ use crate::{
     },
     domain::{Release, ReleaseVersion},
     jobs::{self, ReleaseJob, attend, widest},
-    logs::{LogRecord, LogSource, LogStream, OutputLines},
+    logs::{JobOutput, LogRecord},
     runtime::{JobKind, Output},
     store::StoreError,
 };
@@ -106,11 +106,12 @@ impl ReleasePhase {
         };
         let spec = spec.spec();
         self.say(format!("release phase of {} started: {}", self.release.version, self.command));
-        let mut listeners = Listeners { phase: &self, lines: OutputLines::default() };
+        let mut listeners =
+            Listeners { phase: &self, log: JobOutput::new(self.parts.logs.clone(), self.release.env.clone(), PROCESS) };
         let never = std::future::pending();
         let limit = settings.release_phase_timeout;
         let attended = attend(&*self.parts.runtime, &spec, limit, never, &mut listeners).await;
-        listeners.flush();
+        listeners.log.finish(self.parts.clock.now()).await;
         let (reason, tail) = match attended {
             Ok(attended) => (attended.ending.failure(), attended.tail),
             Err(error) => (Some(error.to_string()), Vec::new()),
@@ -145,31 +146,13 @@ impl ReleasePhase {
 /// Who hears of a release phase: those who wait for the deployment, and the environment's log.
 struct Listeners<'a> {
     phase: &'a ReleasePhase,
-    lines: OutputLines,
-}
-
-impl Listeners<'_> {
-    fn record(&self, text: String) -> LogRecord {
-        let (at, process) = (self.phase.parts.clock.now(), PROCESS.to_owned());
-        LogRecord { at, source: LogSource::App, process, stream: LogStream::Stdout, text, replica: None }
-    }
-
-    fn flush(&mut self) {
-        if let Some(text) = self.lines.rest() {
-            self.phase.parts.logs.append(&self.phase.release.env, self.record(text));
-        }
-    }
+    log: JobOutput,
 }
 
 #[async_trait]
 impl jobs::Audience for Listeners<'_> {
     async fn output(&mut self, output: Output) {
-        let mut whole = Vec::new();
-        self.lines.take(&output.bytes, |line| whole.push(line.to_owned()));
-        for text in whole {
-            let record = self.record(text);
-            self.phase.parts.logs.append_when_ready(&self.phase.release.env, record).await;
-        }
+        self.log.take(&output, self.phase.parts.clock.now()).await;
         self.phase.audience.tell(Note::Raw(output.bytes));
     }
 
