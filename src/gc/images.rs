@@ -94,6 +94,10 @@ impl GcService {
         self.forget(slugs.iter().filter(gone_slug), |slug| format!("slug of {} #{}", slug.env, slug.build), report)
             .await?;
         self.forget_layers(&needed, report).await?;
+        if !(report.dry_run || doomed.is_empty()) {
+            // Whatever fails from here on: the next pass finds nothing doomed, and must collect all the same.
+            self.collected.store(false, Ordering::Relaxed);
+        }
         for (repository, digest) in &doomed {
             if !report.dry_run {
                 registry.delete(repository, digest).await?;
@@ -105,7 +109,7 @@ impl GcService {
         let bytes = alone.iter().filter(|(digest, _)| !shared.contains(*digest)).map(|(_, size)| size).sum();
         report.add_bytes(Kind::RegistryImage, bytes);
         match &self.parts.room {
-            Some(room) if !(report.dry_run || doomed.is_empty() && self.collected.load(Ordering::Relaxed)) => {
+            Some(room) if !(report.dry_run || self.collected.load(Ordering::Relaxed)) => {
                 room.collect().await?;
                 self.collected.store(true, Ordering::Relaxed);
             }

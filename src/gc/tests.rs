@@ -1,7 +1,16 @@
 //! A collection over a store, a registry and a runtime in memory, and real repositories and logs.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
@@ -9,14 +18,14 @@ use crate::{
     build::{CompileRecord, CompileResult, LayerRecord, SlugRecord, slug::LayerRef},
     domain::*,
     logs::LogLimits,
-    registry::{CONFIG_TYPE, FakeRegistry, LAYER_TYPE, MANIFEST_TYPE},
+    registry::{CONFIG_TYPE, FakeRegistry, LAYER_TYPE, MANIFEST_TYPE, Registry as _, RegistryError, RegistryRoom},
     runtime::fake::{Behaviour, FakeRuntime},
     store::{MemoryKv, StoreError},
 };
 
 struct NoStacks;
 
-#[async_trait::async_trait]
+#[async_trait]
 impl Stacks for NoStacks {
     async fn images(&self) -> anyhow::Result<Vec<ImageRef>> {
         Ok(Vec::new())
@@ -25,7 +34,7 @@ impl Stacks for NoStacks {
 
 struct UnknownStacks;
 
-#[async_trait::async_trait]
+#[async_trait]
 impl Stacks for UnknownStacks {
     async fn images(&self) -> anyhow::Result<Vec<ImageRef>> {
         anyhow::bail!("no stacks are installed")
@@ -241,6 +250,52 @@ async fn what_is_not_kept_goes_with_all_that_belongs_to_it_and_nothing_else() {
     // Again there is nothing to do.
     let again = world.service.collect(false).await.unwrap();
     assert_eq!((again.count(), again.failures.len()), (0, 0), "{again:?}");
+}
+
+/// The registry's room, whose collector fails as often as it is told to.
+struct FailingRoom {
+    registry: FakeRegistry,
+    fails: AtomicU64,
+    collected: AtomicU64,
+}
+
+#[async_trait]
+impl RegistryRoom for FailingRoom {
+    async fn images(&self) -> Result<Vec<ImageRef>, RegistryError> {
+        self.registry.images().await
+    }
+    async fn collect(&self) -> Result<u64, RegistryError> {
+        self.collected.fetch_add(1, Ordering::Relaxed);
+        let failing = |left: u64| left.checked_sub(1);
+        match self.fails.fetch_update(Ordering::Relaxed, Ordering::Relaxed, failing) {
+            Ok(_) => Err(RegistryError::Unavailable { registry: "here".to_owned(), reason: "it fails".to_owned() }),
+            Err(_) => self.registry.collect().await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_collection_of_the_registry_that_failed_is_made_up_for() {
+    let mut world = World::new(1);
+    let (fails, collected) = (AtomicU64::new(0), AtomicU64::new(0));
+    let room = Arc::new(FailingRoom { registry: world.registry.clone(), fails, collected });
+    world.service.parts.room = Some(room.clone());
+    let collected = || room.collected.load(Ordering::Relaxed);
+    world.service.collect(false).await.unwrap();
+    world.service.collect(false).await.unwrap();
+    assert_eq!(collected(), 1, "once after a start, then only when there is something");
+    world.environment(3, 3).await;
+    room.fails.store(1, Ordering::Relaxed);
+    let failed = world.service.collect(false).await.unwrap();
+    assert_eq!((failed.failures.len(), collected()), (1, 2), "{failed:?}");
+    let blob = digest(b"layer 1");
+    assert!(world.registry.blob(&blob).is_some());
+    // Nothing else is to go by now.
+    let again = world.service.collect(false).await.unwrap();
+    assert_eq!((again.failures.len(), collected()), (0, 3), "{again:?}");
+    assert!(world.registry.blob(&blob).is_none(), "the blobs of what went before stay for ever");
+    world.service.collect(false).await.unwrap();
+    assert_eq!(collected(), 3);
 }
 
 #[tokio::test]
