@@ -3,6 +3,8 @@
 //! [`DiskFloor`] is asked before a push is taken and before a build is queued or begun. It looks each time, which costs microseconds:
 //! it recovers by itself as soon as there is space, and has no state that could be stale.
 
+mod size;
+
 use std::{
     collections::BTreeSet,
     os::unix::fs::MetadataExt,
@@ -11,6 +13,8 @@ use std::{
 };
 
 use tokio::sync::Notify;
+
+pub use self::size::size_of;
 
 /// Fewer free inodes than this count as no room either.
 const MIN_INODES: u64 = 1000;

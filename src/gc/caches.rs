@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
 use super::{GcService, Kind, Report};
 use crate::{
+    disk::size_of,
     domain::{App, AppRef, Build, Timestamp},
     plan::retention::{Cache, evicted},
 };
@@ -87,14 +88,4 @@ fn old_buildpacks(directory: &Path, dry_run: bool) -> io::Result<Vec<(String, u6
         }
     }
     Ok(gone)
-}
-
-/// Bytes of all files below.
-pub(super) fn size_of(path: &PathBuf) -> io::Result<u64> {
-    let mut size = 0;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        size += if entry.file_type()?.is_dir() { size_of(&entry.path())? } else { entry.metadata()?.len() };
-    }
-    Ok(size)
 }

@@ -29,7 +29,7 @@ use uses::Uses;
 use crate::domain::EnvRef;
 
 pub use bundle::{Refs, full_commit};
-pub use refs::{Moved, is_branch, pin_name, short_branch};
+pub use refs::{Moved, PINS, is_branch, pin_name, short_branch};
 pub use settings::{Git, GitVersion, MIN_VERSION};
 pub use tree::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off};
 pub use uses::{Owned, Used};

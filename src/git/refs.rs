@@ -18,9 +18,12 @@ pub enum Moved {
     Elsewhere(Option<String>),
 }
 
+/// Where the hidden refs are that keep the commits of builds.
+pub const PINS: &str = "refs/berth/builds/";
+
 /// The hidden ref that keeps a build's commit: `refs/berth/builds/NUMBER`.
 pub fn pin_name(number: BuildNumber) -> String {
-    format!("refs/berth/builds/{number}")
+    format!("{PINS}{number}")
 }
 
 /// Whether the full ref name is a branch that git would take.

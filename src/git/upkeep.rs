@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeSet, fs, io, time::Duration};
 
-use super::{Git, GitError, Owned, Repositories, open, pin_name};
-use crate::domain::{BuildNumber, EnvRef};
+use super::{Git, GitError, Owned, PINS, Repositories, open, pin_name};
+use crate::{
+    disk::size_of,
+    domain::{BuildNumber, EnvRef},
+};
 
 /// Packs from which on packing them into one is worth while: every push leaves one.
 const MANY_PACKS: usize = 20;
@@ -40,7 +43,7 @@ impl Repositories {
     pub fn pins(&self, env: &EnvRef) -> Result<BTreeSet<BuildNumber>, GitError> {
         let what = || format!("the pins of {env} cannot be listed");
         let repository = open(&self.path(env), None)?;
-        let references = repository.references_glob("refs/berth/builds/*").map_err(GitError::git(what()))?;
+        let references = repository.references_glob(&format!("{PINS}*")).map_err(GitError::git(what()))?;
         let mut pins = BTreeSet::new();
         for reference in references {
             let reference = reference.map_err(GitError::git(what()))?;
@@ -112,15 +115,6 @@ fn names(path: &std::path::Path) -> io::Result<Vec<String>> {
         }
     }
     Ok(names)
-}
-
-fn size_of(path: &std::path::Path) -> io::Result<u64> {
-    let mut size = 0;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        size += if entry.file_type()?.is_dir() { size_of(&entry.path())? } else { entry.metadata()?.len() };
-    }
-    Ok(size)
 }
 
 #[cfg(test)]

@@ -23,7 +23,10 @@ use super::{
     managed::{ManagedSettings, Mode, config_path},
     process::Process,
 };
-use crate::domain::{Digest, ImageRef};
+use crate::{
+    disk::size_of,
+    domain::{Digest, ImageRef},
+};
 
 /// How long the collector may take; it reads every manifest once.
 const COLLECT_DEADLINE: Duration = Duration::from_secs(600);
@@ -192,20 +195,6 @@ fn directories(path: &Path) -> io::Result<Vec<String>> {
         }
     }
     Ok(names)
-}
-
-/// Bytes of all files below.
-fn size_of(path: &Path) -> io::Result<u64> {
-    let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        entries => entries?,
-    };
-    let mut size = 0;
-    for entry in entries {
-        let entry = entry?;
-        size += if entry.file_type()?.is_dir() { size_of(&entry.path())? } else { entry.metadata()?.len() };
-    }
-    Ok(size)
 }
 
 #[cfg(test)]

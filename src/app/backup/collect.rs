@@ -21,14 +21,11 @@ use super::{
 use crate::{
     control::client,
     domain::{BuildNumber, EnvRef, Environment, ImageRef, Release, Timestamp},
-    git::{Git, Refs, Repositories},
+    git::{Git, PINS, Refs, Repositories},
     plan::retention,
     registry::{RegistryFiles, StoredImage},
     store::{Record, Snapshot, open_store},
 };
-
-/// Prefix of the pins of builds.
-const PINS: &str = "refs/berth/builds/";
 
 /// Writes a backup to `output`: a file (not one that is there), `-` for standard output, else a name with the date in this directory.
 pub(in super::super) fn run(place: &Place, output: Option<PathBuf>) -> anyhow::Result<ExitCode> {

@@ -5,12 +5,10 @@ use std::collections::BTreeSet;
 use super::{Check, Mending, Problem, Records};
 use crate::{
     domain::{Build, BuildState, EnvRef, Environment},
-    git::{GitError, Repositories, full_commit, pin_name, short_branch},
+    git::{GitError, PINS, Repositories, full_commit, pin_name, short_branch},
     store::Stored,
 };
 
-/// Prefix of the pins of builds.
-const PINS: &str = "refs/berth/builds/";
 /// What a branch that does not exist points at.
 const NOWHERE: &str = "0000000000000000000000000000000000000000";
 

@@ -1,6 +1,6 @@
 //! How large the build caches are.
 
-use std::{collections::HashMap, fs, io, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use bollard::query_parameters::ListVolumesOptionsBuilder;
 
@@ -8,7 +8,7 @@ use super::{
     engine::{Engine, failed},
     names,
 };
-use crate::{domain::AppRef, runtime::RuntimeError};
+use crate::{disk::size_of, domain::AppRef, runtime::RuntimeError};
 
 /// The build caches of this instance, with the bytes of their files. The engine only measures everything it has at once, which takes
 /// minutes on a full one; so their files are looked at here. Those of an engine on another host count as empty.
@@ -26,17 +26,4 @@ pub async fn sizes(engine: &Engine) -> Result<Vec<(AppRef, u64)>, RuntimeError> 
         volumes.into_iter().map(|(app, path)| (app, size_of(Path::new(&path)).unwrap_or(0))).collect()
     });
     measured.await.map_err(|error| RuntimeError::Refused(format!("build caches could not be measured: {error}")))
-}
-
-fn size_of(path: &Path) -> io::Result<u64> {
-    let mut size = 0;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        // A build may be at it: what is gone meanwhile counts nothing. Links are not followed.
-        size += match entry.file_type() {
-            Ok(kind) if kind.is_dir() => size_of(&entry.path()).unwrap_or(0),
-            _ => entry.metadata().map_or(0, |metadata| metadata.len()),
-        };
-    }
-    Ok(size)
 }
