@@ -64,6 +64,7 @@ impl Pipeline for BuildPipeline {
             no_cache: push.options.no_cache,
             detached: push.options.detach,
             supersede: push.options.supersede,
+            held: true,
             timings: push.timings,
         };
         self.builds.enqueue(new).await.map_err(|error| match error {
@@ -77,6 +78,10 @@ impl Pipeline for BuildPipeline {
 
     async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError> {
         self.builds.cancel(env, number, reason).await.map(drop)
+    }
+
+    fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> bool {
+        self.builds.let_begin(env, number)
     }
 
     fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>> {

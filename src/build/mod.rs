@@ -35,7 +35,7 @@ pub use definition::{Description, check_push, definition};
 pub use delivery::{BuildLogs, Delivery};
 pub use output::{BuildOutput, Transcript, human_duration};
 pub use queue::{BuildService, Builds};
-pub use records::{CompileRecord, LayerRecord, SlugRecord};
+pub use records::{CompileRecord, CompileResult, LayerRecord, SlugRecord};
 pub use stacks::{Stack, Stacks};
 
 use crate::{
@@ -62,6 +62,8 @@ pub struct NewBuild {
     pub detached: bool,
     /// Cancel the environment's build that is queued or running, if there is one.
     pub supersede: bool,
+    /// It does not begin before [`Builds::let_begin`]: whether it may is still being checked.
+    pub held: bool,
     /// Milliseconds that receiving took, stage by stage.
     pub timings: Vec<(String, u64)>,
 }

@@ -2,6 +2,7 @@
 //!
 //! A build's record is the truth; what is in memory here is rebuilt from the records at the start (`take_up`). `run` does the work.
 
+mod end;
 mod run;
 mod take_up;
 
@@ -20,18 +21,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     EnqueueError, NewBuild,
     line::{Line, LineLimits, Room},
-    output::BuildOutput,
     pipeline::Pipeline,
     records::{CompileRecord, SlugRecord},
-    work::{Ended, write},
 };
 use crate::{
-    deploy::Progress,
-    domain::{
-        AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, QueuePlace, Stage, UserName,
-    },
+    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, ImageRef, QueuePlace, Stage},
     registry::PublishGate,
-    store::{NewEvent, Store, StoreError},
+    store::{Store, StoreError},
 };
 
 /// How long a cancelled build may take to end.
@@ -49,6 +45,8 @@ struct Active {
     reason: Option<String>,
     /// The last server had begun it.
     resumed: bool,
+    /// It is still being checked whether it may begin.
+    held: watch::Sender<bool>,
     /// The final record, once there is one.
     done: watch::Sender<Option<Build>>,
     /// Where it stands while it waits.
@@ -134,7 +132,7 @@ impl Builds {
         let build = self.write_new(new, state).await?;
         let mut queue = self.shared.queue();
         queue.line.join(build.env.clone());
-        queue.active.insert(build.env.clone(), Active::new(build.clone(), false));
+        queue.active.insert(build.env.clone(), Active::new(build.clone(), false, new.held));
         queue.tell_places();
         drop(queue);
         self.shared.wake.notify_one();
@@ -221,6 +219,20 @@ impl Builds {
         }
     }
 
+    /// Lets a build begin that was queued as [`NewBuild::held`], once it has its turn. `false`: it has ended already, since it was
+    /// cancelled, held too long, or the server is stopping.
+    pub fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> bool {
+        let mut queue = self.shared.queue();
+        let active = queue.active.get_mut(env).filter(|active| active.build.number == number);
+        match active.filter(|active| active.reason.is_none()) {
+            None => false,
+            Some(active) => {
+                active.held.send_replace(false);
+                true
+            }
+        }
+    }
+
     /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.
     pub fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>> {
         let queue = self.shared.queue();
@@ -260,9 +272,18 @@ impl Builds {
 }
 
 impl Active {
-    fn new(build: Build, resumed: bool) -> Self {
+    fn new(build: Build, resumed: bool, held: bool) -> Self {
         let (cancel, done, place) = (CancellationToken::new(), watch::Sender::new(None), watch::Sender::new(None));
-        Self { build, since: Instant::now(), resumed, cancel, reason: None, done, place }
+        Self {
+            build,
+            since: Instant::now(),
+            resumed,
+            held: watch::Sender::new(held),
+            cancel,
+            reason: None,
+            done,
+            place,
+        }
     }
 
     fn set_place(&self, place: Option<QueuePlace>) {
@@ -318,70 +339,6 @@ impl Shared {
         self.pipeline.containers_gone().await;
         self.pipeline.parts.runtime.purge_cache(app).await?;
         Ok(())
-    }
-
-    /// A build that was cancelled before it began.
-    async fn end_cancelled(&self, env: &EnvRef) -> Result<(), StoreError> {
-        let found = self.queue().active.get(env).map(|active| (active.build.clone(), active.reason.clone()));
-        let Some((build, reason)) = found else { return Ok(()) };
-        let output = self.output(&build);
-        let state = BuildState::Cancelled { reason: reason.unwrap_or_default() };
-        self.end(Ended { build, state }, &output).await;
-        Ok(())
-    }
-
-    fn output(&self, build: &Build) -> BuildOutput {
-        BuildOutput::new(self.pipeline.parts.logs.open(&build.env, build.number))
-    }
-
-    /// Writes the final record, and lets go of the build.
-    async fn end(&self, ended: Ended, output: &BuildOutput) {
-        let Ended { mut build, state } = ended;
-        // Who hears that the build has ended may use the app's cache, or build again.
-        if state != BuildState::Succeeded {
-            output.doing("removing the build's containers");
-            output.with_signs_of_life(self.pipeline.containers_gone()).await;
-        }
-        if let BuildState::Cancelled { reason } = &state {
-            output.error(&format!("Build #{} was cancelled: {reason}", build.number));
-        }
-        build.state = state;
-        build.finished_at = Some(jiff::Timestamp::now());
-        // A store that fails now leaves a record that says "running": the next server runs the build again, which is right.
-        if let Err(error) = write(&self.store, &build).await {
-            tracing::error!(%error, env = %build.env, build = %build.number, "a build's end could not be written");
-        }
-        output.finish();
-        if let Some(active) = self.let_go(&build.env) {
-            active.done.send_replace(Some(build.clone()));
-        }
-        self.record(EventKind::BuildFinished, &build, None).await;
-    }
-
-    /// Forgets a build together with its slot, which a newer one of the environment may hold as soon as this one is gone.
-    fn let_go(&self, env: &EnvRef) -> Option<Active> {
-        let mut queue = self.queue();
-        queue.line.ended(env);
-        let active = queue.active.remove(env);
-        queue.tell_places();
-        self.wake.notify_one();
-        active
-    }
-
-    async fn record(&self, kind: EventKind, build: &Build, by: Option<&UserName>) {
-        let (at, message) = match &build.state {
-            BuildState::Queued | BuildState::Running { .. } => (build.queued_at, "queued".to_owned()),
-            BuildState::Succeeded => (jiff::Timestamp::now(), "succeeded".to_owned()),
-            BuildState::Failed { reason } => (jiff::Timestamp::now(), format!("failed: {reason}")),
-            BuildState::Cancelled { reason } => (jiff::Timestamp::now(), format!("was cancelled: {reason}")),
-        };
-        let mut event = NewEvent::new(kind, at, format!("build #{} {message}", build.number)).env(&build.env);
-        if let Some(user) = by {
-            event = event.by(user);
-        }
-        if let Err(error) = self.store.record(event).await {
-            tracing::warn!(%error, "an event could not be recorded");
-        }
     }
 
     fn reason(&self, env: &EnvRef) -> String {

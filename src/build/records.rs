@@ -17,14 +17,17 @@ const REPOSITORIES: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerRecord {
     pub layer: LayerRef,
+    /// When it was pushed; the beginning of time for a record from before this was noted.
+    #[serde(default)]
+    pub made_at: Timestamp,
     /// Repositories that show it.
     pub repositories: Vec<String>,
 }
 
 impl LayerRecord {
-    /// In no repository yet.
+    /// Made now, in no repository yet.
     pub fn new(layer: LayerRef) -> Self {
-        Self { layer, repositories: Vec::new() }
+        Self { layer, made_at: Timestamp::now(), repositories: Vec::new() }
     }
 
     /// Whether the repository shows it.
@@ -98,6 +101,9 @@ const RESULTS: usize = 6;
 /// What a compile step made, and of which source files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompileResult {
+    /// As in [`LayerRecord::made_at`].
+    #[serde(default)]
+    pub made_at: Timestamp,
     /// Globs of the files that the result depends on.
     pub inputs: Vec<String>,
     /// Paths that the source layer leaves out.

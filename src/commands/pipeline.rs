@@ -64,6 +64,7 @@ impl Commands {
             no_cache,
             detached: false,
             supersede: false,
+            held: false,
             timings: Vec::new(),
         };
         let build = match self.builds.enqueue(new).await {

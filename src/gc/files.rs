@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{GcService, Kind, Report, records::Plan};
 use crate::{
-    domain::{Build, BuildNumber, EnvRef, Environment},
+    domain::{Build, BuildNumber, EnvRef, Environment, Release},
     store::StoreError,
 };
 
@@ -46,13 +46,30 @@ impl GcService {
         Ok(Some(builds.into_iter().map(|build| build.number).collect()))
     }
 
+    /// The commits of the environment's builds and releases whose records are there; with `dry_run`, which would be left.
+    async fn commits_left(&self, plan: &Plan, env: &EnvRef, dry_run: bool) -> Result<BTreeSet<String>, StoreError> {
+        let (store, prefix) = (&self.parts.store, format!("{env}/"));
+        let kept = plan.kept.get(env).filter(|_| dry_run);
+        // Builds first: a release is made before its build ends.
+        let builds = store.list::<Build>(&prefix).await?;
+        let builds = builds.iter().filter(|build| kept.is_none_or(|kept| kept.builds.contains(&build.number)));
+        let mut commits: BTreeSet<String> = builds.map(|build| build.commit.clone()).collect();
+        let releases = store.list::<Release>(&prefix).await?;
+        let releases =
+            releases.iter().filter(|release| kept.is_none_or(|kept| kept.releases.contains(&release.version)));
+        commits.extend(releases.map(|release| release.commit.clone()));
+        Ok(commits)
+    }
+
     async fn repository(&self, plan: &Plan, env: &EnvRef, report: &mut Report) -> anyhow::Result<()> {
         // Whoever pushes keeps it; it is looked at again the next time.
         let Some(owned) = self.parts.repositories.try_own(env) else { return Ok(()) };
         let (repositories, name) = (self.parts.repositories.clone(), env.clone());
         // The pins first: a pin is made after its build's record.
-        let (pins, size) =
-            tokio::task::spawn_blocking(move || (repositories.pins(&name), repositories.size(&name))).await?;
+        let (pins, promoted, size) = tokio::task::spawn_blocking(move || {
+            (repositories.pins(&name), repositories.promoted(&name), repositories.size(&name))
+        })
+        .await?;
         let Some(left) = self.builds_left(plan, env, report.dry_run).await? else {
             if !report.dry_run {
                 let (repositories, name) = (self.parts.repositories.clone(), env.clone());
@@ -63,6 +80,10 @@ impl GcService {
         };
         let surplus: BTreeSet<BuildNumber> = pins?.difference(&left).copied().collect();
         surplus.iter().for_each(|number| report.add(Kind::Pin, format!("{env} #{number}"), 0));
+        // Whoever promotes is at the repository until the build is queued.
+        let commits = self.commits_left(plan, env, report.dry_run).await?;
+        let unwanted: BTreeSet<String> = promoted?.difference(&commits).cloned().collect();
+        unwanted.iter().for_each(|commit| report.add(Kind::Promoted, format!("{env} {commit}"), 0));
         // It needs as much room again for a while.
         let roomy = !self.parts.disk.is_low();
         let packs = roomy && self.parts.repositories.wants_packing(env) && !self.is_building(env).await?;
@@ -73,7 +94,10 @@ impl GcService {
             return Ok(());
         }
         let (repositories, name) = (self.parts.repositories.clone(), env.clone());
-        tokio::task::spawn_blocking(move || repositories.unpin(&name, &surplus)).await??;
+        tokio::task::spawn_blocking(move || {
+            repositories.unpin(&name, &surplus).and_then(|()| repositories.unpromote(&name, &unwanted))
+        })
+        .await??;
         if packs {
             self.parts.repositories.repack(&self.parts.git, env, &owned).await?;
             let (repositories, name) = (self.parts.repositories.clone(), env.clone());

@@ -8,19 +8,23 @@ use std::{
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt, stream};
+use jiff::SignedDuration;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{GcService, Kind, Report, records::Plan};
 use crate::{
     build::{CompileRecord, LayerRecord, SlugRecord},
-    domain::{Digest, ImageRef},
+    domain::{Digest, ImageRef, Timestamp},
     registry::RegistryError,
     store::{Record, StoreError, Stored},
 };
 
-/// How long builds that publish an image at the moment are waited for.
+/// How long a moment is waited for in which no build publishes an image.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// What could be reused is remembered so long although nothing that is kept uses it, where the layers stay for all that: in a registry
+/// that somebody else runs, or since there are none.
+const UNUSED: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Manifests read at the same time.
 const READERS: usize = 8;
 
@@ -89,9 +93,7 @@ impl GcService {
             |slug: &&Stored<SlugRecord>| doomed.contains(&(slug.image.repository.clone(), slug.image.digest.clone()));
         self.forget(slugs.iter().filter(gone_slug), |slug| format!("slug of {} #{}", slug.env, slug.build), report)
             .await?;
-        if self.parts.room.is_some() {
-            self.forget_layers(&needed, report).await?;
-        }
+        self.forget_layers(&needed, report).await?;
         for (repository, digest) in &doomed {
             if !report.dry_run {
                 registry.delete(repository, digest).await?;
@@ -133,12 +135,20 @@ impl GcService {
         Ok(blobs)
     }
 
-    /// What says of layers that they are in the registry, or of what they were made, when no image that stays needs them.
+    /// What says of layers that they are in the registry, or of what they were made, when no image that stays needs them. The blobs go
+    /// only where the registry is ours; elsewhere what was noted lately may still be of use.
     async fn forget_layers(&self, needed: &Blobs, report: &mut Report) -> anyhow::Result<()> {
         let store = &self.parts.store;
+        let now = Timestamp::now();
+        // One from the future was noted by a clock that was wrong.
+        let is_recent = |made_at: Timestamp| now.duration_since(made_at).abs() < UNUSED;
+        let blobs_stay = self.parts.room.is_none();
         let mut lost: BTreeSet<Digest> = BTreeSet::new();
         let mut gone = Vec::new();
         for stored in store.list::<LayerRecord>("").await? {
+            if blobs_stay && is_recent(stored.made_at) {
+                continue;
+            }
             let mut record = stored.record.clone();
             record
                 .repositories
@@ -150,11 +160,16 @@ impl GcService {
                 ignore_conflict(store.transaction().update(&stored, &record).commit().await.map(drop))?;
             }
         }
+        let used: BTreeSet<&Digest> = needed.keys().map(|(_, digest)| digest).collect();
         let name = |layer: &LayerRecord| format!("layer {}", layer.layer.digest);
         self.forget(gone.iter(), name, report).await?;
         for stored in store.list::<CompileRecord>("").await? {
             let mut record = stored.record.clone();
-            record.results.retain(|result| result.layers.iter().all(|layer| !lost.contains(&layer.digest)));
+            record.results.retain(|result| {
+                let is_lost = result.layers.iter().any(|layer| lost.contains(&layer.digest));
+                let is_used = result.layers.iter().any(|layer| used.contains(&layer.digest));
+                !is_lost && (is_used || is_recent(result.made_at))
+            });
             if record.results.is_empty() {
                 let name = |compile: &CompileRecord| format!("compile result of {}", compile.app);
                 self.forget([&stored].into_iter(), name, report).await?;

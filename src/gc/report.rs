@@ -15,6 +15,8 @@ pub enum Kind {
     Build,
     BuildLog,
     Pin,
+    /// A commit that was promoted, of which no build and no release is left.
+    Promoted,
     /// What could be reused of a build whose image goes.
     ReuseRecord,
     RegistryImage,
@@ -36,6 +38,7 @@ impl Kind {
             Self::Build => "builds",
             Self::BuildLog => "build logs",
             Self::Pin => "pinned commits",
+            Self::Promoted => "promoted commits",
             Self::ReuseRecord => "reuse records",
             Self::RegistryImage => "images in the registry",
             Self::EngineImage => "images on the engine",

@@ -6,12 +6,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::*;
 use crate::{
-    build::{CompileRecord, LayerRecord, SlugRecord, slug::LayerRef},
+    build::{CompileRecord, CompileResult, LayerRecord, SlugRecord, slug::LayerRef},
     domain::*,
     logs::LogLimits,
     registry::{CONFIG_TYPE, FakeRegistry, LAYER_TYPE, MANIFEST_TYPE},
     runtime::fake::{Behaviour, FakeRuntime},
-    store::MemoryKv,
+    store::{MemoryKv, StoreError},
 };
 
 struct NoStacks;
@@ -155,10 +155,14 @@ impl World {
 }
 
 fn commit_in(path: &Path) -> String {
+    commit_of(path, "one")
+}
+
+fn commit_of(path: &Path, message: &str) -> String {
     let repository = git2::Repository::open_bare(path).unwrap();
     let tree = repository.find_tree(repository.treebuilder(None).unwrap().write().unwrap()).unwrap();
     let who = git2::Signature::now("a", "a@example.com").unwrap();
-    repository.commit(None, &who, &who, "one", &tree, &[]).unwrap().to_string()
+    repository.commit(None, &who, &who, message, &tree, &[]).unwrap().to_string()
 }
 
 fn release(version: u64, image: &ImageRef, commit: &str) -> Release {
@@ -253,6 +257,99 @@ async fn what_a_destroyed_environment_left_behind_goes() {
     assert!(!world.repositories.path(&gone).exists() && !world.there(&image).await);
     assert_eq!(world.logs.environments().await.unwrap(), [shop()]);
     assert!(world.repositories.path(&shop()).exists());
+}
+
+#[tokio::test]
+async fn promoted_commits_are_kept_as_long_as_a_build_or_a_release_is_of_them() {
+    let world = World::new(2);
+    world.environment(2, 2).await;
+    let repositories = &world.repositories;
+    let from: EnvRef = "acme/shop/test".parse().unwrap();
+    let path = repositories.ensure(&from).unwrap();
+    let (used, unused) = (commit_of(&path, "used"), commit_of(&path, "unused"));
+    for commit in [&used, &unused] {
+        repositories.share_commit(&from, &shop(), commit).unwrap();
+    }
+    let released = async |commit: &str| {
+        let change = |release: &mut Release| {
+            release.commit = commit.to_owned();
+            Ok::<(), StoreError>(())
+        };
+        world.store.modify::<Release, StoreError>(&(shop(), ReleaseVersion(2)), change).await.unwrap();
+    };
+    released(&used).await;
+    let dry = world.service.collect(true).await.unwrap();
+    assert_eq!(repositories.promoted(&shop()).unwrap().len(), 2, "a dry run takes nothing");
+    let done = world.service.collect(false).await.unwrap();
+    let promoted = |report: &Report| report.sums.get(&Kind::Promoted).map_or(0, |sum| sum.count);
+    assert_eq!((promoted(&dry), promoted(&done)), (1, 1));
+    assert_eq!(repositories.promoted(&shop()).unwrap(), [used.clone()].into());
+    // Only a build is left of it, then nothing.
+    released(&unused).await;
+    let mut under_way = build(3, &used);
+    under_way.state = BuildState::Queued;
+    world.store.transaction().create(&under_way).commit().await.unwrap();
+    world.service.collect(false).await.unwrap();
+    assert_eq!(repositories.promoted(&shop()).unwrap().len(), 1);
+    let stored = world.store.need::<Build>(&(shop(), BuildNumber(3))).await.unwrap();
+    world.store.transaction().delete(&stored).commit().await.unwrap();
+    world.service.collect(false).await.unwrap();
+    assert_eq!(repositories.promoted(&shop()).unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn what_could_be_reused_from_the_registry_of_others_is_forgotten_when_it_is_old_and_unused() {
+    let mut world = World::new(1);
+    world.service.parts.room = None;
+    world.environment(2, 2).await;
+    let layer = |n: u64| digest(format!("layer {n}").as_bytes());
+    let spare = |name: &str| LayerRef { diff_id: digest(name.as_bytes()), digest: digest(name.as_bytes()), size: 1 };
+    let result = |made_at: Timestamp, layers: Vec<LayerRef>| CompileResult {
+        made_at,
+        inputs: vec![made_at.to_string()],
+        shadow: vec![],
+        digest: digest(b"inputs"),
+        layers,
+        files_size: 0,
+        defaults: BTreeMap::new(),
+        buildpacks: vec![],
+    };
+    let (now, old) = (Timestamp::now(), Timestamp::UNIX_EPOCH);
+    let used = LayerRef { diff_id: layer(2), digest: layer(2), size: 7 };
+    let mut compile = CompileRecord { app: shop().app_ref(), key: digest(b"key"), results: vec![] };
+    for result in [
+        result(old, vec![used.clone()]),
+        result(now, vec![spare("young")]),
+        result(old, vec![spare("old")]),
+        result(now, vec![]),
+    ] {
+        compile.results.push(result);
+    }
+    let forgotten = CompileRecord { key: digest(b"other"), results: vec![result(old, vec![])], ..compile.clone() };
+    let mut transaction = world.store.transaction().create(&compile).create(&forgotten);
+    for (name, made_at) in [("young", now), ("old", old)] {
+        transaction = transaction.create(&LayerRecord { made_at, ..LayerRecord::new(spare(name)) });
+    }
+    transaction.commit().await.unwrap();
+    // Old, but of the release that is kept; and of one that goes.
+    for n in [1, 2] {
+        let change = |record: &mut LayerRecord| {
+            record.made_at = old;
+            Ok::<(), StoreError>(())
+        };
+        world.store.modify::<LayerRecord, StoreError>(&layer(n), change).await.unwrap();
+    }
+    let dry = world.service.collect(true).await.unwrap();
+    let done = world.service.collect(false).await.unwrap();
+    assert_eq!((&dry.gone, done.failures.len()), (&done.gone, 0), "a dry run foretells what goes");
+    let there = async |id: Digest| world.store.get::<LayerRecord>(&id).await.unwrap().is_some();
+    let left =
+        [there(layer(1)).await, there(layer(2)).await, there(digest(b"young")).await, there(digest(b"old")).await];
+    assert_eq!(left, [false, true, true, false]);
+    let compiles = world.store.list::<CompileRecord>("").await.unwrap();
+    assert_eq!(compiles.len(), 1);
+    let left: Vec<_> = compiles[0].results.iter().map(|result| (result.made_at == now, result.layers.len())).collect();
+    assert_eq!(left, [(false, 1), (true, 1), (true, 0)]);
 }
 
 #[tokio::test(start_paused = true)]

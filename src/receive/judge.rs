@@ -1,7 +1,6 @@
 //! What is decided about a push between its pack and its refs.
 
 use std::{
-    path::Path,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
@@ -19,7 +18,7 @@ use super::{
 };
 use crate::{
     disk::NoRoom,
-    domain::{Build, BuildNumber, BuildState, EnvRef, Environment, FailPoint, Tenant, fail_point::reached},
+    domain::{Build, BuildState, EnvRef, Environment, FailPoint, Tenant, fail_point::reached},
     git::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off, short_branch},
 };
 
@@ -74,10 +73,10 @@ impl Receive {
                 self.follow(&push, &queued.build, &output).await
             }
             Err(error) => {
-                let refusal = error.downcast::<Rejected>().map(|rejected| rejected.0).unwrap_or_else(|error| {
-                    tracing::error!(env = %push.env, error = format!("{error:#}"), "a push could not be judged");
-                    Refusal::new("The server failed to take the push; its log says why. Nothing was changed.")
-                });
+                let refusal = error
+                    .downcast::<Rejected>()
+                    .map(|rejected| rejected.0)
+                    .unwrap_or_else(|error| failed(&push.env, &error));
                 say(refusal.render()).await;
                 Verdict::Reject
             }
@@ -101,9 +100,11 @@ impl Receive {
         }
         let Some(update) = deploy else { return Ok(None) };
         self.refuse_moved(env, update).await?;
-        if let Some(active) = self.0.pipeline.active(env).await?.filter(|_| !options.supersede) {
-            return Err(Rejected(busy(&active)).into());
-        }
+        let active = self.0.pipeline.active(env).await?;
+        let replaced = match active {
+            Some(active) if !options.supersede => return Err(Rejected(busy(&active)).into()),
+            active => active,
+        };
         let described = self.check_commit(env, request, update).await?;
         let received = millis(push.started);
         if let Some(quarantine) = &request.quarantine {
@@ -121,35 +122,20 @@ impl Receive {
         };
         let build = match self.0.pipeline.enqueue(new).await {
             Ok(build) => build,
-            Err(QueueError::Busy(active)) => return Err(Rejected(busy(&active)).into()),
-            Err(QueueError::Full { limit }) => {
-                let refusal = Refusal::new(format!("{limit} builds are waiting already; try again in a few minutes."));
-                return Err(Rejected(refusal.detail("Nothing was changed.")).into());
-            }
-            Err(QueueError::TenantFull { tenant, limit }) => {
-                let refusal = Refusal::new(format!(
-                    "{limit} builds of {tenant} are waiting already, as many as one tenant may have."
-                ))
-                .detail("Try again when some of them have ended. Nothing was changed.");
-                return Err(Rejected(refusal).into());
-            }
-            Err(QueueError::NoRoom(no_room)) => return Err(Rejected(full_disk(&no_room)).into()),
-            Err(QueueError::Store(error)) => return Err(error.into()),
+            Err(error) => return Err(self.after(not_queued(error), replaced.as_ref()).await),
         };
         reached(FailPoint::Receive);
-        // The build that was there a moment ago may have ended just now, and its push has not moved the branch yet.
-        if let Err(error) = self.still_fits(push, update).await {
-            self.0.pipeline.cancel(env, build.number, "another push came first").await?;
-            return Err(error);
-        }
-        if let Err(error) = self.pin(env, build.number, &update.new).await {
-            self.0.pipeline.cancel(env, build.number, "its commit could not be kept").await?;
-            return Err(error);
+        if let Err(error) = self.confirm(push, request, update, &build).await {
+            let refused = self.withdraw(&build, error).await;
+            return Err(self.after(refused, replaced.as_ref()).await);
         }
         // Set once: a push has one hook, which asks once.
         let _ = push.queued.set((build.number, options.detach));
-        if options.detach {
-            self.choose_branch(env, &update.name).await?;
+        if options.detach
+            && let Err(error) = self.choose_branch(env, &update.name).await
+        {
+            // The build goes on, and its success chooses the branch once more.
+            tracing::warn!(%env, error = format!("{error:#}"), "a deploy branch could not be recorded yet");
         }
         reached(FailPoint::Receive);
         self.settle_later(build.clone(), push.ended.clone());
@@ -157,25 +143,6 @@ impl Receive {
         let first = update.old.bytes().all(|digit| digit == b'0');
         let manifest = (first && !described.has_manifest).then(|| self.0.pipeline.manifest_template(&env.app_ref()));
         Ok(Some(Queued { build, detached: options.detach, manifest }))
-    }
-
-    async fn still_fits(&self, push: &LivePush, update: &Update) -> anyhow::Result<()> {
-        self.others_ended(push).await?.map_err(Rejected)?;
-        self.refuse_moved(&push.env, update).await
-    }
-
-    /// Git compares what the pusher has seen of the branch with where it is only after this hook, when the build would be live.
-    async fn refuse_moved(&self, env: &EnvRef, update: &Update) -> anyhow::Result<()> {
-        let (repositories, owner, branch) = (self.0.repositories.clone(), env.clone(), update.name.clone());
-        let now = tokio::task::spawn_blocking(move || repositories.branch_commit(&owner, &branch)).await??;
-        let seen = Some(&update.old).filter(|old| old.bytes().any(|digit| digit != b'0'));
-        if now.as_ref() == seen {
-            return Ok(());
-        }
-        let now = now.map_or_else(|| "is gone".to_owned(), |commit| format!("is at {} now", &commit[..12]));
-        let refusal =
-            Refusal::new(format!("Somebody else has pushed meanwhile: {} {now}.", short_branch(&update.name)));
-        Err(Rejected(refusal.detail("Fetch it, merge or rebase, and push again. Nothing was changed.")).into())
     }
 
     async fn refuse_shallow(&self, env: &EnvRef, request: &HookRequest) -> anyhow::Result<()> {
@@ -213,7 +180,7 @@ impl Receive {
         let description = self.0.pipeline.describe(tree).await.map_err(|problems| {
             let mut refusal = Refusal::new("The pushed tree cannot be built as it is:");
             refusal.details.extend(problems.lines().map(str::to_owned));
-            Rejected(refusal.detail("Nothing was changed."))
+            Rejected(refusal.unchanged())
         })?;
         let of_tenant = self.0.store.get::<Tenant>(&env.tenant).await?.is_some_and(|tenant| tenant.require_manifest);
         let required_by = match (self.0.settings.require_manifest, of_tenant) {
@@ -252,16 +219,6 @@ impl Receive {
             }
             Err(reason) => Err(Refusal::new(format!("`auth:` in berth.yaml does not count: {reason}.")).detail(hint)),
         }
-    }
-
-    async fn keep(&self, env: &EnvRef, quarantine: &Path) -> anyhow::Result<()> {
-        let (repositories, env, quarantine) = (self.0.repositories.clone(), env.clone(), quarantine.to_owned());
-        Ok(tokio::task::spawn_blocking(move || repositories.keep_objects(&env, &quarantine)).await??)
-    }
-
-    pub(super) async fn pin(&self, env: &EnvRef, number: BuildNumber, commit: &str) -> anyhow::Result<()> {
-        let (repositories, env, commit) = (self.0.repositories.clone(), env.clone(), commit.to_owned());
-        Ok(tokio::task::spawn_blocking(move || repositories.pin(&env, number, &commit)).await??)
     }
 
     /// Relays the build's output until it is final.
@@ -306,10 +263,34 @@ impl Receive {
     }
 }
 
+/// What a push is told that the server could not judge.
+pub(super) fn failed(env: &EnvRef, error: &anyhow::Error) -> Refusal {
+    tracing::error!(%env, error = format!("{error:#}"), "a push could not be judged");
+    Refusal::new("The server failed to take the push; its log says why.").unchanged()
+}
+
+/// Why a push was not queued, for the pusher.
+fn not_queued(error: QueueError) -> anyhow::Error {
+    let refusal = match error {
+        QueueError::Busy(active) => busy(&active),
+        QueueError::Full { limit } => {
+            Refusal::new(format!("{limit} builds are waiting already; try again in a few minutes.")).unchanged()
+        }
+        QueueError::TenantFull { tenant, limit } => {
+            Refusal::new(format!("{limit} builds of {tenant} are waiting already, as many as one tenant may have."))
+                .detail("Try again when some of them have ended.")
+                .unchanged()
+        }
+        QueueError::NoRoom(no_room) => full_disk(&no_room),
+        QueueError::Store(error) => return error.into(),
+    };
+    Rejected(refusal).into()
+}
+
 /// A refusal on its way out as an error.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.reason)]
-struct Rejected(Refusal);
+pub(super) struct Rejected(pub(super) Refusal);
 
 /// What a push without a manifest is shown: the one to add.
 fn offer(manifest: Option<String>) -> String {
@@ -322,7 +303,7 @@ fn offer(manifest: Option<String>) -> String {
 
 /// What a push is told that there is no room for.
 pub(super) fn full_disk(no_room: &NoRoom) -> Refusal {
-    Refusal::new(format!("Push refused: {no_room}.")).detail("Nothing was changed.")
+    Refusal::new(format!("Push refused: {no_room}.")).unchanged()
 }
 
 fn millis(since: Instant) -> u64 {
@@ -355,5 +336,5 @@ fn busy(active: &Build) -> Refusal {
     Refusal::new(format!("Build {number} of {env}, pushed by {}, has been {state} for {duration}.", active.pushed_by))
         .detail(format!("Follow it with:        builds logs {env} {number} -f"))
         .detail(format!("Cancel and replace it: git push -o supersede paas-{} HEAD:{branch}", env.env))
-        .detail("Nothing was changed.")
+        .unchanged()
 }

@@ -5,6 +5,7 @@
 //! git moves the branch when the build has succeeded. Once queued, a push no longer needs its client, its `receive-pack` or this
 //! process: `settle` moves the branch when nobody else does.
 
+mod accept;
 mod judge;
 mod policy;
 mod settle;
@@ -104,9 +105,11 @@ pub trait Pipeline: Send + Sync + 'static {
     fn manifest_template(&self, app: &AppRef) -> String;
     /// The build that is queued or running.
     async fn active(&self, env: &EnvRef) -> Result<Option<Build>, StoreError>;
-    /// Queues a build, durably.
+    /// Queues a build, durably. It does not begin before [`Self::let_begin`], and can be cancelled until then.
     async fn enqueue(&self, push: NewPush) -> Result<Build, QueueError>;
-    /// Cancels a build that is not final.
+    /// Lets a queued build begin once it has its turn. `false`: it has ended already.
+    fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> bool;
+    /// Cancels a build that is not final, and returns when it has ended.
     async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError>;
     /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.
     fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>>;

@@ -73,6 +73,9 @@ impl PushOptions {
     }
 }
 
+/// The assurance of a refusal that nothing has come of the push.
+const UNCHANGED: &str = "Nothing was changed.";
+
 /// Why a push is refused: one line that says what, and lines that say what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -90,6 +93,17 @@ impl Refusal {
     pub fn detail(mut self, line: impl Into<String>) -> Self {
         self.details.push(line.into());
         self
+    }
+
+    /// Says that the push has had no effect at all.
+    pub fn unchanged(self) -> Self {
+        self.detail(UNCHANGED)
+    }
+
+    /// Says what has happened although the push was refused.
+    pub fn but(mut self, line: impl Into<String>) -> Self {
+        self.details.retain(|detail| detail != UNCHANGED);
+        self.detail(line)
     }
 
     /// As the pusher sees it.

@@ -49,6 +49,5 @@ impl Receive {
 }
 
 fn too_many(push: &LivePush) -> Refusal {
-    Refusal::new(format!("Another push to {} is just being completed; try again in a moment.", push.env))
-        .detail("Nothing was changed.")
+    Refusal::new(format!("Another push to {} is just being completed; try again in a moment.", push.env)).unchanged()
 }

@@ -15,18 +15,26 @@ const SILENCE: Duration = Duration::from_secs(8);
 
 /// Waits for `work`, and says from time to time that it goes on.
 pub(super) async fn patiently<T>(activity: &str, work: impl Future<Output = T>, output: &mpsc::Sender<Bytes>) -> T {
+    // Full or gone: the work goes on either way.
+    let say = |sign| drop(output.try_send(Bytes::from(sign)));
+    patiently_from(SILENCE, activity, work, say).await
+}
+
+/// As [`patiently`], with the first sign after `first`.
+pub(super) async fn patiently_from<T>(
+    first: Duration,
+    activity: &str,
+    work: impl Future<Output = T>,
+    say: impl Fn(String),
+) -> T {
     let began = Instant::now();
-    let mut signs = interval_at(began + SILENCE, SILENCE);
+    let mut signs = interval_at(began + first, SILENCE);
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
             biased;
             result = &mut work => return result,
-            _ = signs.tick() => {
-                let sign = format!("       … still {activity} ({} s)\n", began.elapsed().as_secs());
-                // Full or gone: the work goes on either way.
-                let _ = output.try_send(Bytes::from(sign));
-            }
+            _ = signs.tick() => say(format!("       … still {activity} ({} s)\n", began.elapsed().as_secs())),
         }
     }
 }
@@ -91,5 +99,10 @@ mod tests {
         let work = tokio::time::sleep(Duration::from_secs(20));
         patiently("checking the push", work, &output).await;
         assert_eq!(said(&mut heard), "       … still checking the push (8 s)\n");
+        let (output, mut heard) = mpsc::channel(8);
+        let say = |sign| drop(output.try_send(Bytes::from(sign)));
+        let work = tokio::time::sleep(Duration::from_secs(11));
+        patiently_from(Duration::from_secs(2), "waiting", work, say).await;
+        assert_eq!(said(&mut heard), "       … still waiting (2 s)\n       … still waiting (10 s)\n");
     }
 }

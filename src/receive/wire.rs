@@ -2,17 +2,18 @@
 
 use std::{
     sync::{Arc, OnceLock, PoisonError, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{LivePush, Receive, Refusal, judge::full_disk};
+use super::{LivePush, Receive, Refusal, judge::full_disk, waiting::patiently_from};
 use crate::{
     domain::{EnvRef, UserName},
     git::{
+        Used,
         idle::Idle,
         settings::Service,
         wire::{Frame, WhenGone, WireIo, is_shallow_push, serve},
@@ -23,6 +24,10 @@ use crate::{
 /// Exit statuses of the contract.
 const FAILED: u8 = 1;
 const TRY_LATER: u8 = 75;
+/// After so long a pusher is told what is waited for.
+const TELL_AFTER: Duration = Duration::from_secs(2);
+/// How long a push waits while its repository is packed anew: a little longer than git may take for both steps of it.
+const PACKING: Duration = Duration::from_secs(630);
 
 /// Takes a push off the list when its `receive-pack` has ended.
 struct Registered<'a> {
@@ -114,7 +119,10 @@ impl Receive {
         place: Place,
         io: WireIo,
     ) -> anyhow::Result<u8> {
-        let used = self.0.repositories.use_of(env).await;
+        let Some(used) = self.use_of(env, &io.output).await else {
+            say(&io.output, &long_packed(env)).await;
+            return Ok(TRY_LATER);
+        };
         let path = self.ensure(env).await?;
         let token = hex::encode(rand::random::<[u8; 16]>());
         let push = Arc::new(LivePush {
@@ -155,10 +163,24 @@ impl Receive {
         Ok(exit_status(served.status))
     }
 
+    /// Waits while the repository is packed anew, and says so; `None` when that takes too long.
+    async fn use_of(&self, env: &EnvRef, output: &mpsc::Sender<Frame>) -> Option<Used> {
+        // Full or gone: it is waited for either way.
+        let tell = |sign| drop(output.try_send(Frame::Err(Bytes::from(sign))));
+        let activity = "waiting for the repository, which is being packed anew";
+        let used = tokio::time::timeout(PACKING, self.0.repositories.use_of(env));
+        patiently_from(TELL_AFTER, activity, used, tell).await.ok()
+    }
+
     async fn ensure(&self, env: &EnvRef) -> anyhow::Result<std::path::PathBuf> {
         let (repositories, env) = (self.0.repositories.clone(), env.clone());
         Ok(tokio::task::spawn_blocking(move || repositories.ensure(&env)).await??)
     }
+}
+
+fn long_packed(env: &EnvRef) -> Refusal {
+    Refusal::new(format!("The repository of {env} is being packed anew, which takes long; try again in some minutes."))
+        .unchanged()
 }
 
 fn no_place(reason: NoPlace, user: &UserName) -> Refusal {

@@ -206,6 +206,7 @@ impl Platform {
             no_cache: false,
             detached: false,
             supersede: false,
+            held: false,
             timings: Vec::new(),
         };
         let build = self.builds.enqueue(new).await.unwrap();

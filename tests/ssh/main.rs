@@ -4,6 +4,7 @@ mod attacks;
 mod commands;
 mod connections;
 mod harness;
+mod last_look;
 mod pipeline;
 mod pushes;
 mod refusals;

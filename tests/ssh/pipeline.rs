@@ -1,6 +1,13 @@
 //! What stands behind receiving in these tests: builds that end when the test says so, or at once.
 
-use std::{collections::HashMap, path::Path, sync::Mutex};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use berth::{
@@ -9,7 +16,7 @@ use berth::{
     store::{Store, StoreError},
 };
 use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::sync::watch;
 
 pub struct TestPipeline {
@@ -19,7 +26,14 @@ pub struct TestPipeline {
     states: Mutex<HashMap<(EnvRef, BuildNumber), watch::Sender<BuildState>>>,
     full: Mutex<bool>,
     place: watch::Sender<Option<QueuePlace>>,
+    /// Happens with the next push, right before its build is queued.
+    meanwhile: Mutex<Option<Meanwhile>>,
+    /// Builds that were let begin.
+    begun: Mutex<Vec<BuildNumber>>,
+    stubborn: AtomicBool,
 }
+
+type Meanwhile = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
 impl TestPipeline {
     pub fn new(store: Store) -> Self {
@@ -29,6 +43,9 @@ impl TestPipeline {
             states: Mutex::default(),
             full: Mutex::new(false),
             place: watch::Sender::new(None),
+            meanwhile: Mutex::default(),
+            begun: Mutex::default(),
+            stubborn: false.into(),
         }
     }
 
@@ -41,19 +58,28 @@ impl TestPipeline {
         *self.full.lock().unwrap() = full;
     }
 
+    /// What happens right before the next build is queued.
+    pub fn meanwhile(&self, happens: impl Future<Output = ()> + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some(Box::new(|| happens.boxed()));
+    }
+
+    /// From now on no build can be cancelled.
+    pub fn cancel_fails(&self) {
+        self.stubborn.store(true, Ordering::Relaxed);
+    }
+
+    /// Builds that were let begin.
+    pub fn begun(&self) -> Vec<BuildNumber> {
+        self.begun.lock().unwrap().clone()
+    }
+
     /// Where queued builds stand from now on.
     pub fn queued_at(&self, place: Option<QueuePlace>) {
         self.place.send_replace(place);
     }
 
     pub async fn finish(&self, env: &EnvRef, number: BuildNumber, state: BuildState) {
-        let id = (env.clone(), number);
-        let written = self.store.modify::<Build, StoreError>(&id, |build| {
-            build.state = state.clone();
-            Ok(())
-        });
-        written.await.unwrap();
-        self.sender(env, number, &state).send_replace(state);
+        end(&self.store, &self.sender(env, number, &state), &(env.clone(), number), state).await;
     }
 
     fn sender(&self, env: &EnvRef, number: BuildNumber, state: &BuildState) -> watch::Sender<BuildState> {
@@ -65,6 +91,15 @@ impl TestPipeline {
         let stored = self.store.list::<Build>(&format!("{env}/")).await.unwrap();
         stored.into_iter().map(|stored| stored.record).collect()
     }
+}
+
+async fn end(store: &Store, sender: &watch::Sender<BuildState>, id: &(EnvRef, BuildNumber), state: BuildState) {
+    let written = store.modify::<Build, StoreError>(id, |build| {
+        build.state = state.clone();
+        Ok(())
+    });
+    written.await.unwrap();
+    sender.send_replace(state);
 }
 
 fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
@@ -109,6 +144,10 @@ impl Pipeline for TestPipeline {
         if *self.full.lock().unwrap() {
             return Err(QueueError::Full { limit: 8 });
         }
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile().await;
+        }
         if let Some(active) = self.active(&push.env).await? {
             if !push.options.supersede {
                 return Err(QueueError::Busy(Box::new(active)));
@@ -135,15 +174,24 @@ impl Pipeline for TestPipeline {
             interruptions: 0,
         };
         self.store.transaction().create(&build).commit().await?;
-        let automatic = self.automatic.lock().unwrap().clone();
-        match automatic {
-            Some(state) => self.finish(&push.env, number, state).await,
-            None => drop(self.sender(&push.env, number, &BuildState::Queued)),
-        }
+        drop(self.sender(&push.env, number, &BuildState::Queued));
         Ok(build)
     }
 
+    fn let_begin(&self, env: &EnvRef, number: BuildNumber) -> bool {
+        self.begun.lock().unwrap().push(number);
+        if let Some(state) = self.automatic.lock().unwrap().clone() {
+            let (store, sender, id) =
+                (self.store.clone(), self.sender(env, number, &BuildState::Queued), (env.clone(), number));
+            tokio::spawn(async move { end(&store, &sender, &id, state).await });
+        }
+        true
+    }
+
     async fn cancel(&self, env: &EnvRef, number: BuildNumber, reason: &str) -> Result<(), StoreError> {
+        if self.stubborn.load(Ordering::Relaxed) {
+            return Err(StoreError::Failed("the store is away".to_owned()));
+        }
         self.finish(env, number, BuildState::Cancelled { reason: reason.to_owned() }).await;
         Ok(())
     }

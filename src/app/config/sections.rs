@@ -261,7 +261,7 @@ pub struct Logs {
     pub per_environment: Bytes,
     /// Kept per build.
     pub per_build: Bytes,
-    /// Build logs kept per environment.
+    /// Build logs kept per environment by collections; between them, at most 20 times as many are there.
     pub builds: usize,
     /// What one replica may write a second.
     pub replica_rate: Bytes,

@@ -13,6 +13,11 @@ use crate::{
     domain::{Build, BuildState, EnvRef, EventKind, Stage},
 };
 
+/// Why a build ends that was still held back.
+const STOPPED: &str = "the server was stopped before the push was checked to its end; push again";
+/// How long a build waits for word that it may begin; longer than any check of a push takes.
+const HELD_DEADLINE: Duration = Duration::from_secs(120);
+
 impl Shared {
     /// Takes the next build that may run.
     fn next(&self) -> Option<(Build, CancellationToken)> {
@@ -32,6 +37,9 @@ impl Shared {
     /// One build from where it stands to its end, or until `shutdown`, which leaves its record for the next server.
     async fn run_build(self: Arc<Self>, mut build: Build, cancel: CancellationToken, shutdown: CancellationToken) {
         let output = self.output(&build);
+        if let Err(reason) = self.may_begin(&build.env, &cancel, &shutdown).await {
+            return self.end(Ended { build, state: BuildState::Cancelled { reason } }, &output).await;
+        }
         let resumed = self.queue().active.get(&build.env).is_some_and(|active| active.resumed);
         if resumed {
             output.step(match build.state {
@@ -79,6 +87,50 @@ impl Shared {
             ended = worked => ended,
         };
         self.end(ended, &output).await;
+    }
+
+    /// Waits while it is still being checked whether the build may begin. The error: why it is not to begin any more.
+    async fn may_begin(
+        &self,
+        env: &EnvRef,
+        cancel: &CancellationToken,
+        shutdown: &CancellationToken,
+    ) -> Result<(), String> {
+        let held = self.queue().active.get(env).map(|active| active.held.subscribe());
+        let Some(mut held) = held.filter(|held| *held.borrow()) else { return Ok(()) };
+        let reason = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(self.reason(env)),
+            Ok(_) = held.wait_for(|held| !held) => return Ok(()),
+            () = shutdown.cancelled() => STOPPED,
+            () = tokio::time::sleep(HELD_DEADLINE) => "it took too long to check whether it may begin; push again",
+        };
+        // Decided where `let_begin` looks: one of both comes first.
+        let mut queue = self.queue();
+        let Some(active) = queue.active.get_mut(env) else { return Err(reason.to_owned()) };
+        match *active.held.borrow() {
+            true => Err(active.reason.get_or_insert_with(|| reason.to_owned()).clone()),
+            false => Ok(()),
+        }
+    }
+
+    /// Ends the builds that were still held back when the server was stopped: nobody has been told that they are accepted.
+    async fn end_held(&self) {
+        let held: Vec<EnvRef> = {
+            let mut queue = self.queue();
+            let held = queue.active.iter_mut().filter(|(_, active)| *active.held.borrow());
+            held.map(|(env, active)| {
+                active.reason.get_or_insert_with(|| STOPPED.to_owned());
+                env.clone()
+            })
+            .collect()
+        };
+        for env in held {
+            self.queue().line.leave(&env);
+            if let Err(error) = self.end_cancelled(&env).await {
+                tracing::warn!(%error, %env, "a build that was held back could not be ended");
+            }
+        }
     }
 
     /// Leaves a build for the next server. One that is stopped in order has not been interrupted: it waits again.
@@ -148,6 +200,7 @@ impl BuildService {
             }
         }
         while builds.join_next().await.is_some() {}
+        self.shared.end_held().await;
         self.shared.pipeline.containers_gone().await;
     }
 }

@@ -97,7 +97,7 @@ impl Shared {
         let begun = build.started_at.is_some();
         let mut queue = self.queue();
         queue.line.join(build.env.clone());
-        queue.active.insert(build.env.clone(), Active::new(build, begun));
+        queue.active.insert(build.env.clone(), Active::new(build, begun, false));
         Ok(())
     }
 }
