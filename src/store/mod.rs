@@ -6,8 +6,10 @@
 
 pub mod contract;
 mod disk;
+mod durable;
 mod events;
 mod journal;
+mod load;
 pub mod memory;
 pub mod migrations;
 pub mod records;

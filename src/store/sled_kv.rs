@@ -18,7 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Change, Entry, Guard, Kv, KvError, Revision, Write,
-    disk::{Changes, Disk, MakeDurable, SyncedFiles, apply_to, resealed},
+    disk::{Changes, Disk, apply_to, resealed},
+    durable::{MakeDurable, SyncedFiles},
     memory::broken_guard,
     migrations::{Contents, MIGRATIONS, Migration},
     watch::Watches,

@@ -3,7 +3,7 @@ use std::{fs, io, time::Duration};
 use super::*;
 use crate::{
     domain::{Build, EnvRef, Environment},
-    store::{Store, disk::Durable, seal::Seal},
+    store::{Store, durable::Durable, seal::Seal},
 };
 
 mod damage;
