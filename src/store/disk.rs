@@ -24,6 +24,11 @@ use super::{
     seal::{Damage, Found, Seal, Sum, UNSEALED, judge},
 };
 
+/// Name of the mark of a store that is being made in place.
+const MAKING: &str = "making";
+/// What a file system has in its root.
+const LOST_AND_FOUND: &str = "lost+found";
+
 /// The changes of one batch: the new value of each key, or none.
 pub type Changes = BTreeMap<String, Option<(Vec<u8>, Revision)>>;
 
@@ -44,7 +49,9 @@ impl Disk {
     /// fails.
     pub fn open(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
         let open = || {
-            if is_empty(directory)? {
+            if is_unfinished(directory)? {
+                Self::make_in_place(directory, steps, durable)?;
+            } else if is_empty(directory)? {
                 Self::make(directory, steps, durable)?;
             }
             Self::open_checked(directory, steps, durable)
@@ -62,14 +69,33 @@ impl Disk {
         }
         Self::open_checked(&aside, steps, durable)?.0.close();
         match fs::rename(&aside, directory) {
-            // A file system of its own is mounted there. Should the power fail in the next moment, it has to be emptied by hand.
+            // A file system of its own is mounted there.
             Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices) => {
                 fs::remove_dir_all(&aside)?;
-                Self::open_checked(directory, steps, durable)?.0.close();
+                Self::make_in_place(directory, steps, durable)?;
             }
             moved => moved?,
         }
         File::open(parent)?.sync_all()?;
+        Ok(())
+    }
+
+    /// Makes an empty store where it stays. A mark, which is there before anything else and goes last, says that nothing has ever been
+    /// served from it: should the power fail meanwhile, the next one to open it begins anew.
+    fn make_in_place(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<()> {
+        let (mark, place) = (directory.join(MAKING), File::open(directory)?);
+        File::create(&mark)?.sync_all()?;
+        place.sync_all()?;
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            if [MAKING, LOST_AND_FOUND].iter().any(|kept| entry.file_name() == *kept) {
+                continue;
+            }
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+        }
+        Self::open_checked(directory, steps, durable)?.0.close();
+        fs::remove_file(&mark)?;
+        place.sync_all()?;
         Ok(())
     }
 
@@ -89,8 +115,8 @@ impl Disk {
         };
         // A store of version 1 counted its revision beside its records.
         let seal = Seal { revision: seal.revision.max(found.newest), ..seal };
-        let durable = durable(directory)?;
-        let journal = Journal::ensure(directory, &seal)?;
+        let mut durable = durable(directory)?;
+        let journal = Journal::ensure(directory, &seal, durable.as_mut())?;
         let mut disk = Self { database, durable, journal, seal };
         if let Some(group) = redo {
             tracing::info!(revision = group.seal.revision.0, "finishing the commits that a crash interrupted");
@@ -126,11 +152,21 @@ impl Disk {
         Ok(())
     }
 
-    /// Writes all changes with their seal, durably and as one. After an error the database must be opened anew: what it holds in memory may
-    /// not be on disk.
+    /// Writes all changes with their seal, durably and as one. After an error the database must be opened anew, since what it holds in memory
+    /// may not be on disk; and the changes may or may not be found then, unless they are taken back ([`Self::take_back`]).
     pub fn write(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
-        self.journal.write(&seal, changes)?;
+        self.journal.write(&seal, changes, self.durable.as_mut())?;
         self.apply(changes, seal)
+    }
+
+    /// After a failed [`Self::write`]: has whoever opens the store next make it what it was before. `undo` has what each of the changed keys
+    /// held. It needs the journal alone, which has its room already, and not the database that has just failed.
+    ///
+    /// # Errors
+    /// The disk's; then it is not known what the next one to open the store finds.
+    pub fn take_back(&mut self, undo: &Changes, revision: Revision) -> io::Result<()> {
+        let seal = Seal { revision, ..self.seal };
+        self.journal.take_back(&seal, undo, self.durable.as_mut())
     }
 
     fn apply(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
@@ -222,13 +258,24 @@ fn refusal(directory: &Path, error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// Whether there is nothing in the directory, or no directory.
+/// Whether there is nothing in the directory but what the file system itself puts there, or no directory.
 fn is_empty(directory: &Path) -> io::Result<bool> {
-    match fs::read_dir(directory) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error),
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        entries => entries?,
+    };
+    for entry in entries {
+        if entry?.file_name() != LOST_AND_FOUND {
+            return Ok(false);
+        }
     }
+    Ok(true)
+}
+
+/// Whether the store was being made in place, and that was cut short. One with commits is none of these, whatever mark is put there.
+fn is_unfinished(directory: &Path) -> io::Result<bool> {
+    let is_used = || matches!(Journal::read(directory), Ok(Some(group)) if group.seal.revision > Revision(0));
+    Ok(directory.join(MAKING).try_exists()? && !is_used())
 }
 
 fn expect_log(directory: &Path, acknowledged: bool) -> anyhow::Result<()> {

@@ -17,6 +17,11 @@ use anyhow::Context;
 pub trait Durable: Send {
     /// Returns when everything that was written before is on the disk itself.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// Returns when what was written to this file of the journal is on the disk itself.
+    fn sync_journal(&mut self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
 }
 
 /// How the [`Durable`] of a database in a directory is made.

@@ -86,6 +86,10 @@ pub enum KvError {
     /// The disk or the database failed; nothing was acknowledged.
     #[error("the store failed: {0}")]
     Failed(String),
+    /// The disk or the database failed, and what it may have written could not be taken back: it is not in force now, but may be after the
+    /// next start.
+    #[error("it is not known whether the change was made: {0}")]
+    Unknown(String),
 }
 
 /// A key-value store with revisions. A commit that returned is on disk.
