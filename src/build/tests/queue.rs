@@ -19,8 +19,11 @@ use crate::{
         Source,
         fake::{Behaviour, FakeRuntime, JobContext},
     },
-    store::MemoryKv,
+    store::{Kv, MemoryKv},
 };
+
+#[path = "store_fails.rs"]
+mod store_fails;
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<BTreeMap<(EnvRef, u64), String>>>);
@@ -147,7 +150,18 @@ impl World {
     }
 
     async fn with(directory: tempfile::TempDir, kv: MemoryKv, registry: FakeRegistry, hang: bool) -> Self {
-        let store = Store::new(Arc::new(kv.clone()));
+        Self::over(directory, kv.clone(), Arc::new(kv), registry, hang).await
+    }
+
+    /// With a store that reads and writes `kv` through `port`.
+    async fn over(
+        directory: tempfile::TempDir,
+        kv: MemoryKv,
+        port: Arc<dyn Kv>,
+        registry: FakeRegistry,
+        hang: bool,
+    ) -> Self {
+        let store = Store::new(port);
         let repositories = Repositories::new(directory.path().join("repositories"));
         for name in ["dev", "prod", "third", "other/app/dev"] {
             let path = repositories.path(&env(name));
