@@ -5,14 +5,18 @@
 //! cannot mend it says, with the next step.
 
 mod repositories;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     commands::Commands,
-    domain::{Build, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, ImageRef, Release},
+    domain::{Build, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, ImageRef, Release, Tombstone},
     git::Repositories,
     logs::Logs,
     plan::retention,
@@ -25,6 +29,9 @@ use tokio::time::{Instant, timeout_at};
 
 /// Between SIGTERM and SIGKILL for replicas that belong to nothing.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How long the removal of a destroyed environment may take, its build's end and its replicas' grace included.
+const DESTROYED_WITHIN: SignedDuration = SignedDuration::from_mins(15);
 
 /// For all images together.
 const IMAGES_DEADLINE: Duration = Duration::from_secs(300);
@@ -70,30 +77,60 @@ pub(super) struct Check {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) registry: Arc<dyn Registry>,
     /// Knows how an environment is taken away.
-    pub(super) commands: Commands,
+    pub(super) remover: Arc<dyn Remover>,
+}
+
+/// Takes away what belongs to no environment.
+#[async_trait]
+pub(super) trait Remover: Send + Sync {
+    /// Removes repository and logs of an environment that does not exist, and then its tombstone.
+    async fn remove_leftovers(&self, env: &EnvRef) -> anyhow::Result<()>;
+}
+
+#[async_trait]
+impl Remover for Commands {
+    async fn remove_leftovers(&self, env: &EnvRef) -> anyhow::Result<()> {
+        Ok(Commands::remove_leftovers(self, env).await?)
+    }
 }
 
 /// All records about environments.
+#[derive(Default)]
 struct Records {
     environments: BTreeMap<EnvRef, Stored<Environment>>,
     releases: BTreeMap<EnvRef, Vec<Release>>,
     builds: BTreeMap<EnvRef, Vec<Build>>,
+    tombstones: BTreeMap<EnvRef, Stored<Tombstone>>,
+}
+
+impl Records {
+    /// Whether the environment is just being destroyed: what is left of it will go by itself.
+    fn is_going(&self, env: &EnvRef, now: Timestamp) -> bool {
+        self.tombstones.get(env).is_some_and(|stone| is_fresh(stone, now))
+    }
+}
+
+/// Of a destruction that may still be under way. One from the future was written before the clock was set back.
+fn is_fresh(stone: &Tombstone, now: Timestamp) -> bool {
+    stone.destroyed_at.is_some_and(|at| at <= now && now.duration_since(at) < DESTROYED_WITHIN)
 }
 
 impl Check {
     /// Everything that does not fit; mends what may be mended, when asked to.
-    pub(super) async fn run(&self, repair: bool) -> anyhow::Result<Vec<Problem>> {
+    pub(super) async fn run(&self, repair: bool, now: Timestamp) -> anyhow::Result<Vec<Problem>> {
         // What is on disk before the records: what a new environment brings is then not taken for left over.
         let repositories = self.with_repositories(|repositories| Ok(repositories.environments()?)).await?;
         let logs = self.logs.environments().await?;
         let records = self.records().await?;
         let mut problems = self.orphaned_records(&records, repair).await?;
-        self.leftovers(&mut problems, &records, repositories, logs, repair).await?;
+        let left: BTreeSet<EnvRef> = repositories.iter().chain(&logs).cloned().collect();
+        self.leftovers(&mut problems, &records, repositories, logs, repair, now).await?;
+        self.stale_tombstones(&mut problems, &records, &left, repair, now).await?;
         for env in records.environments.values() {
             problems.extend(self.repository(env, &records, repair).await);
         }
         self.images(&mut problems, &records, repair).await;
-        self.replicas(&mut problems, &records, repair).await?;
+        self.replicas(&mut problems, &records, repair, now).await?;
         Ok(problems)
     }
 
@@ -106,7 +143,7 @@ impl Check {
     }
 
     async fn records(&self) -> anyhow::Result<Records> {
-        let mut records = Records { environments: BTreeMap::new(), releases: BTreeMap::new(), builds: BTreeMap::new() };
+        let mut records = Records::default();
         for stored in self.store.list::<Release>("").await? {
             records.releases.entry(stored.env.clone()).or_default().push(stored.record);
         }
@@ -116,6 +153,10 @@ impl Check {
         // Last, for the same reason.
         for stored in self.store.list::<Environment>("").await? {
             records.environments.insert(stored.name.clone(), stored);
+        }
+        // And these after them: what goes meanwhile has left one.
+        for stored in self.store.list::<Tombstone>("").await? {
+            records.tombstones.insert(stored.env.clone(), stored);
         }
         Ok(records)
     }
@@ -174,19 +215,54 @@ impl Check {
         repositories: Vec<EnvRef>,
         logs: Vec<EnvRef>,
         repair: bool,
+        now: Timestamp,
     ) -> anyhow::Result<()> {
         let (repositories, logs): (BTreeSet<EnvRef>, BTreeSet<EnvRef>) =
             (repositories.into_iter().collect(), logs.into_iter().collect());
-        for env in repositories.union(&logs).filter(|env| !records.environments.contains_key(env)) {
+        let belongs_to_nothing =
+            |env: &&EnvRef| !records.environments.contains_key(*env) && !records.is_going(env, now);
+        for env in repositories.union(&logs).filter(belongs_to_nothing) {
             let which = match (repositories.contains(env), logs.contains(env)) {
                 (true, true) => "repository and logs",
                 (true, false) => "repository",
                 _ => "logs",
             };
-            let mut problem = Problem::mendable(format!("{which} of {env}, which does not exist"), "remove them");
+            let why = match records.tombstones.contains_key(env) {
+                true => "which was destroyed and should be gone",
+                false => "which does not exist",
+            };
+            let mut problem = Problem::mendable(format!("{which} of {env}, {why}"), "remove them");
             // Somebody may have made it since.
             if repair && self.store.get::<Environment>(env).await?.is_none() {
-                problem = problem.tried(self.commands.remove_leftovers(env).await.map_err(Into::into));
+                problem = problem.tried(self.remover.remove_leftovers(env).await);
+            }
+            problems.push(problem);
+        }
+        Ok(())
+    }
+
+    /// Tombstones that explain nothing: of what is gone, or of an environment that was made anew and has begun.
+    async fn stale_tombstones(
+        &self,
+        problems: &mut Vec<Problem>,
+        records: &Records,
+        left: &BTreeSet<EnvRef>,
+        repair: bool,
+        now: Timestamp,
+    ) -> anyhow::Result<()> {
+        for (env, stone) in records.tombstones.iter().filter(|(_, stone)| !is_fresh(stone, now)) {
+            let why = match records.environments.get(env) {
+                Some(new) if new.last_build > 0 => "which was made anew since",
+                // It has not begun; the next start removes what is left.
+                Some(_) => continue,
+                None if left.contains(env) => continue,
+                None => "of which nothing is left",
+            };
+            let mut problem = Problem::mendable(format!("a tombstone of {env}, {why}"), "delete it");
+            if repair {
+                // Guarded: one of a later destruction stays.
+                problem =
+                    problem.tried(self.store.transaction().delete(stone).commit().await.map(drop).map_err(Into::into));
             }
             problems.push(problem);
         }
@@ -272,10 +348,16 @@ impl Check {
     }
 
     /// Replicas that no record asks for.
-    async fn replicas(&self, problems: &mut Vec<Problem>, records: &Records, repair: bool) -> anyhow::Result<()> {
+    async fn replicas(
+        &self,
+        problems: &mut Vec<Problem>,
+        records: &Records,
+        repair: bool,
+        now: Timestamp,
+    ) -> anyhow::Result<()> {
         let mut sets = BTreeMap::new();
         for replica in self.runtime.observe().await? {
-            if !records.environments.contains_key(&replica.set.env) {
+            if !records.environments.contains_key(&replica.set.env) && !records.is_going(&replica.set.env, now) {
                 *sets.entry(replica.set).or_insert(0_usize) += 1;
             }
         }
