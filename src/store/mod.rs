@@ -78,7 +78,7 @@ pub enum Change {
 }
 
 /// Why the store did not do as asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum KvError {
     /// A guard did not hold; nothing was written.
     #[error("{0} was changed by someone else meanwhile")]

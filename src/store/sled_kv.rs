@@ -268,29 +268,25 @@ impl Writer {
     /// Takes back what the group may have left on the disk, and then tells its commits.
     fn fail(&mut self, error: &anyhow::Error, changes: &Changes, revision: Revision, commits: Vec<(Commit, Revision)>) {
         let reason = format!(
-            "a write failed: {error:#}; nothing of it stays. It takes no changes until the disk is in order, and tries by itself"
+            "a write failed: {error:#}. The store takes no changes until the disk is in order; it tries by itself"
         );
         let failed = State::Failed { reason: reason.clone(), tried: Instant::now(), uncertain: false };
         let State::Open(disk) = std::mem::replace(&mut self.state, failed) else { return };
-        let answer: Box<dyn Fn() -> KvError> = match self.undo(*disk, changes, revision) {
-            Ok(()) => {
-                tracing::error!(directory = %self.directory.display(), %reason, "the store has failed");
-                Box::new(move || KvError::Failed(reason.clone()))
-            }
+        let answer = match self.undo(*disk, changes, revision) {
+            Ok(()) => KvError::Failed(reason),
             Err(undo) => {
-                let unknown = format!(
-                    "a write failed: {error:#}; and taking it back failed: {undo:#}. It is not in force now, and may or may not come into \
-                     force when berth serve starts next; make room or mend the disk, and look at what is there before doing it again"
-                );
-                tracing::error!(directory = %self.directory.display(), reason = %unknown, "the store has failed");
                 if let State::Failed { uncertain, .. } = &mut self.state {
                     *uncertain = true;
                 }
-                Box::new(move || KvError::Unknown(unknown.clone()))
+                KvError::Unknown(format!(
+                    "a write failed: {error:#}; and taking it back failed: {undo:#}. It is not in force now, and may or may not come into \
+                     force when berth serve starts next; make room or mend the disk, and look at what is there before doing it again"
+                ))
             }
         };
+        tracing::error!(directory = %self.directory.display(), error = %answer, "the store has failed");
         for (commit, _) in commits {
-            let _ = commit.done.send(Err(answer()));
+            let _ = commit.done.send(Err(answer.clone()));
         }
     }
 

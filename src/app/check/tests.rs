@@ -87,6 +87,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(Arc::new(MemoryKv::new()));
         let repositories = Repositories::new(directory.path().join("repositories"));
+        std::fs::create_dir(repositories.root()).unwrap();
         let logs = Logs::open(directory.path().join("logs"), LogLimits::default()).unwrap();
         let (runtime, registry) = (Arc::new(FakeRuntime::new(Behaviour::default())), Arc::new(FakeRegistry::new()));
         let check = Check {
