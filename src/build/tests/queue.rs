@@ -22,8 +22,8 @@ use crate::{
     store::{Kv, MemoryKv},
 };
 
-#[path = "store_fails.rs"]
-mod store_fails;
+#[path = "records_kept.rs"]
+mod records_kept;
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<BTreeMap<(EnvRef, u64), String>>>);
@@ -476,36 +476,6 @@ async fn a_restart_goes_on_with_what_was_left() {
     assert_eq!(left.interruptions, 0, "it was stopped in order");
     assert!(world.builds.cancel(&running.env, running.number, "enough").await.unwrap());
     assert_eq!(world.end_of(&queued).await.state, BuildState::Succeeded);
-    world.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_build_that_a_killed_server_was_at_is_tried_once_more() {
-    let world = World::new().await;
-    let store = Store::new(Arc::new(world.kv.clone()));
-    let build = world.push("dev", &APP).await;
-    let (directory, kv, registry) = world.stop().await;
-    let id = (build.env.clone(), build.number);
-    let killed = |interruptions| {
-        let change = move |record: &mut Build| {
-            record.state = BuildState::Running { stage: Stage::Build };
-            (record.release, record.interruptions) = (None, interruptions);
-            Ok::<(), StoreError>(())
-        };
-        store.modify(&id, change)
-    };
-    killed(0).await.unwrap();
-    let world = World::with(directory, kv, registry, false).await;
-    let ended = world.end_of(&build).await;
-    assert_eq!((ended.state.clone(), ended.interruptions), (BuildState::Succeeded, 1), "{}", world.log(&ended));
-    assert!(world.log(&ended).starts_with("-----> The server was restarted; trying again\n"), "{}", world.log(&ended));
-    let (directory, kv, registry) = world.stop().await;
-    killed(1).await.unwrap();
-    let world = World::with(directory, kv, registry, false).await;
-    let ended = world.end_of(&build).await;
-    assert!(matches!(&ended.state, BuildState::Failed { reason } if reason.contains("twice")), "{:?}", ended.state);
-    assert!(ended.finished_at.is_some() && world.log(&ended).contains("went down twice"), "{}", world.log(&ended));
-    assert_eq!((world.compiled(), world.builds.active(&build.env).await.unwrap()), (0, None));
     world.stop().await;
 }
 

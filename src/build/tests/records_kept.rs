@@ -1,4 +1,4 @@
-//! A store that fails while a build keeps its record: what is answered is true, and nothing is half done.
+//! A server that is killed, or a store that fails, while a build keeps its record: what is answered is true, and nothing is half done.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -115,5 +115,35 @@ async fn an_end_that_cannot_be_written_down_is_told_and_written_by_the_next_serv
     let written = store.need::<Build>(&id).await.unwrap().record;
     assert_eq!((written.state, written.release), (BuildState::Succeeded, build.release));
     assert_eq!((store.list::<Release>("").await.unwrap().len(), world.compiled()), (1, 0), "it was built again");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_a_killed_server_was_at_is_tried_once_more() {
+    let world = World::new().await;
+    let store = Store::new(Arc::new(world.kv.clone()));
+    let build = world.push("dev", &APP).await;
+    let (directory, kv, registry) = world.stop().await;
+    let id = (build.env.clone(), build.number);
+    let killed = |interruptions| {
+        let change = move |record: &mut Build| {
+            record.state = BuildState::Running { stage: Stage::Build };
+            (record.release, record.interruptions) = (None, interruptions);
+            Ok::<(), StoreError>(())
+        };
+        store.modify(&id, change)
+    };
+    killed(0).await.unwrap();
+    let world = World::with(directory, kv, registry, false).await;
+    let ended = world.end_of(&build).await;
+    assert_eq!((ended.state.clone(), ended.interruptions), (BuildState::Succeeded, 1), "{}", world.log(&ended));
+    assert!(world.log(&ended).starts_with("-----> The server was restarted; trying again\n"), "{}", world.log(&ended));
+    let (directory, kv, registry) = world.stop().await;
+    killed(1).await.unwrap();
+    let world = World::with(directory, kv, registry, false).await;
+    let ended = world.end_of(&build).await;
+    assert!(matches!(&ended.state, BuildState::Failed { reason } if reason.contains("twice")), "{:?}", ended.state);
+    assert!(ended.finished_at.is_some() && world.log(&ended).contains("went down twice"), "{}", world.log(&ended));
+    assert_eq!((world.compiled(), world.builds.active(&build.env).await.unwrap()), (0, None));
     world.stop().await;
 }
