@@ -123,7 +123,8 @@ class Scene:
         return wrong + [f"left behind: {stray}" for stray in strays]
 
     def check_builds(self, app, commit, twice):
-        """Every build has ended, with a reason if not with success; the one of `commit` with success."""
+        """Every build has ended, with a reason if not with success; the one of `commit` with success, unless its push was still being
+        looked at: then it has not begun, and the push was not acknowledged."""
         mine = None
         for build in self.platform.builds(app.env):
             if build["state"] not in ("succeeded", "failed", "cancelled"):
@@ -132,6 +133,8 @@ class Scene:
                 yield f"build {build['number']} of {app.env} {build['state']} without a reason"
             if commit and build["commit"] == commit:
                 mine = build
+        if mine and mine["state"] == "cancelled" and "before the push was checked" in mine["reason"]:
+            return None
         if commit and mine and mine["state"] != "succeeded" and not (twice and "twice" in mine["reason"]):
             yield f"the build of {commit[:7]} in {app.env} {mine['state']}: {mine.get('reason')}"
         if commit and mine and mine["state"] == "succeeded" and app.remote_commit() != commit:

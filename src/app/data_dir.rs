@@ -39,6 +39,10 @@ impl DataDir {
 
     fn open_within(path: &Path, patience: Duration) -> anyhow::Result<Self> {
         fs::create_dir_all(path).with_context(|| format!("cannot make the data directory {}", path.display()))?;
+        // Config values, keys and private code are below.
+        fs::set_permissions(path, Permissions::from_mode(0o700))?;
+        // Before anything is looked at: whoever holds it may be a restore, or its store may just be made.
+        let lock = lock(&path.join("lock"), patience)?;
         if backup::is_interrupted(path) {
             bail!(
                 "a restore into {} was interrupted; nothing in it is to be trusted: run `berth restore FILE` again",
@@ -52,12 +56,9 @@ impl DataDir {
                 path.display()
             );
         }
-        // Config values, keys and private code are below.
-        fs::set_permissions(path, Permissions::from_mode(0o700))?;
         for name in SUBDIRECTORIES {
             fs::create_dir_all(path.join(name))?;
         }
-        let lock = lock(&path.join("lock"), patience)?;
         // What a killed server was in the middle of.
         empty(&path.join("tmp"))?;
         for name in ["", "keys", "hooks", "router"] {
@@ -185,5 +186,29 @@ mod tests {
             let refused = DataDir::open(&path).map(|_| ()).unwrap_err().to_string();
             assert!(refused.contains(says) && refused.contains("berth restore FILE"), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_restore_that_dies_while_a_server_waits_is_not_served() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_owned();
+        let restore = lock(&path.join("lock"), Duration::ZERO).unwrap();
+        let waiting = std::thread::spawn({
+            let path = path.clone();
+            move || DataDir::open_within(&path, Duration::from_secs(30)).map(|_| ()).unwrap_err().to_string()
+        });
+        let has_it_open = || {
+            let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+            open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|file| file == path.join("lock"))).count() == 2
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !has_it_open() {
+            assert!(Instant::now() < deadline, "it does not ask for the lock");
+            std::thread::yield_now();
+        }
+        fs::create_dir(path.join("restoring")).unwrap();
+        drop(restore);
+        let refused = waiting.join().unwrap();
+        assert!(refused.contains("interrupted") && refused.contains("berth restore FILE"), "{refused}");
     }
 }

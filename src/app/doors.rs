@@ -65,7 +65,7 @@ impl control::Backend for Doors {
     }
 
     async fn check(&self, repair: bool) -> anyhow::Result<Vec<u8>> {
-        Ok(serde_json::to_vec(&self.check.run(repair).await?)?)
+        Ok(serde_json::to_vec(&self.check.run(repair, jiff::Timestamp::now()).await?)?)
     }
 
     async fn pre_receive(&self, request: HookRequest, output: mpsc::Sender<Bytes>) -> Verdict {

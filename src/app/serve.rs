@@ -244,7 +244,7 @@ impl Server {
             logs: logs.clone(),
             runtime: commands.runtime.clone(),
             registry,
-            commands: commands.clone(),
+            remover: Arc::new(commands.clone()),
         });
         let doors = open_doors(config, data, Doors { commands, receive: receive.clone(), check, gc }).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })

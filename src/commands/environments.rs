@@ -196,7 +196,7 @@ impl Commands {
     }
 
     async fn delete_records(&self, name: &EnvRef) -> Result<(), CommandError> {
-        let mut transaction = self.store.transaction().put(&Tombstone { env: name.clone() });
+        let mut transaction = self.store.transaction().put(&Tombstone { env: name.clone(), destroyed_at: Some(now()) });
         if let Some(latest) = self.store.get::<Environment>(name).await? {
             transaction = transaction.delete(&latest);
         }

@@ -47,6 +47,15 @@ impl From<StoreError> for CommandError {
         match error {
             StoreError::Conflict(_) => Self::TryLater(error.to_string()),
             StoreError::Missing(_) => Self::NotFound(error.to_string()),
+            StoreError::Unknown(_) => {
+                tracing::error!(%error, "a command failed in the store, and it is not known with what result");
+                Self::Failed(
+                    "the server could not write this down, nor take back what it may have written: it is not in force now, and may or may not \
+                     come into force when the server starts next. Tell the operator (the server's log says what failed), and look at \
+                     what is there before you do it again"
+                        .into(),
+                )
+            }
             StoreError::Failed(_) | StoreError::Unreadable { .. } => {
                 tracing::error!(%error, "a command failed in the store");
                 Self::Failed("the server could not read or write its records; its log says why".into())

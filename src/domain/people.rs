@@ -103,4 +103,7 @@ pub struct Environment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
     pub env: EnvRef,
+    /// When it was destroyed; not known of those that an older version wrote.
+    #[serde(default)]
+    pub destroyed_at: Option<Timestamp>,
 }

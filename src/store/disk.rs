@@ -1,18 +1,15 @@
 //! The store on disk: a sled database that is checked when it is opened and durable when a write returns.
 //!
-//! sled 0.34 acknowledges a `flush` after `sync_file_range`, which a power loss does not survive; so the log and the blob files are
-//! synced here. It also notices only some kinds of damage; so what was read is compared with its [`Seal`], and a
+//! sled does not sync by itself ([`Durable`]) and notices only some kinds of damage; so what was read is compared with its [`Seal`], and a
 //! batch that was torn is done again from the [`Journal`].
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     ffi::OsString,
     fs::{self, File},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
-    sync::mpsc,
-    time::{Duration, Instant},
+    path::Path,
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -20,33 +17,17 @@ use rustix::fs::{Advice, fadvise};
 
 use super::{
     Revision, Write,
+    durable::{Durable, MakeDurable},
     journal::{Group, Journal},
+    load::{Loaded, OLD_META, OPEN_DEADLINE, SEAL, in_time, load},
     migrations::{self, Contents, Migration},
     seal::{Damage, Found, Seal, Sum, UNSEALED, judge},
 };
 
-/// Bytes of sled's page cache. Readers are served from memory; it is for finding the pages that writes change.
-const CACHE: u64 = 8 << 20;
-/// Key of the seal; no record's key begins so.
-const SEAL: &[u8] = b"\0seal";
-/// Where stores of version 1 kept the newest revision: tree and key.
-const OLD_META: (&str, &str) = ("meta", "revision");
-/// How long the database's lock is waited for: a child that was being started when it was last open still holds it until it has become its
-/// own program.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// Pause between two tries to get it.
-const LOCK_AGAIN: Duration = Duration::from_millis(20);
-/// How long reading the database may take. A damaged one can send sled in circles.
-const OPEN_DEADLINE: Duration = Duration::from_secs(120);
-
-/// Makes what the database has written durable.
-pub trait Durable: Send {
-    /// Returns when everything that was written before is on the disk itself.
-    fn sync(&mut self) -> io::Result<()>;
-}
-
-/// How the [`Durable`] of a database in a directory is made.
-pub type MakeDurable = fn(&Path) -> anyhow::Result<Box<dyn Durable>>;
+/// Name of the mark of a store that is being made in place.
+const MAKING: &str = "making";
+/// What a file system has in its root.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// The changes of one batch: the new value of each key, or none.
 pub type Changes = BTreeMap<String, Option<(Vec<u8>, Revision)>>;
@@ -60,21 +41,6 @@ pub struct Disk {
     pub seal: Seal,
 }
 
-/// What sled found.
-struct Loaded {
-    database: sled::Db,
-    contents: Contents,
-    seal: Option<Seal>,
-    old_revision: Revision,
-}
-
-/// A stored value is the revision (8 bytes, big-endian) and then the value.
-fn split_value(stored: &[u8]) -> Result<(Revision, &[u8]), Damage> {
-    let parts = stored.split_at_checked(8).and_then(|(revision, value)| Some((revision.try_into().ok()?, value)));
-    let (revision, value) = parts.ok_or_else(|| Damage::Records("a value is shorter than its revision".into()))?;
-    Ok((Revision(u64::from_be_bytes(revision)), value))
-}
-
 impl Disk {
     /// Opens (or makes) the database in `directory`, checks it, and brings it to the newest version. Returns it with all records.
     ///
@@ -83,7 +49,9 @@ impl Disk {
     /// fails.
     pub fn open(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
         let open = || {
-            if is_empty(directory)? {
+            if is_unfinished(directory)? {
+                Self::make_in_place(directory, steps, durable)?;
+            } else if is_empty(directory)? {
                 Self::make(directory, steps, durable)?;
             }
             Self::open_checked(directory, steps, durable)
@@ -101,14 +69,33 @@ impl Disk {
         }
         Self::open_checked(&aside, steps, durable)?.0.close();
         match fs::rename(&aside, directory) {
-            // A file system of its own is mounted there. Should the power fail in the next moment, it has to be emptied by hand.
+            // A file system of its own is mounted there.
             Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices) => {
                 fs::remove_dir_all(&aside)?;
-                Self::open_checked(directory, steps, durable)?.0.close();
+                Self::make_in_place(directory, steps, durable)?;
             }
             moved => moved?,
         }
         File::open(parent)?.sync_all()?;
+        Ok(())
+    }
+
+    /// Makes an empty store where it stays. A mark, which is there before anything else and goes last, says that nothing has ever been
+    /// served from it: should the power fail meanwhile, the next one to open it begins anew.
+    fn make_in_place(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<()> {
+        let (mark, place) = (directory.join(MAKING), File::open(directory)?);
+        File::create(&mark)?.sync_all()?;
+        place.sync_all()?;
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            if [MAKING, LOST_AND_FOUND].iter().any(|kept| entry.file_name() == *kept) {
+                continue;
+            }
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+        }
+        Self::open_checked(directory, steps, durable)?.0.close();
+        fs::remove_file(&mark)?;
+        place.sync_all()?;
         Ok(())
     }
 
@@ -128,8 +115,8 @@ impl Disk {
         };
         // A store of version 1 counted its revision beside its records.
         let seal = Seal { revision: seal.revision.max(found.newest), ..seal };
-        let durable = durable(directory)?;
-        let journal = Journal::ensure(directory, &seal)?;
+        let mut durable = durable(directory)?;
+        let journal = Journal::ensure(directory, &seal, durable.as_mut())?;
         let mut disk = Self { database, durable, journal, seal };
         if let Some(group) = redo {
             tracing::info!(revision = group.seal.revision.0, "finishing the commits that a crash interrupted");
@@ -165,11 +152,21 @@ impl Disk {
         Ok(())
     }
 
-    /// Writes all changes with their seal, durably and as one. After an error the database must be opened anew: what it holds in memory may
-    /// not be on disk.
+    /// Writes all changes with their seal, durably and as one. After an error the database must be opened anew, since what it holds in memory
+    /// may not be on disk; and the changes may or may not be found then, unless they are taken back ([`Self::take_back`]).
     pub fn write(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
-        self.journal.write(&seal, changes)?;
+        self.journal.write(&seal, changes, self.durable.as_mut())?;
         self.apply(changes, seal)
+    }
+
+    /// After a failed [`Self::write`]: has whoever opens the store next make it what it was before. `undo` has what each of the changed keys
+    /// held. It needs the journal alone, which has its room already, and not the database that has just failed.
+    ///
+    /// # Errors
+    /// The disk's; then it is not known what the next one to open the store finds.
+    pub fn take_back(&mut self, undo: &Changes, revision: Revision) -> io::Result<()> {
+        let seal = Seal { revision, ..self.seal };
+        self.journal.take_back(&seal, undo, self.durable.as_mut())
     }
 
     fn apply(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
@@ -261,13 +258,24 @@ fn refusal(directory: &Path, error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// Whether there is nothing in the directory, or no directory.
+/// Whether there is nothing in the directory but what the file system itself puts there, or no directory.
 fn is_empty(directory: &Path) -> io::Result<bool> {
-    match fs::read_dir(directory) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error),
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        entries => entries?,
+    };
+    for entry in entries {
+        if entry?.file_name() != LOST_AND_FOUND {
+            return Ok(false);
+        }
     }
+    Ok(true)
+}
+
+/// Whether the store was being made in place, and that was cut short. One with commits is none of these, whatever mark is put there.
+fn is_unfinished(directory: &Path) -> io::Result<bool> {
+    let is_used = || matches!(Journal::read(directory), Ok(Some(group)) if group.seal.revision > Revision(0));
+    Ok(directory.join(MAKING).try_exists()? && !is_used())
 }
 
 fn expect_log(directory: &Path, acknowledged: bool) -> anyhow::Result<()> {
@@ -309,132 +317,4 @@ fn forget_cached(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reads everything. sled panics over some kinds of damage and runs in circles over others, so it does so in a thread of its own.
-fn load(directory: &Path) -> anyhow::Result<Loaded> {
-    let directory = directory.to_owned();
-    in_time("store-open", OPEN_DEADLINE, move || read_all(&directory))
-}
-
-/// Runs `work` in a thread, for so long at most; a panic is an error.
-fn in_time<T: Send + 'static>(
-    name: &str,
-    limit: Duration,
-    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
-) -> anyhow::Result<T> {
-    let (done, result) = mpsc::sync_channel(1);
-    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        // The receiver is gone when it took too long.
-        let _ = done.send(catch_unwind(AssertUnwindSafe(work)));
-    })?;
-    match result.recv_timeout(limit) {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => {
-            bail!(Damage::File("the database cannot make sense of its files; what it said is in the log".into()))
-        }
-        Err(_) => bail!(Damage::File(format!("the database did not come to an end within {} s", limit.as_secs()))),
-    }
-}
-
-/// Opens the database once nobody else has it open.
-fn open_database(directory: &Path) -> sled::Result<sled::Db> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        let open = sled::Config::new()
-            .path(directory)
-            .cache_capacity(CACHE)
-            // The writer flushes; a timer besides would only add syncs that nobody waits for.
-            .flush_every_ms(None)
-            .open();
-        match open {
-            Err(sled::Error::Io(error)) if is_locked(&error) && Instant::now() < deadline => {
-                // The kernel wakes nobody at a deadline.
-                std::thread::sleep(LOCK_AGAIN);
-            }
-            open => return open,
-        }
-    }
-}
-
-/// sled says it in words.
-fn is_locked(error: &io::Error) -> bool {
-    error.to_string().contains("could not acquire lock")
-}
-
-fn read_all(directory: &Path) -> anyhow::Result<Loaded> {
-    let database = open_database(directory).map_err(sled_error)?;
-    let (mut contents, mut seal) = (Contents::new(), None);
-    for pair in database.iter() {
-        let (key, stored) = pair.map_err(sled_error)?;
-        if key == SEAL {
-            let read = serde_json::from_slice(&stored);
-            seal = Some(read.map_err(|error| Damage::Records(format!("the seal cannot be read: {error}")))?);
-            continue;
-        }
-        let (revision, value) = split_value(&stored)?;
-        let key = String::from_utf8(key.to_vec()).map_err(|_| Damage::Records("a key is not text".into()))?;
-        contents.insert(key, (value.to_vec(), revision));
-    }
-    let mut old_revision = Revision(0);
-    if database.tree_names().iter().any(|name| name == OLD_META.0.as_bytes())
-        && let Some(stored) = database.open_tree(OLD_META.0).map_err(sled_error)?.get(OLD_META.1).map_err(sled_error)?
-    {
-        old_revision = split_value(&stored)?.0;
-    }
-    Ok(Loaded { database, contents, seal, old_revision })
-}
-
-fn sled_error(error: sled::Error) -> anyhow::Error {
-    match error {
-        sled::Error::Io(error) => anyhow!("{error}; does another berth use it, and is the disk in order?"),
-        error => anyhow!(Damage::File(format!("the database cannot be read: {error}"))),
-    }
-}
-
-/// Syncs sled's files.
-pub struct SyncedFiles {
-    log: File,
-    blobs: PathBuf,
-    /// Names of the blob files that are durable. sled never changes one, it writes a new one.
-    synced_blobs: HashSet<OsString>,
-}
-
-impl SyncedFiles {
-    /// Of the database in `directory`, which is made durable as it is.
-    pub fn open(directory: &Path) -> anyhow::Result<Box<dyn Durable>> {
-        let log = File::open(directory.join("db")).context("cannot open the store's log")?;
-        let mut files = Self { log, blobs: directory.join("blobs"), synced_blobs: HashSet::new() };
-        // A store that has just been made must itself survive.
-        files.sync().context("cannot sync the store")?;
-        for path in [Some(directory), Some(&directory.join("conf")), directory.parent()].into_iter().flatten() {
-            File::open(path)?.sync_all()?;
-        }
-        Ok(Box::new(files))
-    }
-}
-
-impl Durable for SyncedFiles {
-    /// sled keeps large pages in files of their own, and rewrites them when small values nearby change. Those files go first: a log
-    /// that points to a missing one is cut off there when it is opened.
-    fn sync(&mut self) -> io::Result<()> {
-        let mut present = HashSet::new();
-        for entry in fs::read_dir(&self.blobs)? {
-            let name = entry?.file_name();
-            if !self.synced_blobs.contains(&name) {
-                match File::open(self.blobs.join(&name)) {
-                    Ok(file) => file.sync_all()?,
-                    // sled has just removed it, since nothing points to it any more.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(error),
-                }
-            }
-            present.insert(name);
-        }
-        if present != self.synced_blobs {
-            File::open(&self.blobs)?.sync_all()?;
-            self.synced_blobs = present;
-        }
-        self.log.sync_data()
-    }
 }

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Revision,
     disk::Changes,
+    durable::Durable,
     seal::{Damage, Seal},
 };
 
@@ -38,6 +39,8 @@ pub struct Group {
 pub struct Journal {
     files: [File; 2],
     next: usize,
+    /// The next file may hold some or all of a group whose writing failed.
+    half_written: bool,
 }
 
 impl Journal {
@@ -53,13 +56,13 @@ impl Journal {
     ///
     /// # Errors
     /// The disk's.
-    pub fn ensure(directory: &Path, seal: &Seal) -> anyhow::Result<Self> {
+    pub fn ensure(directory: &Path, seal: &Seal, durable: &mut dyn Durable) -> anyhow::Result<Self> {
         let newest = newest(directory)?;
         let open = |name| File::options().create(true).truncate(false).write(true).open(directory.join(name));
         let files = [open(FILES[0])?, open(FILES[1])?];
-        let mut journal = Self { files, next: newest.as_ref().map_or(0, |(_, slot)| 1 - slot) };
+        let mut journal = Self { files, next: newest.as_ref().map_or(0, |(_, slot)| 1 - slot), half_written: false };
         if newest.is_none() {
-            journal.write(seal, &Changes::new())?;
+            journal.write(seal, &Changes::new(), durable)?;
         }
         File::open(directory)?.sync_all()?;
         Ok(journal)
@@ -69,14 +72,32 @@ impl Journal {
     ///
     /// # Errors
     /// The disk's.
-    pub fn write(&mut self, seal: &Seal, changes: &Changes) -> io::Result<()> {
+    pub fn write(&mut self, seal: &Seal, changes: &Changes, durable: &mut dyn Durable) -> io::Result<()> {
         let contents = encode(seal, changes)?;
         let head = format!("{} {:020}\n", hex::encode(Sha256::digest(&contents)), contents.len());
         let file = &self.files[self.next];
         // Never shortened: as long as it need not grow, syncing it costs one write.
+        self.half_written = true;
         file.write_all_at(&[head.as_bytes(), &contents].concat(), 0)?;
-        file.sync_data()?;
+        durable.sync_journal(file)?;
+        self.half_written = false;
         self.next = 1 - self.next;
+        Ok(())
+    }
+
+    /// Makes sure that what [`Self::write`] was given last is never done: a group that could not be written is removed, which takes no room;
+    /// one that is there is followed by `undo`, with the seal of the store after it.
+    ///
+    /// # Errors
+    /// The disk's; then the group may be found by the next start, or not.
+    pub fn take_back(&mut self, seal: &Seal, undo: &Changes, durable: &mut dyn Durable) -> io::Result<()> {
+        if !self.half_written {
+            return self.write(seal, undo, durable);
+        }
+        let file = &self.files[self.next];
+        file.set_len(0)?;
+        durable.sync_journal(file)?;
+        self.half_written = false;
         Ok(())
     }
 }
@@ -160,6 +181,14 @@ fn part(rest: &mut &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
+    struct Plain;
+
+    impl Durable for Plain {
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     fn group(revision: u64) -> Group {
         let seal = Seal { revision: Revision(revision), ..Seal::empty(2) };
         let value = (vec![7; revision as usize * 100], Revision(revision));
@@ -171,12 +200,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let read = || Journal::read(directory.path());
         assert_eq!(read().unwrap(), None);
-        let mut journal = Journal::ensure(directory.path(), &Seal::empty(2)).unwrap();
+        let mut journal = Journal::ensure(directory.path(), &Seal::empty(2), &mut Plain).unwrap();
         // Longer and shorter ones in turn.
         for revision in [1, 5, 2, 9, 10] {
             let group =
                 Group { seal: Seal { revision: Revision(revision * 10), ..group(revision).seal }, ..group(revision) };
-            journal.write(&group.seal, &group.changes).unwrap();
+            journal.write(&group.seal, &group.changes, &mut Plain).unwrap();
         }
         let newest = read().unwrap().unwrap();
         assert_eq!((newest.seal.revision, &newest.changes), (Revision(100), &group(10).changes));

@@ -6,8 +6,10 @@
 
 pub mod contract;
 mod disk;
+mod durable;
 mod events;
 mod journal;
+mod load;
 pub mod memory;
 pub mod migrations;
 pub mod records;
@@ -76,7 +78,7 @@ pub enum Change {
 }
 
 /// Why the store did not do as asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum KvError {
     /// A guard did not hold; nothing was written.
     #[error("{0} was changed by someone else meanwhile")]
@@ -84,6 +86,10 @@ pub enum KvError {
     /// The disk or the database failed; nothing was acknowledged.
     #[error("the store failed: {0}")]
     Failed(String),
+    /// The disk or the database failed, and what it may have written could not be taken back: it is not in force now, but may be after the
+    /// next start.
+    #[error("it is not known whether the change was made: {0}")]
+    Unknown(String),
 }
 
 /// A key-value store with revisions. A commit that returned is on disk.

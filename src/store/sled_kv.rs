@@ -2,8 +2,9 @@
 //!
 //! One writer thread gathers the commits that wait (group commit), writes them as one batch, and acknowledges them when that batch is on
 //! disk (`Disk`). Readers are served from memory, which changes only then: nobody sees what a power loss could still take
-//! back, or half of a commit. When a write fails, its commits fail, reading goes on with what was committed, and before the next commit is
-//! taken, the database is opened anew and checked, and what the failed ones left on the disk is taken back.
+//! back, or half of a commit. When a write fails, what it may have left on the disk is taken back before its commits are answered, so that
+//! no later start finds it; when that fails too, they are told that the outcome is not known. Reading goes on with what was committed, and
+//! before the next commit is taken, the database is opened anew and checked.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Change, Entry, Guard, Kv, KvError, Revision, Write,
-    disk::{Changes, Disk, MakeDurable, SyncedFiles, apply_to, resealed},
+    disk::{Changes, Disk, apply_to, resealed},
+    durable::{MakeDurable, SyncedFiles},
     memory::broken_guard,
     migrations::{Contents, MIGRATIONS, Migration},
     watch::Watches,
@@ -121,10 +123,13 @@ impl Drop for SledKv {
 
 enum State {
     Open(Box<Disk>),
-    /// A write has failed; why, and when the database was last opened since.
+    /// A write has failed.
     Failed {
         reason: String,
+        /// When the database was last opened since.
         tried: Instant,
+        /// Whether something may be on the disk that nobody was told is in force.
+        uncertain: bool,
     },
 }
 
@@ -157,14 +162,23 @@ impl Writer {
                 }
             }
         }
-        if let State::Open(disk) = self.state {
-            disk.close();
+        match self.state {
+            State::Open(disk) => disk.close(),
+            State::Failed { uncertain: true, .. } => match self.reopen() {
+                Ok(disk) => disk.close(),
+                Err(error) => tracing::error!(
+                    error = format!("{error:#}"),
+                    "a change whose outcome is not known could not be taken back; the next start may bring it into force"
+                ),
+            },
+            State::Failed { .. } => {}
         }
     }
 
     /// Opens the database anew after a failed write, when it is time.
     fn recover(&mut self) {
-        let State::Failed { tried, .. } = &self.state else { return };
+        let State::Failed { tried, uncertain, .. } = &self.state else { return };
+        let uncertain = *uncertain;
         if tried.elapsed() < REOPEN_PAUSE {
             return;
         }
@@ -176,7 +190,7 @@ impl Writer {
             Err(error) => {
                 let reason = format!("{error:#}");
                 tracing::error!(%reason, "the store still takes no changes");
-                self.state = State::Failed { reason, tried: Instant::now() };
+                self.state = State::Failed { reason, tried: Instant::now(), uncertain };
             }
         }
     }
@@ -247,20 +261,47 @@ impl Writer {
                     let _ = commit.done.send(Ok(revision));
                 }
             }
-            Err(error) => self.fail(&error, accepted),
+            Err(error) => self.fail(&error, &changes, revision, accepted),
         }
     }
 
-    fn fail(&mut self, error: &anyhow::Error, commits: Vec<(Commit, Revision)>) {
-        let reason =
-            format!("a write failed: {error:#}; it takes no changes until the disk is in order, and tries by itself");
-        tracing::error!(directory = %self.directory.display(), %reason, "the store has failed");
+    /// Takes back what the group may have left on the disk, and then tells its commits.
+    fn fail(&mut self, error: &anyhow::Error, changes: &Changes, revision: Revision, commits: Vec<(Commit, Revision)>) {
+        let reason = format!(
+            "a write failed: {error:#}. The store takes no changes until the disk is in order; it tries by itself"
+        );
+        let failed = State::Failed { reason: reason.clone(), tried: Instant::now(), uncertain: false };
+        let State::Open(disk) = std::mem::replace(&mut self.state, failed) else { return };
+        let answer = match self.undo(*disk, changes, revision) {
+            Ok(()) => KvError::Failed(reason),
+            Err(undo) => {
+                if let State::Failed { uncertain, .. } = &mut self.state {
+                    *uncertain = true;
+                }
+                KvError::Unknown(format!(
+                    "a write failed: {error:#}; and taking it back failed: {undo:#}. It is not in force now, and may or may not come into \
+                     force when berth serve starts next; make room or mend the disk, and look at what is there before doing it again"
+                ))
+            }
+        };
+        tracing::error!(directory = %self.directory.display(), error = %answer, "the store has failed");
         for (commit, _) in commits {
-            let _ = commit.done.send(Err(failed(&reason)));
+            let _ = commit.done.send(Err(answer.clone()));
         }
-        if let State::Open(disk) = std::mem::replace(&mut self.state, State::Failed { reason, tried: Instant::now() }) {
-            disk.close();
-        }
+    }
+
+    /// Takes a failed group back, in the journal or, if that cannot be written either, by opening the database anew.
+    fn undo(&mut self, mut disk: Disk, changes: &Changes, revision: Revision) -> anyhow::Result<()> {
+        let held: Changes = {
+            let committed = self.committed.read().unwrap_or_else(PoisonError::into_inner);
+            changes.keys().map(|key| (key.clone(), committed.contents.get(key).cloned())).collect()
+        };
+        let taken_back = disk.take_back(&held, Revision(revision.0 + 1));
+        disk.close();
+        let Err(error) = taken_back else { return Ok(()) };
+        tracing::warn!(%error, "the journal cannot be written; opening the store anew");
+        self.state = State::Open(Box::new(self.reopen()?));
+        Ok(())
     }
 }
 

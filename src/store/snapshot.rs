@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Entry, Revision, Store, StoreError,
-    disk::{Changes, Disk, SyncedFiles, resealed},
+    disk::{Changes, Disk, resealed},
+    durable::SyncedFiles,
     migrations::{Contents, MIGRATIONS, newest},
     seal::Seal,
 };

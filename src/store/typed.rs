@@ -7,7 +7,7 @@ use futures::{StreamExt, stream::BoxStream};
 use super::{Change, Entry, Guard, Kv, KvError, Record, Revision, Write};
 
 /// Why a record operation failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// Somebody else changed it meanwhile; read again and decide anew.
     #[error("{0} was changed by someone else meanwhile; try again")]
@@ -18,6 +18,10 @@ pub enum StoreError {
     /// The disk or the database failed.
     #[error("the store failed: {0}")]
     Failed(String),
+    /// The disk or the database failed, and what it may have written could not be taken back: it is not in force now, but may be after the
+    /// next start.
+    #[error("it is not known whether the change was made: {0}")]
+    Unknown(String),
     /// A record cannot be read: it was written by another version, or is damaged.
     #[error("the record {key} cannot be read: {reason}")]
     Unreadable { key: String, reason: String },
@@ -28,6 +32,7 @@ impl From<KvError> for StoreError {
         match error {
             KvError::Conflict(key) => Self::Conflict(key),
             KvError::Failed(reason) => Self::Failed(reason),
+            KvError::Unknown(reason) => Self::Unknown(reason),
         }
     }
 }

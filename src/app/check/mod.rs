@@ -8,14 +8,18 @@
 //! does not fit is therefore told, and mended, only when it still does not fit a little later.
 
 mod repositories;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     commands::Commands,
-    domain::{Build, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, ImageRef, Release},
+    domain::{Build, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, ImageRef, Release, Tombstone},
     git::Repositories,
     logs::Logs,
     plan::retention,
@@ -31,6 +35,9 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// After which what does not fit is looked at once more.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
+
+/// How long the removal of a destroyed environment may take, its build's end and its replicas' grace included.
+const DESTROYED_WITHIN: SignedDuration = SignedDuration::from_mins(15);
 
 /// For all images together.
 const IMAGES_DEADLINE: Duration = Duration::from_secs(300);
@@ -69,8 +76,9 @@ impl Problem {
 }
 
 /// What a look may mend.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Mending {
+    now: Timestamp,
     repair: bool,
     /// What did not fit before, either.
     seen: BTreeSet<String>,
@@ -90,23 +98,52 @@ pub(super) struct Check {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) registry: Arc<dyn Registry>,
     /// Knows how an environment is taken away.
-    pub(super) commands: Commands,
+    pub(super) remover: Arc<dyn Remover>,
+}
+
+/// Takes away what belongs to no environment.
+#[async_trait]
+pub(super) trait Remover: Send + Sync {
+    /// Removes repository and logs of an environment that does not exist, and then its tombstone.
+    async fn remove_leftovers(&self, env: &EnvRef) -> anyhow::Result<()>;
+}
+
+#[async_trait]
+impl Remover for Commands {
+    async fn remove_leftovers(&self, env: &EnvRef) -> anyhow::Result<()> {
+        Ok(Commands::remove_leftovers(self, env).await?)
+    }
 }
 
 /// All records about environments.
+#[derive(Default)]
 struct Records {
     environments: BTreeMap<EnvRef, Stored<Environment>>,
     releases: BTreeMap<EnvRef, Vec<Release>>,
     builds: BTreeMap<EnvRef, Vec<Build>>,
+    tombstones: BTreeMap<EnvRef, Stored<Tombstone>>,
+}
+
+impl Records {
+    /// Whether the environment is just being destroyed: what is left of it will go by itself.
+    fn is_going(&self, env: &EnvRef, now: Timestamp) -> bool {
+        self.tombstones.get(env).is_some_and(|stone| is_fresh(stone, now))
+    }
+}
+
+/// Of a destruction that may still be under way. One from the future was written before the clock was set back.
+fn is_fresh(stone: &Tombstone, now: Timestamp) -> bool {
+    stone.destroyed_at.is_some_and(|at| at <= now && now.duration_since(at) < DESTROYED_WITHIN)
 }
 
 impl Check {
     /// Everything that does not fit, and still does not `LOOK_AGAIN` later; mends what may be mended, when asked to.
-    pub(super) async fn run(&self, repair: bool) -> anyhow::Result<Vec<Problem>> {
-        let mut problems = self.look(&Mending::default()).await?;
+    pub(super) async fn run(&self, repair: bool, now: Timestamp) -> anyhow::Result<Vec<Problem>> {
+        let mut problems = self.look(&Mending { now, repair: false, seen: BTreeSet::new() }).await?;
         if !problems.is_empty() {
             tokio::time::sleep(LOOK_AGAIN).await;
-            let mending = Mending { repair, seen: problems.into_iter().map(|problem| problem.what).collect() };
+            let seen = problems.into_iter().map(|problem| problem.what).collect();
+            let mending = Mending { now: now + LOOK_AGAIN, repair, seen };
             problems = self.look(&mending).await?;
             problems.retain(|problem| mending.seen.contains(&problem.what));
         }
@@ -121,7 +158,9 @@ impl Check {
         let logs = self.logs.environments().await?;
         let records = self.records().await?;
         let mut problems = self.orphaned_records(&records, mending).await?;
+        let left: BTreeSet<EnvRef> = repositories.iter().chain(&logs).cloned().collect();
         self.leftovers(&mut problems, &records, repositories, logs, mending).await?;
+        self.stale_tombstones(&mut problems, &records, &left, mending).await?;
         for env in records.environments.values() {
             problems.extend(self.repository(env, &records, mending).await);
         }
@@ -138,7 +177,7 @@ impl Check {
     }
 
     async fn records(&self) -> anyhow::Result<Records> {
-        let mut records = Records { environments: BTreeMap::new(), releases: BTreeMap::new(), builds: BTreeMap::new() };
+        let mut records = Records::default();
         for stored in self.store.list::<Release>("").await? {
             records.releases.entry(stored.env.clone()).or_default().push(stored.record);
         }
@@ -148,6 +187,10 @@ impl Check {
         // Last, for the same reason.
         for stored in self.store.list::<Environment>("").await? {
             records.environments.insert(stored.name.clone(), stored);
+        }
+        // And these after them: what goes meanwhile has left one.
+        for stored in self.store.list::<Tombstone>("").await? {
+            records.tombstones.insert(stored.env.clone(), stored);
         }
         Ok(records)
     }
@@ -209,16 +252,49 @@ impl Check {
     ) -> anyhow::Result<()> {
         let (repositories, logs): (BTreeSet<EnvRef>, BTreeSet<EnvRef>) =
             (repositories.into_iter().collect(), logs.into_iter().collect());
-        for env in repositories.union(&logs).filter(|env| !records.environments.contains_key(env)) {
+        let belongs_to_nothing =
+            |env: &&EnvRef| !records.environments.contains_key(*env) && !records.is_going(env, mending.now);
+        for env in repositories.union(&logs).filter(belongs_to_nothing) {
             let which = match (repositories.contains(env), logs.contains(env)) {
                 (true, true) => "repository and logs",
                 (true, false) => "repository",
                 _ => "logs",
             };
-            let mut problem = Problem::mendable(format!("{which} of {env}, which does not exist"), "remove them");
+            let why = match records.tombstones.contains_key(env) {
+                true => "which was destroyed and should be gone",
+                false => "which does not exist",
+            };
+            let mut problem = Problem::mendable(format!("{which} of {env}, {why}"), "remove them");
             // Somebody may have made it since.
             if mending.may(&problem) && self.store.get::<Environment>(env).await?.is_none() {
-                problem = problem.tried(self.commands.remove_leftovers(env).await.map_err(Into::into));
+                problem = problem.tried(self.remover.remove_leftovers(env).await);
+            }
+            problems.push(problem);
+        }
+        Ok(())
+    }
+
+    /// Tombstones that explain nothing: of what is gone, or of an environment that was made anew and has begun.
+    async fn stale_tombstones(
+        &self,
+        problems: &mut Vec<Problem>,
+        records: &Records,
+        left: &BTreeSet<EnvRef>,
+        mending: &Mending,
+    ) -> anyhow::Result<()> {
+        for (env, stone) in records.tombstones.iter().filter(|(_, stone)| !is_fresh(stone, mending.now)) {
+            let why = match records.environments.get(env) {
+                Some(new) if new.last_build > 0 => "which was made anew since",
+                // It has not begun; the next start removes what is left.
+                Some(_) => continue,
+                None if left.contains(env) => continue,
+                None => "of which nothing is left",
+            };
+            let mut problem = Problem::mendable(format!("a tombstone of {env}, {why}"), "delete it");
+            if mending.may(&problem) {
+                // Guarded: one of a later destruction stays.
+                problem =
+                    problem.tried(self.store.transaction().delete(stone).commit().await.map(drop).map_err(Into::into));
             }
             problems.push(problem);
         }
@@ -318,7 +394,8 @@ impl Check {
     async fn replicas(&self, problems: &mut Vec<Problem>, records: &Records, mending: &Mending) -> anyhow::Result<()> {
         let mut sets = BTreeMap::new();
         for replica in self.runtime.observe().await? {
-            if !records.environments.contains_key(&replica.set.env) {
+            if !records.environments.contains_key(&replica.set.env) && !records.is_going(&replica.set.env, mending.now)
+            {
                 *sets.entry(replica.set).or_insert(0_usize) += 1;
             }
         }

@@ -20,8 +20,11 @@ use crate::{
         Source,
         fake::{Behaviour, FakeRuntime, JobContext},
     },
-    store::MemoryKv,
+    store::{Kv, MemoryKv},
 };
+
+#[path = "records_kept.rs"]
+mod records_kept;
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<BTreeMap<(EnvRef, u64), String>>>);
@@ -119,7 +122,6 @@ struct World {
     compiled: Arc<AtomicU64>,
     abandoned: Arc<Mutex<Vec<ReleaseVersion>>>,
     unguarded: Arc<AtomicU64>,
-    refuses: refusing::Refuses,
 }
 
 fn env(name: &str) -> EnvRef {
@@ -156,8 +158,18 @@ impl World {
     }
 
     async fn with(directory: tempfile::TempDir, kv: MemoryKv, registry: FakeRegistry, hang: bool) -> Self {
-        let refuses = refusing::Refuses::default();
-        let store = Store::new(Arc::new(refusing::RefusingKv { kv: kv.clone(), refuses: refuses.clone() }));
+        Self::over(directory, kv.clone(), Arc::new(kv), registry, hang).await
+    }
+
+    /// With a store that reads and writes `kv` through `port`.
+    async fn over(
+        directory: tempfile::TempDir,
+        kv: MemoryKv,
+        port: Arc<dyn Kv>,
+        registry: FakeRegistry,
+        hang: bool,
+    ) -> Self {
+        let store = Store::new(port);
         let repositories = Repositories::new(directory.path().join("repositories"));
         for name in ["dev", "prod", "third", "other/app/dev"] {
             let path = repositories.path(&env(name));
@@ -205,7 +217,7 @@ impl World {
         let (builds, service) = Builds::start(parts, settings).await.unwrap();
         let shutdown = CancellationToken::new();
         let service = tokio::spawn(service.run(shutdown.clone()));
-        Self { directory, kv, registry, log, builds, shutdown, service, compiled, abandoned, unguarded, refuses }
+        Self { directory, kv, registry, log, builds, shutdown, service, compiled, abandoned, unguarded }
     }
 
     fn new_build(&self, name: &str, files: &[(&str, &str)]) -> NewBuild {
@@ -446,36 +458,6 @@ async fn a_restart_goes_on_with_what_was_left() {
     assert_eq!(left.interruptions, 0, "it was stopped in order");
     assert!(world.builds.cancel(&running.env, running.number, "enough").await.unwrap());
     assert_eq!(world.end_of(&queued).await.state, BuildState::Succeeded);
-    world.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_build_that_a_killed_server_was_at_is_tried_once_more() {
-    let world = World::new().await;
-    let store = Store::new(Arc::new(world.kv.clone()));
-    let build = world.push("dev", &APP).await;
-    let (directory, kv, registry) = world.stop().await;
-    let id = (build.env.clone(), build.number);
-    let killed = |interruptions| {
-        let change = move |record: &mut Build| {
-            record.state = BuildState::Running { stage: Stage::Build };
-            (record.release, record.interruptions) = (None, interruptions);
-            Ok::<(), StoreError>(())
-        };
-        store.modify(&id, change)
-    };
-    killed(0).await.unwrap();
-    let world = World::with(directory, kv, registry, false).await;
-    let ended = world.end_of(&build).await;
-    assert_eq!((ended.state.clone(), ended.interruptions), (BuildState::Succeeded, 1), "{}", world.log(&ended));
-    assert!(world.log(&ended).starts_with("-----> The server was restarted; trying again\n"), "{}", world.log(&ended));
-    let (directory, kv, registry) = world.stop().await;
-    killed(1).await.unwrap();
-    let world = World::with(directory, kv, registry, false).await;
-    let ended = world.end_of(&build).await;
-    assert!(matches!(&ended.state, BuildState::Failed { reason } if reason.contains("twice")), "{:?}", ended.state);
-    assert!(ended.finished_at.is_some() && world.log(&ended).contains("went down twice"), "{}", world.log(&ended));
-    assert_eq!((world.compiled(), world.builds.active(&build.env).await.unwrap()), (0, None));
     world.stop().await;
 }
 

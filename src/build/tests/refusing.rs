@@ -1,61 +1,21 @@
 //! A store that takes nothing for a while: what is decided and what has ended is not lost by that.
 
-use futures::stream::BoxStream;
-
-use super::*;
-use crate::store::{Change, Entry, Guard, Kv, KvError, Revision, Write};
-
-/// What a write must contain to be refused, while there is something.
-pub(super) type Refuses = Arc<Mutex<Option<&'static str>>>;
-
-/// Refuses commits with certain writes.
-pub(super) struct RefusingKv {
-    pub(super) kv: MemoryKv,
-    pub(super) refuses: Refuses,
-}
-
-#[async_trait]
-impl Kv for RefusingKv {
-    async fn get(&self, key: &str) -> Result<Option<Entry>, KvError> {
-        self.kv.get(key).await
-    }
-    async fn scan(&self, prefix: &str) -> Result<Vec<Entry>, KvError> {
-        self.kv.scan(prefix).await
-    }
-    async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Revision, KvError> {
-        let refuses = *self.refuses.lock().unwrap();
-        let contains = |write: &Write| match (write, refuses) {
-            (Write::Put(_, value), Some(text)) => String::from_utf8_lossy(value).contains(text),
-            _ => false,
-        };
-        if writes.iter().any(contains) {
-            return Err(KvError::Failed("no room".to_owned()));
-        }
-        self.kv.commit(guards, writes).await
-    }
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Change>, KvError> {
-        self.kv.watch(prefix, from).await
-    }
-    async fn revision(&self) -> Result<Revision, KvError> {
-        self.kv.revision().await
-    }
-}
+use super::{
+    records_kept::{FailingKv, world},
+    *,
+};
 
 const SUCCEEDED: &str = r#""state":"succeeded""#;
 const CANCELLED: &str = r#""state":"cancelled""#;
 
 impl World {
-    fn refuse(&self, text: Option<&'static str>) {
-        *self.refuses.lock().unwrap() = text;
-    }
-
     async fn recorded(&self, build: &Build) -> Build {
         let store = Store::new(Arc::new(self.kv.clone()));
         store.need::<Build>(&(build.env.clone(), build.number)).await.unwrap().record
     }
 
     /// Waits until the build has ended, whether that is written or not.
-    async fn has_ended(&self, build: &Build) {
+    pub(super) async fn has_ended(&self, build: &Build) {
         let ended = async {
             while self.builds.active(&build.env).await.unwrap().is_some_and(|build| !build.state.is_final()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -76,8 +36,8 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_end_that_the_store_refuses_is_written_later() {
-    let world = World::new().await;
-    world.refuse(Some(SUCCEEDED));
+    let (world, failing, _) = world().await;
+    failing.fail(Some(("build/", SUCCEEDED)));
     let build = world.builds.enqueue(world.new_build("dev", &APP)).await.unwrap();
     world.has_ended(&build).await;
     let waits = tokio::time::timeout(Duration::from_millis(600), world.builds.wait(&build.env, build.number));
@@ -88,7 +48,7 @@ async fn an_end_that_the_store_refuses_is_written_later() {
     // Others have its slot.
     let other = world.push("prod", &[("lock", "fail")]).await;
     assert!(matches!(other.state, BuildState::Failed { .. }), "{other:?}");
-    world.refuse(None);
+    failing.fail(None);
     assert_eq!(world.end_of(&build).await.state, BuildState::Succeeded);
     assert_eq!(world.recorded(&build).await.state, BuildState::Succeeded);
     assert_eq!(world.builds.active(&build.env).await.unwrap(), None);
@@ -97,23 +57,23 @@ async fn an_end_that_the_store_refuses_is_written_later() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_cancelled_that_the_store_does_not_know_of() {
-    let world = World::new().await;
+    let (world, failing, _) = world().await;
     let build = world.builds.enqueue(world.new_build("dev", &[("lock", "hang")])).await.unwrap();
     world.compiles().await;
-    world.refuse(Some("cancelling"));
+    failing.fail(Some(("build/", "cancelling")));
     let refused = world.builds.cancel(&build.env, build.number, "not needed").await.unwrap_err();
     assert!(matches!(refused, StoreError::Failed(_)), "{refused}");
     let active = world.builds.active(&build.env).await.unwrap().unwrap();
     assert_eq!(active.state, BuildState::Running { stage: Stage::Build });
-    world.refuse(None);
+    failing.fail(None);
     assert!(world.builds.cancel(&build.env, build.number, "not needed").await.unwrap());
     assert_eq!(world.recorded(&build).await.cancelling, None, "it has been done");
     world.stop().await;
 }
 
 /// Cancels a build whose end is refused until the server stops; the next server.
-async fn cancelled_and_restarted(world: World, build: &Build) -> World {
-    world.refuse(Some(CANCELLED));
+async fn cancelled_and_restarted(world: World, failing: &FailingKv, build: &Build) -> World {
+    failing.fail(Some(("build/", CANCELLED)));
     let (builds, env, number) = (world.builds.clone(), build.env.clone(), build.number);
     tokio::spawn(async move { builds.cancel(&env, number, "not needed").await });
     world.has_ended(build).await;
@@ -124,10 +84,10 @@ async fn cancelled_and_restarted(world: World, build: &Build) -> World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_cancelled_is_not_built_by_the_next_server() {
-    let world = World::new().await;
+    let (world, failing, _) = world().await;
     let build = world.builds.enqueue(world.new_build("dev", &[("lock", "hang")])).await.unwrap();
     world.compiles().await;
-    let world = cancelled_and_restarted(world, &build).await;
+    let world = cancelled_and_restarted(world, &failing, &build).await;
     let cancelled = BuildState::Cancelled { reason: "not needed".to_owned() };
     assert_eq!(world.end_of(&build).await.state, cancelled);
     assert_eq!(world.compiled(), 0);
@@ -137,18 +97,18 @@ async fn what_was_cancelled_is_not_built_by_the_next_server() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_never_let_begin_is_not_built_by_the_next_server() {
-    let world = World::new().await;
+    let (world, failing, _) = world().await;
     // Not even that it is to be cancelled can be written.
     let build = world.builds.enqueue(NewBuild { held: true, ..world.new_build("dev", &APP) }).await.unwrap();
-    world.refuse(Some("cancelling"));
+    failing.fail(Some(("build/", "cancelling")));
     let (builds, env, number) = (world.builds.clone(), build.env.clone(), build.number);
     assert!(builds.cancel(&env, number, "another push came first").await.unwrap());
     let second = NewBuild { held: true, ..world.new_build("prod", &APP) };
     let second = world.builds.enqueue(second).await.unwrap();
-    world.refuse(Some(r#""held":false"#));
+    failing.fail(Some(("build/", r#""held":false"#)));
     let denied = world.builds.let_begin(&second.env, second.number).await;
     assert!(matches!(denied, Err(StoreError::Failed(_))), "{denied:?}");
-    let world = cancelled_and_restarted(world, &second).await;
+    let world = cancelled_and_restarted(world, &failing, &second).await;
     let ended = world.end_of(&second).await;
     assert!(matches!(ended.state, BuildState::Cancelled { .. }), "{ended:?}");
     assert_eq!((world.compiled(), ended.held), (0, true));

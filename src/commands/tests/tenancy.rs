@@ -100,7 +100,7 @@ async fn what_is_destroyed_is_gone_and_its_name_begins_anew() {
 async fn a_destruction_that_was_cut_short_is_finished_at_the_next_start() {
     let world = World::new().await;
     let repository = world.commands.repositories.ensure(&shop()).unwrap();
-    let stone = Tombstone { env: shop() };
+    let stone = Tombstone { env: shop(), destroyed_at: None };
     let begun = world.store.need::<Environment>(&shop()).await.unwrap();
     // Made anew since, and in use: nothing of it is touched.
     let mut in_use = begun.record.clone();

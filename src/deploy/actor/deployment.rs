@@ -17,7 +17,7 @@ pub(in crate::deploy) enum Outcome {
     Deployed(Deployed),
     Failed { release: ReleaseVersion, reason: String, last_log_lines: Vec<String> },
     Superseded { by: ReleaseVersion },
-    Store(String),
+    Store(StoreError),
 }
 
 impl Outcome {
@@ -28,7 +28,7 @@ impl Outcome {
                 Err(DeployFailure::Failed { release, reason, last_log_lines })
             }
             Self::Superseded { by } => Err(DeployFailure::Superseded { by }),
-            Self::Store(reason) => Err(DeployFailure::Store(StoreError::Failed(reason))),
+            Self::Store(error) => Err(DeployFailure::Store(error)),
         }
     }
 }

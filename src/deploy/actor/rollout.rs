@@ -31,7 +31,7 @@ impl Actor {
             Ok(None) if self.retiring.is_some() => return self.deferred.push(reply),
             Ok(None) => {}
             Ok(Some(outcome)) => return drop(reply.send(outcome)),
-            Err(error) => return drop(reply.send(Outcome::Store(error.to_string()))),
+            Err(error) => return drop(reply.send(Outcome::Store(error))),
         }
         if let Some(rollout) = &mut self.rollout {
             rollout.audience.join(notes);

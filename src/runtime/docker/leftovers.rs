@@ -7,7 +7,7 @@ use bollard::query_parameters::{ListNetworksOptionsBuilder, ListVolumesOptionsBu
 use super::{
     Inner,
     engine::{failed, status},
-    names,
+    names, network,
 };
 use crate::{
     domain::{AppRef, TenantName},
@@ -60,11 +60,10 @@ impl Inner {
                 continue;
             };
             tracing::info!(network = network.name, "removing the network of a tenant that is gone");
-            match docker.remove_network(&id).await {
-                Ok(()) => removed += 1,
-                Err(error) if status(&error) == Some(404) => {}
-                Err(error) => return Err(failed("removing the network of a tenant that is gone", &error)),
-            }
+            network::remove(docker, &id)
+                .await
+                .map_err(|error| failed("removing the network of a tenant that is gone", &error))?;
+            removed += 1;
         }
         Ok(removed)
     }

@@ -8,8 +8,10 @@ use std::{
 };
 
 use bollard::{
-    models::{Ipam, IpamConfig, NetworkCreateRequest},
-    query_parameters::ListNetworksOptionsBuilder,
+    Docker,
+    errors::Error,
+    models::{Ipam, IpamConfig, NetworkCreateRequest, NetworkDisconnectRequest},
+    query_parameters::{InspectNetworkOptions, ListNetworksOptionsBuilder},
 };
 
 use super::{
@@ -197,14 +199,41 @@ impl Networks {
         let found =
             engine.docker.list_networks(Some(options)).await.map_err(|error| failed("listing networks", &error))?;
         for id in found.into_iter().filter_map(|network| network.id) {
-            match engine.docker.remove_network(&id).await {
-                Ok(()) => {}
-                Err(error) if status(&error) == Some(404) => {}
-                Err(error) => return Err(failed(&format!("removing the network of tenant {tenant}"), &error)),
-            }
+            remove(&engine.docker, &id)
+                .await
+                .map_err(|error| failed(&format!("removing the network of tenant {tenant}"), &error))?;
         }
         Ok(())
     }
+}
+
+/// Removes a network of a tenant that is going or gone. The engine can keep the endpoint of a container that it has removed, and does
+/// not remove a network that has any: such are cut off first.
+///
+/// # Errors
+/// Those of the engine; that the network is not there is none.
+pub(super) async fn remove(docker: &Docker, id: &str) -> Result<(), Error> {
+    match docker.remove_network(id).await {
+        Err(error) if status(&error) == Some(403) => cut_off(docker, id).await?,
+        answer => return unless_gone(answer),
+    }
+    unless_gone(docker.remove_network(id).await)
+}
+
+async fn cut_off(docker: &Docker, id: &str) -> Result<(), Error> {
+    let network = docker.inspect_network(id, None::<InspectNetworkOptions>).await?;
+    for (container, endpoint) in network.containers.unwrap_or_default() {
+        // One of a container that is gone goes by the name it had.
+        let name = endpoint.name.unwrap_or(container);
+        unless_gone(
+            docker.disconnect_network(id, NetworkDisconnectRequest { container: name, force: Some(true) }).await,
+        )?;
+    }
+    Ok(())
+}
+
+fn unless_gone(answer: Result<(), Error>) -> Result<(), Error> {
+    answer.or_else(|error| if status(&error) == Some(404) { Ok(()) } else { Err(error) })
 }
 
 fn request(names: &names::Names, tenant: &TenantName, name: &str, subnet: Subnet, bridge: u32) -> NetworkCreateRequest {

@@ -3,10 +3,12 @@ use std::{fs, io, time::Duration};
 use super::*;
 use crate::{
     domain::{Build, EnvRef, Environment},
-    store::{Store, disk::Durable, seal::Seal},
+    store::{Store, durable::Durable, seal::Seal},
 };
 
 mod damage;
+mod failing;
+mod place;
 
 fn put(key: &str, value: &[u8]) -> Write {
     Write::Put(key.to_owned(), value.to_vec())
@@ -32,19 +34,41 @@ async fn survives_reopening_and_a_torn_snapshot() {
     assert!(next > written);
 }
 
-/// Fails while there is a file `fails` beside the store.
-struct Flaky(Box<dyn Durable>, PathBuf);
+/// Fails while there is a file `fails` beside the store. With `journal` in it, the next write to the journal is lost as well; with `once`, too,
+/// and then the disk is whole again.
+struct Flaky {
+    files: Box<dyn Durable>,
+    mark: PathBuf,
+    journal: bool,
+}
+
+fn broken<T>() -> io::Result<T> {
+    Err(io::Error::from_raw_os_error(5))
+}
 
 impl Durable for Flaky {
     fn sync(&mut self) -> io::Result<()> {
-        if self.1.exists() { Err(io::Error::from_raw_os_error(5)) } else { self.0.sync() }
+        let Ok(how) = fs::read_to_string(&self.mark) else { return self.files.sync() };
+        self.journal = !how.is_empty();
+        broken()
+    }
+
+    fn sync_journal(&mut self, file: &fs::File) -> io::Result<()> {
+        if !std::mem::take(&mut self.journal) {
+            return self.files.sync_journal(file);
+        }
+        file.set_len(0)?;
+        if fs::read_to_string(&self.mark)? == "once" {
+            fs::remove_file(&self.mark)?;
+        }
+        broken()
     }
 }
 
 fn flaky(directory: &Path) -> anyhow::Result<Box<dyn Durable>> {
     let mark = directory.with_file_name("fails");
     anyhow::ensure!(!mark.exists(), "the disk is still broken");
-    Ok(Box::new(Flaky(SyncedFiles::open(directory)?, mark)))
+    Ok(Box::new(Flaky { files: SyncedFiles::open(directory)?, mark, journal: false }))
 }
 
 /// Commits until it works again; the number of refusals.
@@ -101,11 +125,14 @@ struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     fn new() -> Option<Self> {
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    fn at(directory: tempfile::TempDir) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("left out: mounting needs root");
             return None;
         }
-        let directory = tempfile::tempdir().unwrap();
         let mount = nix::mount::mount::<str, _, _, _>(
             Some("berth-test"),
             directory.path(),
@@ -144,7 +171,8 @@ async fn a_full_disk_refuses_changes_and_is_recovered_from() {
             }
             assert!(acknowledged < 20_000, "the disk is never full");
         };
-        assert!(error.to_string().contains("No space left"), "{error}");
+        // What failed can be taken back without any room.
+        assert!(matches!(&error, KvError::Failed(text) if text.contains("No space left")), "{error}");
         assert_eq!(kv.scan(&format!("n/{round}/")).await.unwrap().len(), acknowledged, "round {round}");
         assert!(kv.commit(vec![], vec![put("more", b"1")]).await.is_err());
         fs::remove_file(&ballast).unwrap();
