@@ -1,8 +1,12 @@
 //! Power loss: what the store acknowledged is there afterwards.
 //!
 //! The store lives on a file system of its own in an image file. What that file holds at some moment, without what the kernel
-//! still has in memory, is what a power cut at that moment would leave. Several such images are taken while writers work, and in each
-//! every write that was acknowledged before must be found. Needs root, for mounting. `scripts/chaos power-loss` does the same at some
+//! still has in memory, is what a power cut at that moment would leave. (A disk's own cache is not part of it: a write counts as durable once
+//! the kernel has handed it on, so a flush of the device that is missing is not seen here.) Several such images are taken while writers work.
+//!
+//! Each writer makes transactions that put records, put others again and delete old ones, one after another, each a function of its number. So
+//! what a writer's keys must hold after any of them is known, and the checker compares all of it: the transactions that were acknowledged, all of
+//! each, at most followed by some that were not, and nothing else. Needs root, for mounting. `scripts/chaos power-loss` does the same at some
 //! hundred random moments, with this binary's [`writer`] and [`checker`].
 
 use std::{
@@ -23,9 +27,13 @@ const WRITER_DIRECTORY: &str = "BERTH_TEST_CRASH_DIRECTORY";
 /// Names the store to be checked, and a file with what was acknowledged, a number on each line.
 const CHECK_DIRECTORY: &str = "BERTH_TEST_CRASH_CHECK";
 const CHECK_ACKNOWLEDGED: &str = "BERTH_TEST_CRASH_ACKNOWLEDGED";
-/// Writers at once, so that commits share syncs; keys are written again and again.
+/// Writers at once, so that commits share syncs.
 const WRITERS: u64 = 8;
-const KEYS: u64 = 512;
+/// So many transactions later, a writer deletes the record that it made, but for one in [`KEPT`].
+const YOUNG: u64 = 64;
+const KEPT: u64 = 8;
+/// Pairs of records that each writer puts again and again, both in one transaction.
+const PAIRS: u64 = 16;
 
 fn run(command: &mut Command) {
     let status = command.status().unwrap();
@@ -59,13 +67,47 @@ impl Drop for Writer {
     }
 }
 
-fn key(number: u64) -> String {
-    format!("n/{:08}", number % KEYS)
+/// The writer of a transaction's number, and which of its transactions it is.
+fn origin(number: u64) -> (u64, u64) {
+    (number % WRITERS, number / WRITERS)
+}
+
+fn head(writer: u64) -> String {
+    format!("w{writer}/head")
+}
+
+/// A transaction: a record of its own, both of a pair of records, the number of the newest transaction; and the end of an old record.
+fn transaction(number: u64) -> Vec<Write> {
+    let (writer, turn) = origin(number);
+    let key = |turn: u64| format!("w{writer}/record/{turn:08}");
+    let mut writes = vec![
+        Write::Put(key(turn), value(number)),
+        Write::Put(format!("w{writer}/pair/{}/left", turn % PAIRS), number.to_be_bytes().to_vec()),
+        Write::Put(format!("w{writer}/pair/{}/right", turn % PAIRS), number.to_be_bytes().to_vec()),
+        Write::Put(head(writer), number.to_be_bytes().to_vec()),
+    ];
+    if let Some(old) = turn.checked_sub(YOUNG).filter(|old| old % KEPT != 0) {
+        writes.push(Write::Delete(key(old)));
+    }
+    writes
+}
+
+/// What a writer's keys hold after its transactions up to `newest`, and no further.
+fn held(newest: u64) -> BTreeMap<String, Vec<u8>> {
+    let (writer, turns) = origin(newest);
+    let mut held = BTreeMap::new();
+    for write in (0..=turns).flat_map(|turn| transaction(turn * WRITERS + writer)) {
+        match write {
+            Write::Put(key, value) => drop(held.insert(key, value)),
+            Write::Delete(key) => drop(held.remove(&key)),
+        }
+    }
+    held
 }
 
 /// The number, then bytes of it: values of many sizes; now and then one that the database keeps in a file of its own.
 fn value(number: u64) -> Vec<u8> {
-    let length = if number % 40 == 39 { 150_000 } else { (number * 37 % 2000) as usize };
+    let length = if number % 43 == 42 { 150_000 } else { (number * 37 % 2000) as usize };
     let mut value = number.to_be_bytes().to_vec();
     value.resize(8 + length, (number % 251) as u8);
     value
@@ -76,12 +118,12 @@ fn value(number: u64) -> Vec<u8> {
 async fn writer() {
     let Some(directory) = std::env::var_os(WRITER_DIRECTORY) else { return };
     let kv = Arc::new(SledKv::open(Path::new(&directory)).unwrap());
-    // Each has keys of its own, since the number of keys is a multiple of theirs.
+    // Each has keys of its own.
     let writers = (0..WRITERS).map(|writer| {
         let kv = kv.clone();
         tokio::spawn(async move {
             for number in (writer..1_000_000).step_by(WRITERS as usize) {
-                kv.commit(vec![], vec![Write::Put(key(number), value(number))]).await.unwrap();
+                kv.commit(vec![], transaction(number)).await.unwrap();
                 println!("acknowledged {number}");
             }
         })
@@ -96,28 +138,64 @@ async fn writer() {
 async fn checker() {
     let Some(directory) = std::env::var_os(CHECK_DIRECTORY) else { return };
     let list = fs::read_to_string(std::env::var(CHECK_ACKNOWLEDGED).unwrap()).unwrap();
-    let lost = lost(Path::new(&directory), list.lines().map(|line| line.parse().unwrap())).await;
-    println!("lost {}", lost.len());
-    assert!(lost.is_empty(), "{}", lost.join("\n"));
+    let found = compare(Path::new(&directory), list.lines().map(|line| line.parse().unwrap())).await;
+    println!("compared {} transactions {} lost {}", found.records, found.transactions, found.wrong.len());
+    assert!(found.wrong.is_empty(), "{}", found.wrong.join("\n"));
 }
 
-/// What is missing or damaged of what was acknowledged.
-async fn lost(store: &Path, acknowledged: impl Iterator<Item = u64>) -> Vec<String> {
-    let mut newest = BTreeMap::new();
+/// What came of a comparison.
+#[derive(Default)]
+struct Compared {
+    /// Records that were compared with what they must hold, those that must be gone included.
+    records: u64,
+    /// Transactions that these records are the outcome of.
+    transactions: u64,
+    /// What is missing, damaged, only half there, or there though it should not be.
+    wrong: Vec<String>,
+}
+
+/// Compares all that is in a store with what must be there, given the numbers that were acknowledged.
+async fn compare(store: &Path, acknowledged: impl Iterator<Item = u64>) -> Compared {
+    let mut newest: BTreeMap<u64, u64> = BTreeMap::new();
     for number in acknowledged {
-        newest.entry(key(number)).and_modify(|newest: &mut u64| *newest = number.max(*newest)).or_insert(number);
+        let one = newest.entry(number % WRITERS).or_insert(number);
+        *one = number.max(*one);
     }
     let kv = SledKv::open(store).unwrap();
-    let mut lost = Vec::new();
-    for (key, number) in newest {
-        let found = kv.get(&key).await.unwrap().map(|entry| entry.value).unwrap_or_default();
-        let wrote = found.first_chunk().map(|number| u64::from_be_bytes(*number));
-        // A later one may have come to the disk without being acknowledged.
-        if wrote.is_none_or(|wrote| wrote < number || found != value(wrote)) {
-            lost.push(format!("{number} was acknowledged and {key} holds {wrote:?}"));
+    let mut found = Compared::default();
+    for writer in 0..WRITERS {
+        let entries = kv.scan(&format!("w{writer}/")).await.unwrap();
+        let there = entries.into_iter().map(|entry| (entry.key, entry.value)).collect();
+        compare_writer(writer, newest.get(&writer).copied(), &there, &mut found);
+    }
+    found
+}
+
+/// A writer's newest transaction may be one that was not acknowledged; whichever it is, it and all before it are there whole.
+fn compare_writer(writer: u64, acknowledged: Option<u64>, there: &BTreeMap<String, Vec<u8>>, found: &mut Compared) {
+    let newest = there.get(&head(writer)).and_then(|bytes| Some(u64::from_be_bytes(bytes.as_slice().try_into().ok()?)));
+    let Some(newest) = newest.filter(|number| number % WRITERS == writer) else {
+        if acknowledged.is_some() || !there.is_empty() {
+            found.wrong.push(format!("{acknowledged:?} was acknowledged, and {} records have no head", there.len()));
+        }
+        return;
+    };
+    if acknowledged.is_some_and(|number| newest < number) {
+        found.wrong.push(format!("{acknowledged:?} was acknowledged, and the newest is {newest}"));
+    }
+    let held = held(newest);
+    for (key, value) in &held {
+        if there.get(key) != Some(value) {
+            found.wrong.push(format!("{key} after {newest}: {:?} bytes", there.get(key).map(Vec::len)));
         }
     }
-    lost
+    for key in there.keys().filter(|key| !held.contains_key(*key)) {
+        found.wrong.push(format!("{key} is there after {newest}, and should not be"));
+    }
+    let turns = origin(newest).1 + 1;
+    let deleted = (0..turns.saturating_sub(YOUNG)).filter(|old| old % KEPT != 0).count() as u64;
+    found.records += held.len() as u64 + deleted;
+    found.transactions += turns;
 }
 
 /// Runs a writer until it has acknowledged `enough` writes, and takes the image at that moment. Returns what was acknowledged before.
@@ -153,7 +231,29 @@ fn acknowledged_writes_survive_a_power_loss() {
         let acknowledged = crash(directory.path(), 20 + round as usize * 211, &crashed);
         let mounted = Mounted::new(&crashed, directory.path().join("crashed"));
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let lost = runtime.block_on(lost(&mounted.0.join("store"), acknowledged.into_iter()));
-        assert!(lost.is_empty(), "round {round}: {}", lost.join("\n"));
+        let found = runtime.block_on(compare(&mounted.0.join("store"), acknowledged.iter().copied()));
+        assert!(found.wrong.is_empty(), "round {round}: {}", found.wrong.join("\n"));
+        assert!(found.transactions >= acknowledged.len() as u64, "round {round}: only {} compared", found.transactions);
     }
+}
+
+/// What [`compare_writer`] must see: a transaction that is half there, a deleted record that is back, an acknowledged transaction that is gone.
+#[test]
+fn the_comparison_sees_what_is_wrong() {
+    let newest = 200 * WRITERS + 3;
+    let wrong = |acknowledged: u64, change: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| {
+        let mut there = held(newest);
+        change(&mut there);
+        let mut found = Compared::default();
+        compare_writer(3, Some(acknowledged), &there, &mut found);
+        found.wrong.len()
+    };
+    assert_eq!(wrong(newest, &|_| {}), 0);
+    assert_eq!(wrong(newest - WRITERS, &|_| {}), 0, "one more than was acknowledged is no fault");
+    assert_eq!(wrong(newest + WRITERS, &|_| {}), 1);
+    assert_eq!(wrong(newest, &|there| drop(there.remove("w3/pair/8/right"))), 1);
+    assert_eq!(wrong(newest, &|there| drop(there.remove("w3/record/00000008"))), 1);
+    assert_eq!(wrong(newest, &|there| drop(there.insert("w3/record/00000009".into(), value(9 * WRITERS + 3)))), 1);
+    assert_eq!(wrong(newest, &|there| drop(there.insert("w3/record/00000201".into(), vec![]))), 1);
+    assert_eq!(wrong(newest, &|there| drop(there.remove("w3/head"))), 1);
 }

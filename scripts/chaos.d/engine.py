@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
 # chaos: the engine is restarted, killed, late, silent and cut off: apps go on, the control plane answers, everything converges
+"""Of an engine of the scenario's own, behind a proxy. A failure: while containers live, a request that fails or a healthy replica that is
+replaced; commands slower than COMMAND at p99, or ones that fail; a push that ends without the reason, or not within PUSH; not as it should be
+within CONVERGED once the engine answers; a job left behind; a control plane that is started while the engine is away and ends, does not answer
+within ANSWERS, or does not converge when the engine comes."""
+
 import signal
 import time
 
 from harness import Load, Platform, eventually, main, percentile, say, table
 from outage import Engine, Proxy, PushUnderWay, Watch, explained, own_network, part
 
-# The bars: how long a command may take, and how long it may take until all is as it should be once the engine answers, in seconds.
-COMMAND, CONVERGED, PUSH = 2, 30, 300
+# The bars: how long a command may take, how long it may take until all is as it should be once the engine answers, how long a push may take, and
+# how long a control plane that is started without an engine may take until it answers, in seconds.
+COMMAND, CONVERGED, PUSH, ANSWERS = 2, 30, 300, 20
 
 
 class World:
@@ -29,20 +35,21 @@ class World:
                                             for word in ("--filter", f"label=berth.{label}={value}")]]
         return set(self.engine.docker(*words).ok().out.split())
 
-    def converge(self, within=CONVERGED):
-        """Seconds until both apps have all their replicas and answer."""
-        began = time.monotonic()
+    def converge(self, within=CONVERGED, apps=None):
+        """Seconds until these apps (both, if none are named) have all their replicas and answer."""
+        began, of = time.monotonic(), apps or (self.busy, self.still)
 
         def answers(app):
             try:
                 return app.get()[0] == 200
             except OSError:
                 return False
-        eventually("everything is as it should be", lambda: all(self.platform.settled(app.env) and answers(app) for app in (self.busy, self.still)), within + 60)
+        eventually("everything is as it should be", lambda: all(self.platform.settled(app.env) and answers(app) for app in of), within + 60)
         took = time.monotonic() - began
         self.chaos.check(took <= within, f"it took {took:.1f} s to converge")
-        # What a job was made for has ended.
-        eventually("no job is left", lambda: not self.engine.docker("ps", "-aq", "--filter", "label=berth.role=job").ok().out.split(), 60)
+        if not apps:
+            # What a job was made for has ended.
+            eventually("no job is left", lambda: not self.engine.docker("ps", "-aq", "--filter", "label=berth.role=job").ok().out.split(), 60)
         return took
 
     def end_push(self, push, what):
@@ -51,15 +58,18 @@ class World:
         self.chaos.check(status == 0 or status != 124 and explained(push), f"{what}: a push ended with {status}: {push.out[-1500:]}")
         return f"{'live' if status == 0 else 'refused'} after {push.seconds:.1f} s"
 
-    def watched(self, name, work, strict=True):
-        """Runs `work` under requests and commands, and makes a row of what came of it. `strict`: no request may fail."""
-        load, watch = Load(self.platform, [self.busy.host, self.still.host], rate=20), Watch(self.platform, [self.busy.env])
+    def watched(self, name, work, strict=True, asked=True):
+        """Runs `work` under requests and commands, and makes a row of what came of it. `strict`: no request may fail. Without `asked`, `work`
+        begins the commands itself and gives their watch beside what it tells."""
+        load, watch = Load(self.platform, [self.busy.host, self.still.host], rate=20), Watch(self.platform, [self.busy.env]) if asked else None
         with part(name):
             try:
                 told = work()
+                watch, told = (watch, told) if asked else told
             finally:
                 load.end()
-                watch.end()
+                if watch:
+                    watch.end()
         for failure in load.failures[:5] if strict else []:
             self.chaos.fail(f"{name}: {failure}")
         for failure in watch.failures[:5]:
@@ -72,7 +82,8 @@ class World:
     # -- parts
 
     def restarts(self, count, live):
-        """The engine is restarted under load. With live-restore nothing happens to the apps; without, they come back."""
+        """The engine is restarted under load. With live-restore nothing happens to the apps; without, they come back. While a push is under
+        way, only the app that is not pushed to says how long this takes: the other one is being deployed meanwhile."""
         took, pushes = [], []
         for turn in range(count):
             before, how = self.replicas(self.still), self.chaos.random.choice([signal.SIGTERM, signal.SIGTERM, signal.SIGKILL])
@@ -82,7 +93,7 @@ class World:
                 push = PushUnderWay(self.busy, *(["no-cache"] if turn % 2 else []))
                 time.sleep(self.chaos.random.uniform(0.2, 3))
             self.engine.restart(how)
-            took.append(self.converge() if not push else 0)
+            took.append(self.converge(apps=[self.still] if push else None))
             if push:
                 pushes.append(self.end_push(push, f"restart {turn + 1}"))
                 self.converge()
@@ -112,6 +123,47 @@ class World:
         return f"{seconds} s; push {told}; converged after {took:.1f} s"
 
 
+    def started_without(self, mode, seconds):
+        """The control plane is started while the engine is not as it should be, and somebody pushes."""
+        before, began = self.replicas(self.still), time.monotonic()
+        self.platform.kill("serve", signal.SIGTERM)
+        self.proxy.set(mode)
+        try:
+            self.platform.start("serve", wait=False)
+            self.await_commands(mode)
+            answered = time.monotonic() - began
+            watch = Watch(self.platform, [], questions=[("whoami",), ("builds", "list", self.busy.env), ("releases", "list", self.busy.env)])
+            self.busy.change()
+            push = PushUnderWay(self.busy, "no-cache")
+            time.sleep(seconds)
+        finally:
+            self.proxy.set("pass")
+        took = self.converge(apps=[self.still])
+        told = self.end_push(push, f"serve started, engine: {mode}")
+        self.converge()
+        self.chaos.check(before == self.replicas(self.still), f"serve started, engine: {mode}: healthy replicas were replaced")
+        self.busy.change()
+        self.chaos.check(self.busy.push().status == 0, f"serve started, engine: {mode}: the next push failed")
+        self.chaos.figures[f"started_{mode}_converged_s"] = round(took, 1)
+        return watch, f"answers after {answered:.1f} s; push {told}; converged after {took:.1f} s"
+
+    def await_commands(self, mode):
+        """One that ends though it should wait for the engine is a failure; it is started again with the engine, for the rest of the run."""
+        def answers():
+            if not self.platform.alive("serve"):
+                raise AssertionError("berth serve ended:\n" + self.platform.log("serve").read_text()[-1500:])
+            return self.platform.ssh("whoami", timeout=ANSWERS).status == 0
+        try:
+            eventually("commands are answered", answers, ANSWERS)
+        except AssertionError as error:
+            self.chaos.fail(f"serve started, engine: {mode}: {error}")
+            self.proxy.set("pass")
+            if not self.platform.alive("serve"):
+                self.platform.processes.pop("serve", None)
+                self.platform.start("serve", wait=False)
+            self.platform.await_ready()
+
+
 def scenario(chaos):
     world, count = World(chaos), chaos.runs(10)
     world.watched("restarts with live-restore", lambda: world.restarts(count, live=True))
@@ -119,6 +171,8 @@ def scenario(chaos):
     world.watched("does not answer", lambda: world.away("hang", 150))
     world.watched("breaks connections", lambda: world.away("drop", 20))
     world.watched("takes no connections", lambda: world.away("refuse", 75))
+    world.watched("serve started, takes no connections", lambda: world.started_without("refuse", 20), asked=False)
+    world.watched("serve started, does not answer", lambda: world.started_without("hang", 40), asked=False)
     # From here on, replicas die with their engine.
     world.engine.live_restore = False
     world.watched("restarts without", lambda: world.restarts(count, live=False), strict=False)

@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
-# chaos: replicas that eat memory, fork, log, connect and answer without end, beside a neighbour under steady load
+# chaos: replicas that eat memory, fork, log, connect and answer without end, and a job that writes, beside a neighbour under steady load
+"""Each in turn, watched for --seconds beside a neighbour, and the neighbour alone for as long before. A failure: a request of the neighbour that
+fails, its p99 above SLOWER times what it was, a line of its log that is lost or out of order; a command that takes COMMAND_P99 or longer; a
+control plane or router that grows by more than GROWTH; logs kept beyond their bounds, by Berth or by the engine; more processes than allowed; one
+that is not as hostile as it is meant to be: its processes and what it writes are measured from outside."""
+
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
 import time
 
-from harness import Load, Platform, eventually, main, percentile, run, table
+from harness import SERVER, Load, Platform, eventually, main, percentile, run, table
 
 MIB = 1 << 20
 # What Berth promises: the neighbour's p99 at most so many times what it was, and this much more memory for itself.
@@ -19,6 +25,19 @@ COMMAND_P99 = 1.0
 ENGINE_LOG = 32 * MIB
 BERTH_LOG = 24 * MIB
 PIDS = 256
+# What the one that logs writes at least, bytes a second, and what it may take for it, cores.
+WRITES = 80e6
+LOGS_CPU = 2.0
+# The job that writes without end, and how much longer than it is watched it may, in seconds.
+JOB, LONGER = "cron", 10
+
+# The neighbour: counts ten times a second, so that lines that are lost or out of order can be told.
+NEIGHBOUR = SERVER.replace("http.server.ThreadingHTTPServer(", """def tick():
+    for turn in range(10**9):
+        print('tick', turn, flush=True)
+        time.sleep(0.1)
+threading.Thread(target=tick, daemon=True).start()
+http.server.ThreadingHTTPServer(""").replace("import http.server, os", "import http.server, os, threading, time")
 
 HEAD = "import os, socket, sys, threading, time\n"
 PROGRAMS = {
@@ -38,6 +57,7 @@ PROGRAMS = {
               "            client.sendall((b'x' * 65536) if turn % 2 else b'X-Endless: ' + b'x' * 1000 + b'\\r\\n')\n    except OSError:\n        client.close()\n"
               "turn = 0\nwhile True:\n    client, _ = listener.accept()\n    turn += 1\n    threading.Thread(target=answer, args=(client, turn), daemon=True).start()\n",
 }
+NAMES = [*PROGRAMS, JOB]
 
 
 def processor(pid):
@@ -59,6 +79,19 @@ def used_by(directory):
     return total
 
 
+def written_by(container):
+    """{process: bytes that it has written} of those in a container (proc(5), `io`)."""
+    found = {}
+    try:
+        for pid in pathlib.Path(f"/sys/fs/cgroup/pids/docker/{container}/cgroup.procs").read_text().split():
+            for line in pathlib.Path(f"/proc/{pid}/io").read_text().splitlines():
+                if line.startswith("wchar:"):
+                    found[pid] = int(line.split()[1])
+    except OSError:
+        pass
+    return found
+
+
 class Watch:
     """Until `end`: what the neighbour's users and somebody at the command line notice, and what the control plane takes."""
 
@@ -67,7 +100,7 @@ class Watch:
         self.pids = {"serve": self.platform.processes["serve"].pid, "router": self.platform.processes["router"].pid, "dockerd": scene.engine}
         self.before = {name: processor(pid) for name, pid in self.pids.items()}
         self.memory, self.router_memory, self.peak, self.router_peak = self.platform.memory(), self.platform.memory("router"), 0, 0
-        self.commands, self.engine_log, self.most_pids = [], 0, 0
+        self.commands, self.engine_log, self.most_pids, self.wrote_first, self.wrote_last = [], 0, 0, {}, {}
         self.began, self.stopping = time.monotonic(), threading.Event()
         self.load = Load(self.platform, [scene.neighbour.host], rate=50)
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self._ask, self._look)]
@@ -89,6 +122,9 @@ class Watch:
             self.peak = max(self.peak, self.platform.memory())
             self.router_peak = max(self.router_peak, self.platform.memory("router"))
             for container in self.scene.containers:
+                for pid, wrote in written_by(container).items():
+                    self.wrote_first.setdefault(pid, (time.monotonic(), wrote))
+                    self.wrote_last[pid] = (time.monotonic(), wrote)
                 self.engine_log = max(self.engine_log, used_by(f"/var/lib/docker/containers/{container}"))
                 try:
                     held = pathlib.Path(f"/sys/fs/cgroup/pids/docker/{container}/pids.current").read_text()
@@ -103,6 +139,9 @@ class Watch:
             thread.join(60)
         self.seconds = time.monotonic() - self.began
         self.cores = {name: (processor(pid) - self.before[name]) / self.seconds for name, pid in self.pids.items()}
+        # Of each process while it was seen: one that has been replaced says nothing of the time after.
+        spans = [(end - self.wrote_first[pid][0], wrote - self.wrote_first[pid][1]) for pid, (end, wrote) in self.wrote_last.items()]
+        self.written = sum(wrote / span for span, wrote in spans if span > 1)
         self.growth = max(0, self.peak - self.memory)
         self.router_growth = max(0, self.router_peak - self.router_memory)
         return self
@@ -116,9 +155,10 @@ class Scene:
         self.chaos, self.seconds, self.containers = chaos, seconds, []
         self.engine = int(run(["pgrep", "-x", "-o", "dockerd"]).out or 0)
         self.platform = Platform(chaos, settings={"BERTH__RUNTIME__PIDS": str(PIDS)}).begin()
-        self.neighbour = self.platform.app("neighbour/web", manifest="processes: {web: {command: python3 server.py, replicas: 2}}\n")
+        self.neighbour = self.platform.app("neighbour/web", manifest="processes: {web: {command: python3 server.py, replicas: 2}}\n",
+                                           files={"server.py": NEIGHBOUR, "Procfile": "web: python3 server.py\n"})
         self.neighbour.push().ok()
-        self.hostile = {name: self.push(name) for name in PROGRAMS}
+        self.hostile = {name: self.push(name) for name in PROGRAMS} | {JOB: self.push_job()}
         eventually("the neighbour answers", lambda: self.neighbour.get()[0] == 200)
 
     def push(self, name):
@@ -126,15 +166,28 @@ class Scene:
         process = "web" if name == "answer" else "worker"
         files = {"hostile.py": HEAD + PROGRAMS[name] + "# VERSION\n", "Procfile": "web: python3 hostile.py\n"}
         processes = {"web": {"command": "python3 hostile.py", "replicas": 0}} | {
-            process: {"command": "python3 hostile.py", "replicas": 0, "cpu": 0.5, "memory": "512Mi" if name == "fork" else "64Mi"}}
+            process: {"command": "python3 hostile.py", "replicas": 0, "cpu": LOGS_CPU if name == "logs" else 0.5, "memory": "512Mi" if name == "fork" else "64Mi"}}
         manifest = json.dumps({"processes": processes}) + "\n"
         app = self.platform.app(f"hostile/{name}", files=files, manifest=manifest)
         self.platform.ssh("config", "set", app.env, f"ROUTER_PORT={self.platform.http_port}").ok()
         app.push().ok()
         return app
 
+    def push_job(self):
+        """A job that nobody's clock starts."""
+        job = {"schedule": "0 0 1 1 *", "command": "yes", "timeout": f"{self.seconds + LONGER}s", "cpu": 1}
+        manifest = json.dumps({"processes": {"web": {"command": "sleep 1000", "replicas": 0}}, "cron": {"flood": job}}) + "\n"
+        app = self.platform.app(f"hostile/{JOB}", files={"Procfile": "web: sleep 1000\n", "version": "VERSION"}, manifest=manifest)
+        app.push().ok()
+        return app
+
     def scale(self, name, count):
+        """A job is begun, and ends by its time."""
         app = self.hostile[name]
+        if name == JOB:
+            begun = self.platform.ssh("cron", "run", app.env, "flood", "--detach", timeout=60) if count else None
+            self.chaos.check(not begun or begun.status == 0, f"{name}: cron run ended with {begun and begun.all()}")
+            return
         process = "web" if name == "answer" else "worker"
         scaled = self.platform.ssh("scale", app.env, f"{process}={count}", timeout=60)
         self.chaos.check(scaled.status == 0, f"{name}: scaling to {count} ended with {scaled.status}: {scaled.all()}")
@@ -185,6 +238,7 @@ class Scene:
         for failure in during.load.failures[:3]:
             self.chaos.fail(f"{name}: the neighbour: {failure}")
         check(during.p99() <= SLOWER * before.p99(), f"{name}: the neighbour's p99 went from {before.p99() * 1000:.1f} to {during.p99() * 1000:.1f} ms")
+        self.check_ticks(name)
         check(during.growth <= GROWTH, f"{name}: berth serve grew by {during.growth / MIB:.1f} MiB")
         check(during.router_growth <= GROWTH, f"{name}: berth router grew by {during.router_growth / MIB:.1f} MiB")
         slowest = percentile(during.commands, 99)
@@ -199,9 +253,28 @@ class Scene:
             check("ran out of memory" in events + told, f"memory: nobody says that memory ran out: {told} {events[-500:]}")
         if name == "fork":
             check(during.most_pids > PIDS // 2, f"fork: only {during.most_pids} processes: is it hostile at all?")
+        if name == JOB:
+            runs = self.platform.ssh("cron", "history", app.env, "--json").ok().json()
+            check(runs and runs[0]["state"] == "failed", f"{name}: a job that never ends is said to have ended as {runs[:1]}")
+            check(during.written > 0, f"{name}: it has written nothing: is it hostile at all?")
         if name == "logs":
+            check(during.written >= WRITES, f"logs: it wrote {during.written / 1e6:.1f} MB/s only, {WRITES / 1e6:.0f} were wanted: is it hostile at all?")
             logs = self.platform.ssh("logs", app.env, "-n", "10000", timeout=60).all()
             check("left out" in logs or "dropped" in logs, "logs: nothing says that lines were left out")
+
+    def check_ticks(self, name):
+        """The neighbour's lines are all there, and in order."""
+        ticks = {}
+        for line in self.platform.ssh("logs", self.neighbour.env, "-n", "10000", "--process", "web", timeout=60).ok().out.splitlines():
+            found = re.search(r"app\[(web\.\d+)\]: tick (\d+)$", line)
+            if found:
+                ticks.setdefault(found[1], []).append(int(found[2]))
+        self.chaos.check(len(ticks) == 2, f"{name}: the neighbour's log has lines of {sorted(ticks)}")
+        for replica, turns in ticks.items():
+            lost = [turn for turn, after in zip(turns, turns[1:]) if after != turn + 1]
+            self.chaos.check(not lost, f"{name}: the neighbour's {replica} lost lines, or they are out of order, after {lost[:5]}")
+            # Ten a second, up to now: what is not there yet is late by so much.
+            self.chaos.check(turns[-1] - turns[0] >= 5 * self.seconds, f"{name}: of the neighbour's {replica} there are {len(turns)} lines only")
 
     def row(self, name, before, during, gone):
         def milliseconds(seconds):
@@ -209,22 +282,24 @@ class Scene:
         return [name, milliseconds(percentile(before.load.times, 50)), milliseconds(before.p99()), milliseconds(percentile(during.load.times, 50)),
                 milliseconds(during.p99()), f"{during.p99() / before.p99():.2f}", len(during.load.failures),
                 f"{percentile(during.commands, 99):.2f}", f"{during.growth / MIB:.1f}", f"{during.router_growth / MIB:.1f}",
-                *(f"{during.cores[process]:.2f}" for process in ("serve", "router", "dockerd")), f"{during.engine_log / MIB:.1f}", during.most_pids, f"{gone:.1f}"]
+                *(f"{during.cores[process]:.2f}" for process in ("serve", "router", "dockerd")), f"{during.engine_log / MIB:.1f}", during.most_pids, f"{during.written / 1e6:.1f}", f"{gone:.1f}"]
 
 
 def scenario(chaos):
     scene = Scene(chaos, chaos.arguments.seconds)
-    names = chaos.arguments.only or list(PROGRAMS)
+    names = chaos.arguments.only or NAMES
     rows, worst = [], 0.0
     for turn in range(chaos.runs(1)):
         order = chaos.random.sample(names, len(names))
         for name in order:
             rows.append(scene.round(name))
             worst = max(worst, float(rows[-1][5]))
+            if name == "logs":
+                chaos.figures["logs_written_mb_s"] = float(rows[-1][-2])
     table(["hostile", "p50 ms", "p99 ms", "beside it p50", "p99", "ratio", "failed", "commands p99 s", "serve +MiB", "router +MiB",
-           "serve cores", "router cores", "dockerd cores", "engine log MiB", "pids", "gone s"], rows)
+           "serve cores", "router cores", "dockerd cores", "engine log MiB", "pids", "wrote MB/s", "gone s"], rows)
     chaos.figures |= {"runs": len(rows), "worst_p99_ratio": worst}
 
 
 main(scenario, arguments=[("--seconds", {"type": int, "default": 20, "help": "how long each is watched"}),
-                          ("--only", {"nargs": "*", "choices": list(PROGRAMS), "help": "only these"})])
+                          ("--only", {"nargs": "*", "choices": NAMES, "help": "only these"})])

@@ -217,9 +217,9 @@ class Proxy:
 class Watch:
     """Asks the control plane for its state again and again, and notes how long each answer takes."""
 
-    def __init__(self, platform, envs, pause=0.3):
+    def __init__(self, platform, envs, pause=0.3, questions=None):
         self.platform, self.pause, self.times, self.failures = platform, pause, [], []
-        self.questions = [("whoami",), *[question for env in envs for question in (("ps", env), ("builds", "list", env))], ("ps",)]
+        self.questions = questions or [("whoami",), *[question for env in envs for question in (("ps", env), ("builds", "list", env))], ("ps",)]
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._ask, daemon=True)
         self.thread.start()

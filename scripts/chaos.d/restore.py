@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 # chaos: back up online, wipe data directory and engine, restore, and see every app answer as before
-"""Apps are deployed (releases, config, a rollback, a second tenant), a backup is taken while pushes and requests go on, everything of the
-instance is wiped (data directory, containers, networks, volumes, images), the backup is restored, and every environment must answer again
-with the same release and the same config. Before that, restores are refused or killed in every way that must leave nothing behind."""
+"""The demo app of scripts/quickstart is deployed as it does, and others beside it (releases, config, a rollback, a second tenant), a backup is taken
+while pushes and requests go on, everything of the instance is wiped (data directory, containers, networks, volumes, images; it is a failure when
+one stays), the backup is restored, and every environment must answer again with the same release and the same config. Before that, restores are
+refused or killed in every way that must leave nothing behind."""
 
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +33,16 @@ http.server.ThreadingHTTPServer(('', int(os.environ['PORT'])), Page).serve_forev
 FILES = {"server.py": SERVER, "Procfile": "web: python3 server.py\n"}
 
 
+def demo(platform):
+    """What scripts/quickstart pushes, to where it pushes it."""
+    fixture = ROOT / "tests/fixtures/hello"
+    files = {str(path.relative_to(fixture)): path.read_text() for path in fixture.rglob("*") if path.is_file()}
+    app = platform.app("demo/hello", files=files)
+    pushed = app.push()
+    assert pushed.status == 0, pushed.all()
+    return app
+
+
 def deploy(platform, random):
     apps = [platform.app(name, files=FILES) for name in ("acme/shop", "acme/blog", "zoo/site")]
     for app in apps:
@@ -43,7 +55,13 @@ def deploy(platform, random):
     platform.ssh("rollback", apps[1].env, "v1").ok()
     platform.ssh("scale", apps[2].env, "web=2").ok()
     platform.ssh("promote", apps[0].env, "acme/shop/prod").ok()
-    return apps
+    return [*apps, demo(platform)]
+
+
+def answer_of(app):
+    """Without the number of the replica, of which there may be several."""
+    status, body = app.get()
+    return status, re.sub(r", replica \d+", "", body)
 
 
 def state(platform, apps):
@@ -51,7 +69,7 @@ def state(platform, apps):
     found = {}
     for app in apps:
         found[app.env] = {
-            "answer": app.get(),
+            "answer": answer_of(app),
             "releases": platform.ssh("releases", "list", app.env, "--json").ok().json(),
             "config": platform.ssh("config", "list", app.env, "--json").ok().json(),
             "builds": [(build["number"], build["state"]) for build in platform.builds(app.env)],
@@ -62,7 +80,15 @@ def state(platform, apps):
     return found
 
 
-def wipe(platform):
+def images_of(platform):
+    """All that the engine has of this instance's registry, by tag or by digest."""
+    prefix = f"127.0.0.1:{platform.registry_port}/"
+    listed = run(["docker", "images", "-a", "--digests", "--format", "{{.Repository}} {{.Tag}} {{.Digest}}"]).ok().out.splitlines()
+    found = [line.split() for line in listed if line.startswith(prefix)]
+    return {f"{name}@{digest}" if digest != "<none>" else f"{name}:{tag}" for name, tag, digest in found}
+
+
+def wipe(chaos, platform):
     """The machine is gone: data directory, and everything of this instance on the engine."""
     for name in list(platform.processes):
         platform.kill(name)
@@ -72,11 +98,13 @@ def wipe(platform):
     for kind, ids in (("network", objects["networks"]), ("volume", objects["volumes"])):
         if ids:
             run(["docker", kind, "rm", *ids]).ok()
-    prefix = f"127.0.0.1:{platform.registry_port}/"
-    images = [line for line in run(["docker", "images", "--digests", "--format", "{{.Repository}}@{{.Digest}}"]).ok().out.split()
-              if line.startswith(prefix)]
+    images = images_of(platform)
     for image in images:
-        run(["docker", "rmi", image])
+        removed = run(["docker", "rmi", image])
+        chaos.check(removed.status == 0, f"image {image} was not removed: {removed.all()}")
+    chaos.check(bool(images), "the engine had no image of this instance: nothing was wiped")
+    left = {"images": images_of(platform)} | platform.engine_objects()
+    chaos.check(not any(left.values()), f"the engine still has {left}")
     for entry in platform.data.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     return sum(map(len, objects.values())), len(images)
@@ -174,7 +202,7 @@ def one(chaos, number):
     not_empty = platform.host("restore", backup)
     chaos.check(not_empty.status != 0, "a restore over a running server")
     say(taken.out.strip())
-    objects, images = wipe(platform)
+    objects, images = wipe(chaos, platform)
     refusals = refused_restores(chaos, platform, backup)
     began = time.monotonic()
     restored = platform.host("restore", backup, timeout=600).ok()

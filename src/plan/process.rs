@@ -10,15 +10,51 @@ use super::{
     wait::{Wait, Why},
 };
 
+/// Which set a replica is of. Found out once: identities are texts, and most of the time of a plan goes into comparing them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    Target,
+    Fallback,
+    Other,
+}
+
+/// A replica, and which set it is of.
+pub(super) struct Member<'a> {
+    seen: &'a Seen,
+    of: Of,
+}
+
+impl std::ops::Deref for Member<'_> {
+    type Target = Seen;
+    fn deref(&self) -> &Seen {
+        self.seen
+    }
+}
+
+impl<'a> Member<'a> {
+    /// `fallback` is another set than `target`.
+    pub(super) fn new(seen: &'a Seen, target: Option<&SetId>, fallback: Option<&SetId>) -> Self {
+        let of = if target == Some(&seen.set) {
+            Of::Target
+        } else if fallback == Some(&seen.set) {
+            Of::Fallback
+        } else {
+            Of::Other
+        };
+        Self { seen, of }
+    }
+}
+
 /// One process type with all that bears on it.
 pub(super) struct Scope<'a> {
     pub(super) process: &'a ProcessType,
     /// The new set; `None` when the type goes away.
     pub(super) target: Option<&'a SetId>,
+    /// Never the target itself.
     pub(super) fallback: Option<&'a SetId>,
     pub(super) count: u32,
     pub(super) bounds: Bounds,
-    pub(super) replicas: Vec<&'a Seen>,
+    pub(super) replicas: Vec<Member<'a>>,
     pub(super) observed: &'a Observed,
 }
 
@@ -38,25 +74,36 @@ fn size<T>(items: impl IntoIterator<Item = T>) -> u32 {
 }
 
 impl<'a> Scope<'a> {
-    fn alive(&self) -> impl Iterator<Item = &'a Seen> + '_ {
-        self.replicas.iter().copied().filter(|replica| replica.phase != Phase::Exited)
+    fn alive(&self) -> impl Iterator<Item = &Member<'a>> {
+        self.replicas.iter().filter(|replica| replica.phase != Phase::Exited)
     }
 
-    fn is_new(&self, replica: &Seen) -> bool {
-        self.target == Some(&replica.set)
+    /// Whether a replica is of a set.
+    fn is_of(&self, replica: &Member, set: &SetId) -> bool {
+        let is = |known: Option<&SetId>| known.is_some_and(|known| std::ptr::eq(known, set));
+        match replica.of {
+            Of::Target if is(self.target) => true,
+            Of::Fallback if is(self.fallback) => true,
+            _ if is(self.target) || is(self.fallback) => false,
+            _ => replica.set == *set,
+        }
     }
 
-    fn is_fallback(&self, replica: &Seen) -> bool {
-        !self.is_new(replica) && self.fallback == Some(&replica.set)
+    fn is_new(&self, replica: &Member) -> bool {
+        replica.of == Of::Target
+    }
+
+    fn is_fallback(&self, replica: &Member) -> bool {
+        replica.of == Of::Fallback
     }
 
     /// New and wanted.
-    fn is_kept(&self, replica: &Seen) -> bool {
+    fn is_kept(&self, replica: &Member) -> bool {
         self.is_new(replica) && replica.index <= self.count
     }
 
     /// Ready, not going away, and requests reach it if it is to have any.
-    fn serves(&self, replica: &Seen) -> bool {
+    fn serves(&self, replica: &Member) -> bool {
         let reached = !self.process.is_web() || replica.route == RouteState::In;
         replica.phase == Phase::Ready && !replica.stopping && reached
     }
@@ -64,7 +111,7 @@ impl<'a> Scope<'a> {
     /// Indexes of a set that are starting by a call that is under way and are not seen yet.
     fn launching(&self, set: &SetId) -> u32 {
         let count = self.observed.starting.get(set).copied().unwrap_or(0);
-        let seen = size(self.alive().filter(|replica| replica.set == *set && replica.index <= count));
+        let seen = size(self.alive().filter(|replica| self.is_of(replica, set) && replica.index <= count));
         count.saturating_sub(seen)
     }
 
@@ -82,7 +129,7 @@ impl<'a> Scope<'a> {
     }
 
     /// Was ready once, and its probes fail now: worth more than nothing while nothing serves.
-    fn is_sick(&self, replica: &Seen) -> bool {
+    fn is_sick(&self, replica: &Member) -> bool {
         replica.phase == Phase::Unhealthy && replica.was_ready && !replica.stopping
     }
 
@@ -97,7 +144,7 @@ impl<'a> Scope<'a> {
     }
 
     /// The one more.
-    fn is_surge(&self, replica: &Seen) -> bool {
+    fn is_surge(&self, replica: &Member) -> bool {
         let hopeful = matches!(replica.phase, Phase::Starting | Phase::Ready);
         hopeful && self.is_new(replica) && replica.index == self.count.saturating_add(1) && self.surges()
     }
@@ -112,13 +159,13 @@ impl<'a> Scope<'a> {
     }
 
     fn highest_alive(&self, set: &SetId) -> u32 {
-        let staying = self.alive().filter(|replica| replica.set == *set && !replica.stopping);
+        let staying = self.alive().filter(|replica| self.is_of(replica, set) && !replica.stopping);
         staying.map(|replica| replica.index).max().unwrap_or(0)
     }
 
     /// Replicas of `set` that a start up to `count` would add.
     fn missing(&self, set: &SetId, count: u32) -> u32 {
-        let present = size(self.alive().filter(|replica| replica.set == *set && replica.index <= count));
+        let present = size(self.alive().filter(|replica| self.is_of(replica, set) && replica.index <= count));
         count.saturating_sub(present)
     }
 }
@@ -146,7 +193,7 @@ pub(super) fn decide(scope: &Scope, deployed: bool, now: Timestamp) -> Step {
 /// and no upstream at all answers nothing.
 fn choose_routed(scope: &Scope, leaving: &BTreeSet<ReplicaId>) -> Vec<ReplicaId> {
     let staying = || scope.alive().filter(|replica| !replica.stopping && !leaving.contains(&replica.id));
-    let ready = |replica: &&Seen| replica.phase == Phase::Ready;
+    let ready = |replica: &&Member| replica.phase == Phase::Ready;
     let none = !staying().any(|replica| ready(&replica));
     staying().filter(|one| ready(one) || none && scope.is_sick(one)).map(|replica| replica.id.clone()).collect()
 }
@@ -156,7 +203,7 @@ fn choose_leaving(scope: &Scope, deployed: bool) -> BTreeSet<ReplicaId> {
     let mut leaving = choose_replaced(scope);
     // Old replicas of a type that is not wanted any more stay until all others are deployed: a rollback would want them.
     let gate_open = scope.count > 0 || deployed;
-    let mut candidates: Vec<&Seen> = scope
+    let mut candidates: Vec<&Member> = scope
         .alive()
         .filter(|replica| !replica.stopping && !scope.is_kept(replica) && !scope.is_surge(replica))
         .filter(|replica| gate_open || scope.is_new(replica) || !scope.is_fallback(replica))
@@ -174,7 +221,8 @@ fn choose_leaving(scope: &Scope, deployed: bool) -> BTreeSet<ReplicaId> {
         let entered = (replica.route != RouteState::In, replica.route != RouteState::Entering);
         (kind, entered, replica.since.as_second() / 60, replica.index)
     });
-    let (serving, idle): (Vec<&Seen>, Vec<&Seen>) = candidates.into_iter().partition(|replica| scope.serves(replica));
+    let (serving, idle): (Vec<&Member>, Vec<&Member>) =
+        candidates.into_iter().partition(|replica| scope.serves(replica));
     let spare = scope.healthy().saturating_sub(scope.bounds.min_healthy);
     let go = usize::try_from(spare).unwrap_or(usize::MAX);
     leaving.extend(serving.iter().rev().take(go).map(|replica| replica.id.clone()));
@@ -183,7 +231,7 @@ fn choose_leaving(scope: &Scope, deployed: bool) -> BTreeSet<ReplicaId> {
 }
 
 /// Among replicas that serve nothing and are not wanted: all but those needed to come back up to the healthy minimum.
-fn choose_idle(scope: &Scope, idle: &[&Seen]) -> Vec<ReplicaId> {
+fn choose_idle(scope: &Scope, idle: &[&Member]) -> Vec<ReplicaId> {
     let nothing_serves = scope.healthy() == 0;
     let soon = size(scope.alive().filter(|replica| {
         scope.serves(replica) || scope.is_kept(replica) && replica.phase == Phase::Ready && !replica.stopping
@@ -198,7 +246,7 @@ fn choose_idle(scope: &Scope, idle: &[&Seen]) -> Vec<ReplicaId> {
     // being started.
     let mut last_resort = if nothing_serves { scope.bounds.min_healthy.saturating_sub(scope.kept_sick()) } else { 0 };
     let mut leaving = Vec::new();
-    let (ready, others): (Vec<&Seen>, Vec<&Seen>) =
+    let (ready, others): (Vec<&Member>, Vec<&Member>) =
         idle.iter().copied().partition(|replica| replica.phase == Phase::Ready);
     for replica in ready.into_iter().chain(others) {
         let sick = scope.is_sick(replica) && !scope.is_new(replica);
@@ -233,23 +281,23 @@ fn choose_replaced(scope: &Scope) -> BTreeSet<ReplicaId> {
         (false, 0) => scope.kept_sick().saturating_sub(scope.bounds.min_healthy),
         (false, _) => scope.kept_sick(),
     };
-    let mut may_go = |one: &&Seen| {
+    let mut may_go = |one: &&Member| {
         let goes = !scope.is_sick(one) || dispensable > 0;
         dispensable = dispensable.saturating_sub(u32::from(scope.is_sick(one)));
         goes
     };
     // Those that never were ready first, then the youngest.
-    let mut unhealthy: Vec<&Seen> = unhealthy.collect();
+    let mut unhealthy: Vec<&Member> = unhealthy.collect();
     unhealthy.sort_by_key(|one| (one.was_ready, Reverse((one.since.as_second() / 60, one.index))));
     unhealthy.into_iter().filter(|one| may_go(one)).take(free).map(|replica| replica.id.clone()).collect()
 }
 
 fn stop(scope: &Scope, leaving: &BTreeSet<ReplicaId>, deployed: bool, step: &mut Step) {
-    let out = |replica: &&&Seen| !scope.process.is_web() || replica.route == RouteState::Out;
-    let chosen = |replica: &&&Seen| replica.phase != Phase::Exited && leaving.contains(&replica.id);
+    let out = |replica: &&Member| !scope.process.is_web() || replica.route == RouteState::Out;
+    let chosen = |replica: &&Member| replica.phase != Phase::Exited && leaving.contains(&replica.id);
     step.stop.extend(scope.replicas.iter().filter(chosen).filter(out).map(|replica| replica.id.clone()));
     // The remains of dead ones are removed, but for those that a start replaces.
-    let replaceable = |replica: &Seen| {
+    let replaceable = |replica: &Member| {
         let wanted_back = scope.is_fallback(replica) && !(deployed && scope.deployed());
         scope.is_kept(replica) || wanted_back
     };
@@ -284,7 +332,8 @@ fn start(scope: &Scope, now: Timestamp, step: &mut Step) -> Option<Why> {
     }
     if let Some(set) = scope.fallback.filter(|set| scope.target.is_some() && scope.target != Some(set)) {
         let needed = scope.bounds.min_healthy.saturating_sub(scope.new_serving());
-        let usable = |replica: &&Seen| replica.set == *set && !replica.stopping && replica.phase != Phase::Unhealthy;
+        let usable =
+            |replica: &&Member| scope.is_of(replica, set) && !replica.stopping && replica.phase != Phase::Unhealthy;
         let there = size(scope.alive().filter(usable)) + scope.launching(set);
         if there < needed
             && let Ok(count) = startable(scope, set, needed, room, now, step)
@@ -320,7 +369,7 @@ fn startable(scope: &Scope, set: &SetId, wanted: u32, room: u32, now: Timestamp,
     }
     let lowest = scope.highest_alive(set).max(1);
     let reach = wanted.max(lowest);
-    if scope.alive().any(|replica| replica.set == *set && replica.stopping && replica.index <= reach) {
+    if scope.alive().any(|replica| scope.is_of(replica, set) && replica.stopping && replica.index <= reach) {
         // A start now could find the container that is going away in its place.
         return Err(Why::Stopping(size(scope.alive().filter(|replica| replica.stopping))));
     }
@@ -343,7 +392,7 @@ fn explain(scope: &Scope, leaving: &BTreeSet<ReplicaId>, deployed: bool) -> Opti
     let launching = scope.launching_in_all();
     let kept = || scope.alive().filter(|replica| scope.is_kept(replica) && !replica.stopping);
     let indexes =
-        |phase: &dyn Fn(&Seen) -> bool| kept().filter(|replica| phase(replica)).map(|r| r.index).collect::<Vec<_>>();
+        |phase: &dyn Fn(&Member) -> bool| kept().filter(|replica| phase(replica)).map(|r| r.index).collect::<Vec<_>>();
     let unready = indexes(&|replica| replica.phase != Phase::Ready);
     let entering = indexes(&|replica| replica.phase == Phase::Ready && !scope.serves(replica));
     let stopping = size(scope.replicas.iter().filter(|replica| replica.stopping));

@@ -14,7 +14,7 @@ use crate::domain::{ProcessType, ReplicaId, SetId, Timestamp, UpgradePolicy};
 
 use super::{
     bounds::Bounds,
-    process::{self, Scope},
+    process::{self, Member, Scope},
     wait::Wait,
 };
 
@@ -149,13 +149,16 @@ fn scope<'a>(goal: &'a Goal, observed: &'a Observed, process: &'a ProcessType) -
     let target = goal.processes.get(process);
     let count = target.map_or(0, |target| target.count);
     let bounds = Bounds::new(count, &goal.policy);
+    let target = target.map(|target| &target.set);
+    let fallback = goal.fallback.get(process).filter(|set| target != Some(*set));
+    let of_process = observed.replicas.iter().filter(|replica| replica.set.process == *process);
     Scope {
         process,
-        target: target.map(|target| &target.set),
-        fallback: goal.fallback.get(process),
+        target,
+        fallback,
         count,
         bounds,
-        replicas: observed.replicas.iter().filter(|replica| replica.set.process == *process).collect(),
+        replicas: of_process.map(|seen| Member::new(seen, target, fallback)).collect(),
         observed,
     }
 }
