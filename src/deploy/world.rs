@@ -12,7 +12,7 @@ use std::{
 use futures::{StreamExt, stream::BoxStream};
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use crate::{
@@ -28,6 +28,13 @@ const SILENT: Duration = Duration::from_secs(10);
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A hint can get lost in ways nobody thought of; that costs at most this long, for what runs is looked at in any case.
 pub(super) const INTERVAL: Duration = Duration::from_secs(5);
+/// When many hints come one after another, as when a set of many replicas starts, they share looks: the next one begins so many times later
+/// as the last one took, so that looking does not take from the engine what it needs for what is being waited for.
+const BREATH: u32 = 2;
+/// But no more than this much later.
+const LONGEST_BREATH: Duration = Duration::from_millis(250);
+/// Hints that one look answers at the most.
+const HINTS: usize = 1024;
 /// An engine that takes long to answer is looked at less often: a hundredth of the time goes into it at the most.
 const SHARE: u32 = 100;
 /// And no less often than this.
@@ -97,12 +104,13 @@ impl Observer {
                 pause = (pause * 2).min(RETRY.1);
                 continue;
             }
-            let interval = interval(began.elapsed());
+            let (took, ended) = (began.elapsed(), Instant::now());
             tokio::select! {
                 () = self.world.wake.notified() => {}
                 event = next(&mut events) => if event.is_none() { events = None },
-                () = sleep(interval) => {}
+                () = sleep(interval(took)) => {}
             }
+            gather(&mut events, ended + (took * BREATH).min(LONGEST_BREATH)).await;
         }
     }
 
@@ -154,6 +162,18 @@ impl Observer {
 /// The pause until the next look that nothing asked for, when the last one took `took`.
 fn interval(took: Duration) -> Duration {
     (took * SHARE).clamp(INTERVAL, RARELY)
+}
+
+/// Takes the hints that are there, and those that come until `until`, if that is still to come.
+async fn gather(events: &mut Option<BoxStream<'static, RuntimeEvent>>, until: Instant) {
+    for _ in 0..HINTS {
+        match timeout_at(until, next(events)).await {
+            Ok(Some(_)) => {}
+            Ok(None) => *events = None,
+            Err(_) => return,
+        }
+    }
+    sleep_until(until).await;
 }
 
 async fn next(events: &mut Option<BoxStream<'static, RuntimeEvent>>) -> Option<RuntimeEvent> {

@@ -30,6 +30,10 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a replica that writes too fast is not read.
 const REST: Duration = Duration::from_secs(10);
+/// Looks at what runs take a fifth of the time at the most, so that they take little from the engine when much starts or stops.
+const BREATH: u32 = 4;
+/// But the next one comes no later than this: what a replica says in its first moment is to be seen soon.
+const LONGEST_BREATH: Duration = Duration::from_millis(250);
 /// How long reading what is left out may take: with a clock that was set back, its end would not come.
 const CATCH_UP: Duration = Duration::from_secs(20);
 
@@ -75,24 +79,32 @@ impl Collector {
     async fn follow_events(&mut self, stop: &CancellationToken) -> Result<(), RuntimeError> {
         // First, so that what starts while observing is not missed.
         let mut events = self.runtime.events().await?;
-        self.observe().await?;
+        let mut rested = self.look().await?;
         loop {
             tokio::select! {
-                event = events.next() => match event {
-                    Some(_) => {
-                        // One look serves all events that are there.
-                        while let Some(Some(_)) = events.next().now_or_never() {}
-                        self.observe().await?;
-                    }
-                    None => return Ok(()),
-                },
-                Some(ended) = self.readers.join_next_with_id() => {
-                    self.reader_ended(ended);
-                    self.observe().await?;
-                }
+                event = events.next() => if event.is_none() { return Ok(()) },
+                Some(ended) = self.readers.join_next_with_id() => self.reader_ended(ended),
                 () = stop.cancelled() => return Ok(()),
             }
+            // They come in crowds, as when a set of many replicas starts.
+            tokio::select! {
+                () = tokio::time::sleep_until(rested) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+            // One look serves all that are there.
+            while let Some(Some(_)) = events.next().now_or_never() {}
+            while let Some(ended) = self.readers.try_join_next_with_id() {
+                self.reader_ended(ended);
+            }
+            rested = self.look().await?;
         }
+    }
+
+    /// Observes; returns when it is time for the next look.
+    async fn look(&mut self) -> Result<tokio::time::Instant, RuntimeError> {
+        let began = tokio::time::Instant::now();
+        self.observe().await?;
+        Ok(tokio::time::Instant::now() + (began.elapsed() * BREATH).min(LONGEST_BREATH))
     }
 
     fn reader_ended(&mut self, ended: Result<(tokio::task::Id, (ReplicaId, Outcome)), tokio::task::JoinError>) {

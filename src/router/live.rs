@@ -9,83 +9,18 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
-    time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
-use super::table::{Route, RoutesTable, Upstream};
+use super::{
+    backend::{Backend, Lease},
+    hold::Holds,
+    table::{Route, RoutesTable, Upstream},
+};
 use crate::domain::EnvRef;
-
-/// How long a replica that refused a connection is asked only when no other one can be.
-const SUSPECT_FOR: Duration = Duration::from_secs(1);
-
-/// One replica as the router sees it.
-#[derive(Debug)]
-pub(super) struct Backend {
-    pub(super) env: EnvRef,
-    pub(super) upstream: Upstream,
-    /// Unique in this process; the key of the connection pool.
-    pub(super) key: u64,
-    in_flight: AtomicU64,
-    /// No longer in the table.
-    retired: AtomicBool,
-    suspect_since: Mutex<Option<Instant>>,
-    /// Whether `suspect_since` is worth a look.
-    suspected: AtomicBool,
-    /// Woken when a retired backend has answered its last request.
-    drained: Arc<Notify>,
-}
-
-impl Backend {
-    /// Remembers that it refused a connection.
-    pub(super) fn suspect(&self) {
-        *self.suspect_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        self.suspected.store(true, SeqCst);
-    }
-
-    fn is_suspect(&self) -> bool {
-        if !self.suspected.load(SeqCst) {
-            return false;
-        }
-        let since = *self.suspect_since.lock().unwrap_or_else(PoisonError::into_inner);
-        let suspect = since.is_some_and(|since| since.elapsed() < SUSPECT_FOR);
-        if !suspect {
-            self.suspected.store(false, SeqCst);
-        }
-        suspect
-    }
-}
-
-/// A request under way on a backend, from the choice of the backend to the last byte of the answer.
-#[derive(Debug)]
-pub(super) struct Lease(Arc<Backend>);
-
-impl Lease {
-    /// `None` when the backend has left the table: the caller's view of the route is old.
-    ///
-    /// The count goes up before the look at `retired`, and [`Routes::apply`] sets `retired` before it looks at the count, so one of
-    /// the two sees the other.
-    fn take(backend: &Arc<Backend>) -> Option<Self> {
-        backend.in_flight.fetch_add(1, SeqCst);
-        let lease = Self(backend.clone());
-        (!backend.retired.load(SeqCst)).then_some(lease)
-    }
-
-    pub(super) fn backend(&self) -> &Arc<Backend> {
-        &self.0
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, SeqCst) == 1 && self.0.retired.load(SeqCst) {
-            self.0.drained.notify_one();
-        }
-    }
-}
 
 /// An environment's route in one table.
 #[derive(Debug)]
@@ -93,6 +28,8 @@ pub(super) struct LiveRoute {
     pub(super) env: EnvRef,
     pub(super) released: bool,
     backends: Vec<Arc<Backend>>,
+    /// Since when it has no replica, if it had one.
+    pub(super) empty_since: Option<Instant>,
     /// Where round-robin stands; kept across tables.
     next: Arc<AtomicUsize>,
 }
@@ -100,6 +37,11 @@ pub(super) struct LiveRoute {
 impl LiveRoute {
     pub(super) fn has_replicas(&self) -> bool {
         !self.backends.is_empty()
+    }
+
+    /// Since when a route that comes after this one and has no replica has had none.
+    fn emptied(&self) -> Option<Instant> {
+        if self.has_replicas() { Some(Instant::now()) } else { self.empty_since }
     }
 
     /// Whether there is a replica that is neither in `tried` nor `chosen`.
@@ -133,6 +75,9 @@ pub(super) struct Routes {
     live: RwLock<Live>,
     retired: Mutex<Vec<Arc<Backend>>>,
     drained: Arc<Notify>,
+    /// Woken when a table has come into force.
+    applied: Notify,
+    pub(super) holds: Holds,
     last_key: AtomicU64,
 }
 
@@ -142,18 +87,28 @@ impl Routes {
         self.live.read().unwrap_or_else(PoisonError::into_inner).hosts.get(host).cloned()
     }
 
+    /// The route of an environment.
+    pub(super) fn current(&self, env: &EnvRef) -> Option<Arc<LiveRoute>> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).environments.get(env).cloned()
+    }
+
+    /// Resolves when a table has come into force since this was called. Call it, then look, then wait: no table is missed.
+    pub(super) fn changed(&self) -> impl Future<Output = ()> + '_ {
+        self.applied.notified()
+    }
+
     /// Takes the next replica of the route that is not in `tried`. When the table has changed since the caller found the route, the
     /// route of the new table counts.
     pub(super) fn lease(&self, route: &Arc<LiveRoute>, tried: &[u64]) -> Option<Lease> {
         let mut route = route.clone();
         loop {
-            let backend = route.choose(tried)?;
-            if let Some(lease) = Lease::take(backend) {
+            if let Some(lease) = route.choose(tried).and_then(Lease::take) {
                 return Some(lease);
             }
-            let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
-            let current = live.environments.get(&route.env)?.clone();
-            drop(live);
+            let current = self.current(&route.env)?;
+            if Arc::ptr_eq(&current, &route) {
+                return None;
+            }
             route = current;
         }
     }
@@ -161,9 +116,9 @@ impl Routes {
     /// Puts a table in force. Requests under way go on where they are.
     pub(super) fn apply(&self, table: &RoutesTable) {
         let mut old: HashMap<(EnvRef, Upstream), Arc<Backend>> = HashMap::new();
-        let mut turns: HashMap<EnvRef, Arc<AtomicUsize>> = HashMap::new();
+        let mut before: HashMap<EnvRef, Arc<LiveRoute>> = HashMap::new();
         for route in self.live.read().unwrap_or_else(PoisonError::into_inner).environments.values() {
-            turns.insert(route.env.clone(), route.next.clone());
+            before.insert(route.env.clone(), route.clone());
             for backend in &route.backends {
                 old.insert((backend.env.clone(), backend.upstream.clone()), backend.clone());
             }
@@ -171,8 +126,10 @@ impl Routes {
         let mut live = Live { generation: table.generation, ..Live::default() };
         for (env, route) in &table.environments {
             let backends = self.backends(env, route, &mut old);
-            let next = turns.remove(env).unwrap_or_default();
-            let route = LiveRoute { env: env.clone(), released: route.released, backends, next };
+            let before = before.get(env);
+            let next = before.map(|before| before.next.clone()).unwrap_or_default();
+            let empty_since = before.filter(|_| backends.is_empty()).and_then(|before| before.emptied());
+            let route = LiveRoute { env: env.clone(), released: route.released, backends, empty_since, next };
             live.environments.insert(env.clone(), Arc::new(route));
         }
         for (host, env) in &table.hosts {
@@ -185,9 +142,8 @@ impl Routes {
         }
         *self.live.write().unwrap_or_else(PoisonError::into_inner) = live;
         // Only now: a request that finds its replica retired also finds the new table.
-        for backend in old.values() {
-            backend.retired.store(true, SeqCst);
-        }
+        old.values().for_each(|backend| backend.retire());
+        self.applied.notify_waiters();
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).extend(old.into_values());
     }
 
@@ -200,16 +156,8 @@ impl Routes {
     ) -> Vec<Arc<Backend>> {
         let backend = |upstream: &Upstream| {
             old.remove(&(env.clone(), upstream.clone())).unwrap_or_else(|| {
-                Arc::new(Backend {
-                    env: env.clone(),
-                    upstream: upstream.clone(),
-                    key: self.last_key.fetch_add(1, SeqCst) + 1,
-                    in_flight: AtomicU64::new(0),
-                    retired: AtomicBool::new(false),
-                    suspect_since: Mutex::new(None),
-                    suspected: AtomicBool::new(false),
-                    drained: self.drained.clone(),
-                })
+                let key = self.last_key.fetch_add(1, SeqCst) + 1;
+                Arc::new(Backend::new(env.clone(), upstream.clone(), key, self.drained.clone()))
             })
         };
         route.upstreams.iter().map(backend).collect()
@@ -223,12 +171,12 @@ impl Routes {
     /// Replicas that have left the table and still have requests under way, with their number.
     pub(super) fn draining(&self) -> BTreeMap<SocketAddr, u64> {
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.retain(|backend| backend.in_flight.load(SeqCst) > 0);
+        retired.retain(|backend| backend.in_flight() > 0);
         let mut draining = BTreeMap::new();
         for backend in retired.iter() {
-            let count = backend.in_flight.load(SeqCst);
+            let count = backend.in_flight();
             if count > 0 {
-                *draining.entry(backend.upstream.address).or_default() += count;
+                *draining.entry(backend.address()).or_default() += count;
             }
         }
         draining
@@ -242,6 +190,8 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::atomic::AtomicBool, time::Duration};
+
     use super::*;
     use crate::domain::ReleaseVersion;
 

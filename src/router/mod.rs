@@ -2,14 +2,17 @@
 //!
 //! It knows nothing of tenants' records, the engine or the store; what it is told is in [`table`]. It keeps serving the last routes when
 //! the control plane is gone. How a request passes through it: `server` accepts the connection, `watchdog` limits the request's time,
-//! `admit` finds the route, `proxy` a replica in `live`, and `headers` makes the headers honest; `pages` answers when no replica can;
-//! `access` records it. `reload` puts new tables in force and acknowledges them.
+//! `admit` finds the route, `proxy` a replica (`backend`) in `live`, `connect` connects to it, and `headers` makes the headers honest; `hold`
+//! keeps the request for a moment when the last replica has just gone, and `pages` answers when no replica can; `access` records it. `reload` puts new tables in force and acknowledges them.
 
 mod access;
 mod ack;
 mod admit;
+mod backend;
 mod client;
+mod connect;
 mod headers;
+mod hold;
 mod live;
 mod pages;
 mod proxy;

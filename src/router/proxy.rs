@@ -12,7 +12,7 @@ use pingora::{
     Error, ErrorSource,
     ErrorType::{self, ConnectionClosed, HTTPStatus, ReadError, WriteError},
     http::{RequestHeader, ResponseHeader},
-    protocols::{Digest, TcpKeepalive},
+    protocols::Digest,
     proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
     upstreams::peer::HttpPeer,
 };
@@ -21,8 +21,10 @@ use super::{
     RouterSettings,
     access::{AccessLog, Line},
     admit::{Refusal, admit, client},
+    backend::Lease,
+    connect,
     headers::{self, Forwarded},
-    live::{Lease, LiveRoute, Routes},
+    live::{LiveRoute, Routes},
     pages::{Trouble, wants_html},
     watchdog::Watchdog,
 };
@@ -31,12 +33,6 @@ use super::{
 pub(super) const CLIENT_PAUSE: Duration = Duration::from_secs(60);
 /// How long the rest of a request body is read after the answer has been sent.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
-/// How long an idle connection to a replica is kept. Shorter than what common servers keep (gunicorn 2 s, Node 5 s), so that a request
-/// is not sent just when the replica closes.
-const IDLE_LIMIT: Duration = Duration::from_millis(1500);
-/// How long connecting to a replica may take while another one could be asked. Replicas are on this host's networks, where a connection
-/// stands in well under a millisecond; to one that has just died, the kernel would look for three seconds.
-const QUICK_CONNECT: Duration = Duration::from_millis(300);
 /// How many replicas a request is tried on.
 pub(super) const MAX_TRIES: usize = 4;
 
@@ -111,28 +107,6 @@ impl Proxy {
             _ => (Some(Trouble::Internal), "internal"),
         }
     }
-
-    /// The connection to a replica. A retry gets a pool of its own, that is, a new connection.
-    fn peer(&self, lease: &Lease, request: &Request, route: &LiveRoute) -> HttpPeer {
-        let tries = request.tries;
-        let backend = lease.backend();
-        let mut peer = HttpPeer::new(backend.upstream.address, false, String::new());
-        peer.group_key = if tries > 1 { u64::MAX - (backend.key * MAX_TRIES as u64 + tries) } else { backend.key };
-        let options = &mut peer.options;
-        let another = request.tries < MAX_TRIES as u64 && route.has_others(&request.tried, backend.key);
-        let limit = if another { QUICK_CONNECT } else { Duration::MAX }.min(self.settings.connect_timeout);
-        options.connection_timeout = Some(limit);
-        options.total_connection_timeout = Some(limit);
-        options.idle_timeout = Some(IDLE_LIMIT);
-        options.write_timeout = Some(CLIENT_PAUSE);
-        options.tcp_keepalive = Some(TcpKeepalive {
-            idle: Duration::from_secs(60),
-            interval: Duration::from_secs(15),
-            count: 4,
-            user_timeout: Duration::ZERO,
-        });
-        peer
-    }
 }
 
 /// Answers with a page of the router's own.
@@ -189,10 +163,14 @@ impl ProxyHttp for Proxy {
         let trouble = match admit(session, &self.routes) {
             Ok(route) => {
                 let route = request.route.insert(route);
-                let env = &route.env;
                 if route.has_replicas() {
                     return Ok(false);
                 }
+                if let Some(current) = self.routes.with_replica(route, self.settings.connect_timeout).await {
+                    *route = current;
+                    return Ok(false);
+                }
+                let env = &route.env;
                 request.error = Some(if route.released { "no-healthy-replica" } else { "no-release" });
                 match route.released {
                     true => Trouble::NoReplica { env },
@@ -215,15 +193,24 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(&self, _session: &mut Session, request: &mut Request) -> pingora::Result<Box<HttpPeer>> {
         request.lease = None;
-        let route = &request.route.clone().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
-        let Some(lease) = self.routes.lease(route, &request.tried) else {
+        let mut route = request.route.clone().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
+        let limit = self.settings.connect_timeout;
+        let mut found = self.routes.lease(&route, &request.tried);
+        if found.is_none()
+            && let Some(current) = self.routes.with_replica(&route, limit).await
+        {
+            found = self.routes.lease(&current, &request.tried);
+            route = current;
+        }
+        let Some(lease) = found else {
             // Whatever made the replicas before fail is the better explanation.
             request.error.get_or_insert("no-healthy-replica");
             return Err(Error::new_up(HTTPStatus(503)));
         };
         request.tries += 1;
         request.connect_started = Instant::now();
-        let peer = self.peer(&lease, request, route);
+        let another = request.tries < MAX_TRIES as u64 && route.has_others(&request.tried, lease.backend().key);
+        let peer = connect::peer(&lease, request.tries, another, limit);
         request.lease = Some(lease);
         Ok(Box::new(peer))
     }
@@ -235,11 +222,15 @@ impl ProxyHttp for Proxy {
         request: &mut Request,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        if let Some(lease) = request.give_up_replica() {
+        let lease = request.give_up_replica();
+        request.error = Some(match error.etype() {
+            _ if lease.as_ref().is_some_and(|lease| lease.backend().is_retired()) => "no-healthy-replica",
+            ErrorType::ConnectTimedout => "connect-timeout",
+            _ => "refused",
+        });
+        if let Some(lease) = lease {
             lease.backend().suspect();
         }
-        let timed_out = *error.etype() == ErrorType::ConnectTimedout;
-        request.error = Some(if timed_out { "connect-timeout" } else { "refused" });
         // Nothing was sent, so any request can go to another replica.
         error.set_retry(true);
         error

@@ -1,6 +1,7 @@
 //! The router as a process, between real clients and real replicas.
 
 mod attacks;
+mod dying;
 mod harness;
 mod requests;
 mod streams;

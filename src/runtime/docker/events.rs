@@ -42,7 +42,10 @@ impl Follower {
                     self.pause = PAUSE.0;
                     self.since = self.since.max(message.time_nano.unwrap_or(0));
                     if let Some(event) = event(&message) {
-                        await_listing(&self.engine, &event).await;
+                        // One that was told to stop is not listed as a replica any more.
+                        if !is_retired(&message) {
+                            await_listing(&self.engine, &event).await;
+                        }
                         return event;
                     }
                 }
@@ -86,6 +89,11 @@ async fn await_listing(engine: &Engine, event: &RuntimeEvent) {
 
 fn nanoseconds() -> i64 {
     i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(0)
+}
+
+fn is_retired(message: &EventMessage) -> bool {
+    let attributes = message.actor.as_ref().and_then(|actor| actor.attributes.as_ref());
+    attributes.and_then(|attributes| attributes.get("name")).is_some_and(|name| names::is_retired(name))
 }
 
 fn event(message: &EventMessage) -> Option<RuntimeEvent> {

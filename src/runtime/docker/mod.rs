@@ -17,6 +17,7 @@ mod limits;
 mod listeners;
 mod locks;
 mod logs;
+mod memory;
 mod names;
 mod network;
 mod replicas;
@@ -75,7 +76,7 @@ struct Inner {
     guarded_at: Mutex<Option<Instant>>,
     stops: Stops,
     sets: KeyedLocks<SetId>,
-    memory: replicas::Memory,
+    memory: memory::Memory,
     capabilities: Capabilities,
 }
 
@@ -123,7 +124,7 @@ impl DockerRuntime {
             guarded_at: Mutex::new(None),
             stops: Stops::new(),
             sets: KeyedLocks::default(),
-            memory: replicas::Memory::default(),
+            memory: memory::Memory::default(),
             capabilities,
         };
         inner.guard_host().await;
@@ -258,7 +259,7 @@ impl Runtime for DockerRuntime {
         replica: &ReplicaId,
         since: Option<Timestamp>,
     ) -> Result<BoxStream<'static, Result<LogLine, RuntimeError>>, RuntimeError> {
-        if self.inner.own_replica(replica).await?.is_none() {
+        if !self.inner.memory.knows(replica) && self.inner.own_replica(replica).await?.is_none() {
             return Err(RuntimeError::Gone(format!("replica {}", replica.0)));
         }
         Ok(logs::follow(self.inner.engine.clone(), replica, since).boxed())

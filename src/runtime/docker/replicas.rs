@@ -1,10 +1,6 @@
 //! Keeping replica sets: what is there, what is missing, starting and stopping.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use bollard::models::{
     ContainerInspectResponse, ContainerStateStatusEnum as Status, ContainerSummary, ContainerSummaryStateEnum as State,
@@ -14,14 +10,17 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::{
     Inner,
     engine::{Created, left_in_the_middle, no_such_network},
+    memory::Known,
     names,
     stops::Stop,
 };
-use crate::domain::{FailPoint, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId, Timestamp, fail_point::reached};
+use crate::domain::{FailPoint, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId, fail_point::reached};
 use crate::runtime::RuntimeError;
 
-/// Containers being started at once: a start is mostly work of the kernel and the engine, which more at once would not hasten.
-const STARTS_AT_ONCE: usize = 4;
+/// Containers being started at once for each core of the host: a start waits for the disk and for other processes for most of its time.
+const STARTS_PER_CORE: usize = 4;
+/// Containers being started at once at the least and at the most.
+const STARTS_AT_ONCE: (usize, usize) = (8, 32);
 /// Inspections under way at once.
 const INSPECTIONS_AT_ONCE: usize = 8;
 /// Grace for a replica that an earlier process told to stop and then did not live to see stopped.
@@ -106,25 +105,6 @@ fn plan(seen: &[Seen], count: u32, spec: &str) -> Plan {
     plan
 }
 
-/// What inspection told about a container in a state that it does not leave without another event. A container is never started
-/// twice, so what is known of a running one stays true until it ends.
-#[derive(Debug, Clone)]
-struct Known {
-    state: ReplicaState,
-    started_at: Option<Timestamp>,
-    finished_at: Option<Timestamp>,
-}
-
-/// What earlier observations found out, so that observing again costs one call.
-#[derive(Debug, Default)]
-pub struct Memory(Mutex<HashMap<String, Known>>);
-
-impl Memory {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Known>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Inner {
     /// See [`crate::runtime::Runtime::apply`].
     pub(super) async fn apply(&self, set: &ReplicaSet) -> Result<(), RuntimeError> {
@@ -142,9 +122,14 @@ impl Inner {
             self.prepare_tenant(&set.id.env.tenant).await?;
         }
         let starts = plan.start.into_iter().map(|(index, step)| self.start_index(set, index, step));
-        let results: Vec<_> = stream::iter(starts).buffer_unordered(STARTS_AT_ONCE).collect().await;
+        let results: Vec<_> = stream::iter(starts).buffer_unordered(self.starts_at_once()).collect().await;
         // One that fails does not keep the others from being started.
         results.into_iter().collect()
+    }
+
+    fn starts_at_once(&self) -> usize {
+        let cores = usize::try_from(self.engine.recipe.cores).unwrap_or(1);
+        cores.saturating_mul(STARTS_PER_CORE).clamp(STARTS_AT_ONCE.0, STARTS_AT_ONCE.1)
     }
 
     async fn start_index(&self, set: &ReplicaSet, index: u32, mut step: Step) -> Result<(), RuntimeError> {
@@ -216,8 +201,7 @@ impl Inner {
     /// See [`crate::runtime::Runtime::observe`].
     pub(super) async fn observe(&self) -> Result<Vec<Replica>, RuntimeError> {
         let listed = self.engine.list(self.engine.recipe.names.role_filter(names::ROLE_REPLICA)).await?;
-        let alive: HashSet<&str> = listed.iter().filter_map(|container| container.id.as_deref()).collect();
-        self.memory.lock().retain(|id, _| alive.contains(id.as_str()));
+        self.memory.listed(listed.iter().filter_map(Seen::of).map(|seen| (seen.id, seen.name)));
         let looks = listed.into_iter().map(|container| self.observe_one(container));
         let replicas: Vec<Option<Replica>> = stream::iter(looks).buffered(INSPECTIONS_AT_ONCE).try_collect().await?;
         Ok(replicas.into_iter().flatten().collect())
@@ -233,7 +217,7 @@ impl Inner {
         let Some((set, index)) = identity else { return Ok(None) };
         let known = match seen.state {
             State::REMOVING | State::DEAD => return Ok(None),
-            State::CREATED => Known { state: ReplicaState::Created, started_at: None, finished_at: None },
+            State::CREATED => Known::CREATED,
             _ => match self.know(&seen).await? {
                 Some(known) => known,
                 None => return Ok(None),
@@ -249,15 +233,15 @@ impl Inner {
 
     /// From memory, or by inspection; `None` when it is gone.
     async fn know(&self, seen: &Seen) -> Result<Option<Known>, RuntimeError> {
-        let remembered = self.memory.lock().get(&seen.id).cloned();
+        let remembered = self.memory.state(&seen.id);
         if let Some(known) = remembered
             && matches!(known.state, ReplicaState::Running) == seen.runs()
         {
             return Ok(Some(known));
         }
-        let Some(known) = self.engine.inspect(&seen.id).await?.and_then(known) else { return Ok(None) };
+        let Some(known) = self.engine.inspect(&seen.id).await?.and_then(Known::of) else { return Ok(None) };
         if known.state != ReplicaState::Created {
-            self.memory.lock().insert(seen.id.clone(), known.clone());
+            self.memory.remember(&seen.id, &known);
         }
         Ok(Some(known))
     }
@@ -289,9 +273,16 @@ impl Inner {
 
     /// See [`crate::runtime::Runtime::stop_replica`].
     pub(super) async fn stop_replica(&self, replica: &ReplicaId, grace: Duration) -> Result<(), RuntimeError> {
-        let Some(found) = self.own_replica(replica).await? else { return Ok(()) };
-        let name = found.name.unwrap_or_default();
-        self.retire(&replica.0, name.trim_start_matches('/'), grace).await?.finished().await
+        // What was listed by this Berth's own label need not be looked at again; but once its name changes, it must.
+        let name = self.memory.take_name(replica);
+        let name = match name {
+            Some(name) => name,
+            None => match self.own_replica(replica).await? {
+                Some(found) => found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+                None => return Ok(()),
+            },
+        };
+        self.retire(&replica.0, &name, grace).await?.finished().await
     }
 
     /// The container, if there is one and it is a replica of this Berth: an id alone is no right to touch it.
@@ -311,27 +302,6 @@ impl Inner {
 fn address(container: &ContainerSummary) -> Option<std::net::IpAddr> {
     let networks = container.network_settings.as_ref()?.networks.as_ref()?;
     networks.values().find_map(|endpoint| endpoint.ip_address.as_ref()?.parse().ok())
-}
-
-fn known(found: ContainerInspectResponse) -> Option<Known> {
-    let state = found.state?;
-    // The engine writes year 1 for "never".
-    let moment =
-        |text: Option<String>| text.and_then(|text| text.parse::<Timestamp>().ok()).filter(|at| at.as_second() > 0);
-    let started_at = moment(state.started_at);
-    let runs = state.running == Some(true);
-    Some(Known {
-        state: if runs {
-            ReplicaState::Running
-        } else if started_at.is_none() && state.exit_code.unwrap_or(0) == 0 {
-            ReplicaState::Created
-        } else {
-            ReplicaState::Exited { code: state.exit_code.unwrap_or(0), out_of_memory: state.oom_killed == Some(true) }
-        },
-        started_at,
-        // The engine notes the start when its part in it is over; a short-lived process has ended before that.
-        finished_at: if runs { None } else { moment(state.finished_at).max(started_at) },
-    })
 }
 
 #[cfg(test)]
