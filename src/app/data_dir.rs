@@ -60,7 +60,7 @@ impl DataDir {
         let lock = lock(&path.join("lock"), patience)?;
         // What a killed server was in the middle of.
         empty(&path.join("tmp"))?;
-        for name in ["", "keys", "hooks", "router"] {
+        for name in ["", "keys", "hooks", "router", "registry"] {
             remove_temporary(&path.join(name))?;
         }
         Ok(Self { path: path.to_owned(), instance: instance(path)?, _lock: lock })

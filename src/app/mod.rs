@@ -15,11 +15,14 @@ mod doors;
 mod engine;
 #[cfg(feature = "fail-points")]
 mod fail_points;
+mod layer;
 mod leftovers;
 mod pipeline;
 mod room;
 mod routes;
 mod secrets;
 mod serve;
+mod settings;
+mod status;
 mod teardown;
 pub mod telemetry;

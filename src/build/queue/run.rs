@@ -3,7 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{BuildService, Shared};
@@ -12,6 +12,9 @@ use crate::{
     deploy::Progress,
     domain::{Build, BuildState, EnvRef, EventKind, Stage},
 };
+
+/// Pause before what could not be written is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
 impl Shared {
     /// Takes the next build that may run.
@@ -39,7 +42,13 @@ impl Shared {
                 _ => "The server was restarted; trying again",
             });
         }
-        self.begin(&mut build).await;
+        tokio::select! {
+            biased;
+            // Seen to below.
+            () = shutdown.cancelled() => {}
+            () = cancel.cancelled() => {}
+            () = self.begin(&mut build) => {}
+        }
         if build.no_cache && build.state == (BuildState::Running { stage: Stage::Build }) {
             output.doing("removing the build cache");
             if let Err(error) = output.with_signs_of_life(self.purge_cache(&build.env.app_ref())).await {
@@ -102,8 +111,13 @@ impl Shared {
             build.state = BuildState::Running { stage: Stage::Build };
             build.started_at = Some(jiff::Timestamp::now());
             self.changed(build);
-            if let Err(error) = write(&self.store, build).await {
+            while let Err(error) = write(&self.store, build).await {
                 tracing::warn!(%error, "a build's beginning could not be written");
+                // One that was interrupted must not be forgotten to have been: it may be what takes the server down.
+                if build.interruptions == 0 {
+                    break;
+                }
+                sleep(WRITE_AGAIN).await;
             }
         }
     }
