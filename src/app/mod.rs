@@ -18,6 +18,7 @@ mod fail_points;
 mod layer;
 mod leftovers;
 mod pipeline;
+mod reserve;
 mod room;
 mod routes;
 mod secrets;

@@ -22,7 +22,7 @@ use super::{
     engine,
     layer::{Layer, STOP_DEADLINE},
     pipeline::BuildPipeline,
-    room,
+    reserve, room,
     routes::RouteFiles,
     secrets, settings,
     status::Status,
@@ -46,7 +46,7 @@ use crate::{
     router::table::ACCESS_SOCKET,
     runtime::{LateRuntime, Runtime, docker::DockerRuntime},
     ssh::SshServer,
-    store::{Store, open_store},
+    store::Store,
 };
 
 /// How long the start waits for the stacks to be in the registry.
@@ -69,7 +69,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let data = DataDir::open(&config.data_dir)?;
-    let store = open_store(&data.join("store"))?;
+    let store = reserve::open(&data, config.disk.min_free.0)?;
     let server = tokio::select! {
         server = Server::start(&config, &data, &store) => server?,
         _ = terminate.recv() => return Ok(()),
