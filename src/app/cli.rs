@@ -71,8 +71,12 @@ enum Command {
     Schema,
     /// Register the public key(s) on standard input for a user; the first user becomes an operator
     UploadKey { name: UserName },
-    /// Say whether the server runs and is ready
-    Status,
+    /// Say whether the server runs, and what it lacks: the engine, the registry, room on disk
+    Status {
+        /// Print JSON for programs: a list of what is missing
+        #[arg(long)]
+        json: bool,
+    },
     /// Write the records, repositories, keys and images that cannot be made anew into a file, while the server runs
     Backup {
         /// File to make; `-` for standard output (default: berth-backup-TIME.tar.gz in this directory)
@@ -119,7 +123,7 @@ pub fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Command::UploadKey { name } => host_command(&line.place, &["upload-key", name.as_str()]),
-        Command::Status => host_command(&line.place, &["whoami"]),
+        Command::Status { json } => super::status::run(&line.place, json),
         Command::Backup { output } => super::backup::backup(&line.place, output),
         Command::Restore { file } => super::backup::restore(&line.place, &file),
         Command::Gc { dry_run, json } => {

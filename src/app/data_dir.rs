@@ -61,7 +61,7 @@ impl DataDir {
         }
         // What a killed server was in the middle of.
         empty(&path.join("tmp"))?;
-        for name in ["", "keys", "hooks", "router"] {
+        for name in ["", "keys", "hooks", "router", "registry"] {
             remove_temporary(&path.join(name))?;
         }
         Ok(Self { path: path.to_owned(), instance: instance(path)?, _lock: lock })

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::check::Check;
+use super::{check::Check, status::Status};
 use crate::{
     commands::{Caller, CommandError, CommandIo, Commands},
     control,
@@ -27,6 +27,7 @@ pub(super) struct Doors {
     pub(super) commands: Commands,
     pub(super) receive: Receive,
     pub(super) check: Arc<Check>,
+    pub(super) status: Arc<Status>,
     pub(super) gc: Gc,
 }
 
@@ -62,6 +63,10 @@ impl control::Backend for Doors {
 
     async fn hold(&self) -> anyhow::Result<Box<dyn Send>> {
         Ok(Box::new(self.gc.hold(COLLECTION).await?))
+    }
+
+    async fn status(&self) -> anyhow::Result<Vec<u8>> {
+        Ok(serde_json::to_vec(&self.status.missing().await)?)
     }
 
     async fn check(&self, repair: bool) -> anyhow::Result<Vec<u8>> {

@@ -15,11 +15,15 @@ mod doors;
 mod engine;
 #[cfg(feature = "fail-points")]
 mod fail_points;
+mod layer;
 mod leftovers;
 mod pipeline;
+mod reserve;
 mod room;
 mod routes;
 mod secrets;
 mod serve;
+mod settings;
+mod status;
 mod teardown;
 pub mod telemetry;

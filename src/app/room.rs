@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{config::Config, data_dir::DataDir};
-use crate::{disk::DiskFloor, gc::GcSettings, plan::retention::Retention, runtime::docker::DockerRuntime};
+use crate::{disk::DiskFloor, gc::GcSettings, plan::retention::Retention};
 
 /// Parts of the data directory that may be file systems of their own.
 const PLACES: [&str; 7] = ["", "store", "repositories", "registry", "logs", "tmp", "router"];
@@ -13,16 +13,9 @@ pub(super) fn places(data: &Path) -> Vec<PathBuf> {
     PLACES.iter().map(|name| data.join(name)).collect()
 }
 
-/// The free space wanted: of the data directory, with whatever is mounted in it, and where the engine keeps its images.
-pub(super) async fn disk_floor(config: &Config, data: &DataDir, engine: &DockerRuntime) -> DiskFloor {
-    let mut places = places(&data.join(""));
-    match engine.root_directory().await {
-        Ok(root) => places.extend(root),
-        Err(error) => {
-            tracing::warn!(%error, "the engine does not say where it keeps its images; only the data directory is watched")
-        }
-    }
-    DiskFloor::new(places, config.disk.min_free.0)
+/// The free space wanted of the data directory, with whatever is mounted in it.
+pub(super) fn disk_floor(config: &Config, data: &DataDir) -> DiskFloor {
+    DiskFloor::new(places(&data.join("")), config.disk.min_free.0)
 }
 
 pub(super) fn gc_settings(config: &Config, data: &DataDir) -> GcSettings {

@@ -9,7 +9,6 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    task::JoinSet,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -17,49 +16,41 @@ use tokio_util::sync::CancellationToken;
 use super::{
     check::Check,
     cli::Place,
-    config::{self, Config},
+    config::Config,
     data_dir::DataDir,
     doors::Doors,
-    engine, leftovers,
+    engine,
+    layer::{Layer, STOP_DEADLINE},
     pipeline::BuildPipeline,
-    room,
+    reserve, room,
     routes::RouteFiles,
-    secrets, telemetry,
+    secrets, settings,
+    status::Status,
+    telemetry,
 };
 use crate::{
-    build::{BuildParts, BuildSettings, Builds, CustomBuildpacks},
-    commands::{CommandSettings, Commands, Services},
+    build::{BuildParts, Builds},
+    commands::{Commands, Services},
     control::ControlServer,
-    cron::{Cron, CronParts, CronSettings},
-    deploy::{DeploySettings, Deployer, NetProber, SystemClock},
+    cron::{Cron, CronParts},
+    deploy::{Deployer, NetProber, SystemClock},
     disk::DiskFloor,
-    domain::Limits,
     gc::{Gc, GcParts},
     git::{Git, Repositories},
     keys,
     logs::{Logs, access::AccessReceiver, collector::Collector},
-    manifest::Defaults,
-    receive::{Receive, ReceiveSettings, install_hooks},
+    receive::{Receive, install_hooks},
     registry::{
         Credentials, Keeper, ManagedRegistry, ManagedSettings, OciRegistry, Registry, RegistryError, RegistryRoom,
     },
     router::table::ACCESS_SOCKET,
-    runtime::{Runtime, docker::DockerRuntime},
-    ssh::{ConnectionLimits, SshServer, SshSettings},
-    store::{Store, open_store},
+    runtime::{LateRuntime, Runtime, docker::DockerRuntime},
+    ssh::SshServer,
+    store::Store,
 };
 
-/// How long each part may take to stop.
-const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// How long the start waits for the stacks to be in the registry.
 const STACKS_DEADLINE: Duration = Duration::from_secs(5);
-/// git processes that serve clients at once, in all and of one user.
-const GIT_SESSIONS: usize = 64;
-const GIT_SESSIONS_PER_USER: usize = 8;
-/// How long a client waits for one of them.
-const GIT_PATIENCE: Duration = Duration::from_secs(60);
-/// A git session in which nothing moves for so long is ended.
-const GIT_IDLE: Duration = Duration::from_secs(600);
 
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
@@ -74,45 +65,11 @@ pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// Tasks that stop together.
-struct Layer {
-    name: &'static str,
-    stop: CancellationToken,
-    tasks: JoinSet<()>,
-}
-
-impl Layer {
-    fn new(name: &'static str) -> Self {
-        Self { name, stop: CancellationToken::new(), tasks: JoinSet::new() }
-    }
-
-    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
-    }
-
-    /// Tells the tasks to stop and waits until they have.
-    async fn stop(mut self) {
-        self.stop.cancel();
-        let ended = async { while self.tasks.join_next().await.is_some() {} };
-        if timeout(STOP_DEADLINE, ended).await.is_err() {
-            tracing::warn!(layer = self.name, "it did not stop in time and is abandoned");
-        }
-    }
-
-    /// Waits until a task ends that nobody told to.
-    async fn failed(&mut self) -> &'static str {
-        match self.tasks.join_next().await {
-            Some(_) => self.name,
-            None => std::future::pending().await,
-        }
-    }
-}
-
 async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let data = DataDir::open(&config.data_dir)?;
-    let store = open_store(&data.join("store"))?;
+    let store = reserve::open(&data, config.disk.min_free.0)?;
     let server = tokio::select! {
         server = Server::start(&config, &data, &store) => server?,
         _ = terminate.recv() => return Ok(()),
@@ -134,7 +91,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     receive.finish_within(STOP_DEADLINE).await;
     work.stop().await;
     ground.stop().await;
-    engine.close(STOP_DEADLINE).await;
+    if let Ok(engine) = engine.engine() {
+        engine.close(STOP_DEADLINE).await;
+    }
     logs.flush().await;
     match failed {
         None => Ok(()),
@@ -151,7 +110,7 @@ struct Server {
     /// Log collection and the registry.
     ground: Layer,
     receive: Stopping,
-    engine: DockerRuntime,
+    engine: LateRuntime<DockerRuntime>,
     logs: Logs,
 }
 
@@ -175,12 +134,9 @@ impl Server {
         let mut ground = Layer::new("ground");
         let (registry, keeper) = start_registry(config, data, &mut ground).await?;
         let registry: Arc<dyn Registry> = Arc::new(registry);
-        let engine = engine::connect(config, data).await?;
+        let disk = room::disk_floor(config, data);
+        let engine = start_engine(config, data, store, &disk, &mut ground).await?;
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
-        tracing::info!(engine = runtime.capabilities().engine, "connected to the engine");
-        let disk = room::disk_floor(config, data, &engine).await;
-        // Before any build or release phase goes on that a killed server was in the middle of.
-        leftovers::clear(&*runtime, store).await?;
         let logs = start_logs(config, data, &runtime, &mut ground)?;
 
         let mut work = Layer::new("work");
@@ -195,7 +151,7 @@ impl Server {
             delivery: Arc::new(deployer.clone()),
             logs: Arc::new(logs.clone()),
         };
-        let (builds, service) = Builds::start(parts, build_settings(config, data, &disk)).await?;
+        let (builds, service) = Builds::start(parts, settings::builds(config, data, &disk)).await?;
         look_for_stacks(&builds).await?;
         work.spawn(service.run(work.stop.clone()));
         let git = find_git(config, data)?;
@@ -215,12 +171,11 @@ impl Server {
             room::gc_settings(config, data),
         );
         work.spawn(collections.run(work.stop.clone()));
-        work.spawn(engine.clone().keep_guard(work.stop.clone()));
 
         let tokens = Arc::new(secrets::token_key(&data.join("keys/token.pk8"))?);
         let pipeline = BuildPipeline { builds: builds.clone(), logs: logs.clone(), tokens: tokens.clone() };
         let stop = CancellationToken::new();
-        let settings = receive_settings(config, disk)?;
+        let settings = settings::receive(config, disk.clone())?;
         let receive =
             Receive::new(settings, git, repositories.clone(), store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
@@ -235,20 +190,42 @@ impl Server {
             repositories,
             tokens,
             collections: Arc::new(gc.clone()),
-            settings: command_settings(config),
+            settings: settings::commands(config),
         });
-        commands.finish_destroying().await?;
+        if let Err(error) = commands.finish_destroying().await {
+            tracing::warn!(%error, "what is left of destroyed environments stays until the next start");
+        }
         let check = Arc::new(Check {
             store: store.clone(),
             repositories: commands.repositories.clone(),
             logs: logs.clone(),
             runtime: commands.runtime.clone(),
-            registry,
+            registry: registry.clone(),
             remover: Arc::new(commands.clone()),
         });
-        let doors = open_doors(config, data, Doors { commands, receive: receive.clone(), check, gc }).await?;
+        let status = Arc::new(Status { runtime: commands.runtime.clone(), registry, disk });
+        let doors = open_doors(config, data, Doors { commands, receive: receive.clone(), check, status, gc }).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })
     }
+}
+
+/// The engine, if it comes within a moment. If not, the server goes on without: apps run, whoever asks is told, and it is taken as soon as
+/// it is there.
+async fn start_engine(
+    config: &Config,
+    data: &DataDir,
+    store: &Store,
+    disk: &DiskFloor,
+    ground: &mut Layer,
+) -> anyhow::Result<LateRuntime<DockerRuntime>> {
+    let engine = LateRuntime::new(engine::NOT_YET);
+    let settings = engine::settings(config, data)?;
+    ground.spawn(engine::attend(settings, store.clone(), engine.clone(), disk.clone(), ground.stop.clone()));
+    match timeout(engine::PATIENCE, engine.until_there()).await {
+        Ok(()) => tracing::info!(engine = engine.capabilities().engine, "connected to the engine"),
+        Err(_) => tracing::warn!("no engine answers; starting without it, and taking it up as soon as it does"),
+    }
+    Ok(engine)
 }
 
 /// The registry, and what looks after its room when it is ours.
@@ -291,23 +268,11 @@ async fn look_for_stacks(builds: &Builds) -> anyhow::Result<()> {
 }
 
 fn start_logs(config: &Config, data: &DataDir, runtime: &Arc<dyn Runtime>, ground: &mut Layer) -> anyhow::Result<Logs> {
-    let logs = Logs::open(data.join("logs"), log_limits(&config.logs))?;
+    let logs = Logs::open(data.join("logs"), settings::logs(&config.logs))?;
     let access = AccessReceiver::bind(&data.join("router").join(ACCESS_SOCKET))?;
     ground.spawn(access.run(logs.clone(), ground.stop.clone()));
     ground.spawn(Collector::new(runtime.clone(), logs.clone()).run(ground.stop.clone()));
     Ok(logs)
-}
-
-fn log_limits(config: &config::Logs) -> crate::logs::LogLimits {
-    let limits = crate::logs::LogLimits::default();
-    let segments = u64::try_from(limits.segments).unwrap_or(4);
-    crate::logs::LogLimits {
-        segment_bytes: config.per_environment.0 / segments,
-        build_bytes: config.per_build.0,
-        builds_kept: config.builds,
-        replica_rate: config.replica_rate.0,
-        ..limits
-    }
 }
 
 fn start_deployer(
@@ -318,20 +283,9 @@ fn start_deployer(
     logs: &Logs,
     work: &mut Layer,
 ) -> anyhow::Result<Deployer> {
-    let listened = config.router.listen.first().map_or(8080, std::net::SocketAddr::port);
-    let settings = DeploySettings {
-        base_domain: config.base_domain.clone(),
-        router_port: config.router.public_port.unwrap_or(listened),
-        public_scheme: config.router.public_scheme.as_str(),
-        router_dir: data.join("router"),
-        drain_timeout: config.deploy.drain_timeout,
-        stop_grace: config.deploy.stop_grace,
-        pids: config.runtime.pids,
-        ..DeploySettings::default()
-    };
     let routes = RouteFiles::new(data.join("router"))?;
     let (deployer, service) = Deployer::start(
-        settings,
+        settings::deploy(config, data),
         store.clone(),
         runtime.clone(),
         logs.clone(),
@@ -344,51 +298,11 @@ fn start_deployer(
 }
 
 fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: &Logs, work: &mut Layer) -> Cron {
-    let settings = CronSettings {
-        starting_deadline: config.cron.starting_deadline,
-        concurrency: config.cron.concurrency,
-        per_tenant: config.cron.per_tenant,
-        history: config.cron.history,
-        pids: config.runtime.pids,
-        stop_grace: config.deploy.stop_grace,
-    };
+    let settings = settings::cron(config);
     let (store, runtime, logs) = (store.clone(), runtime.clone(), logs.clone());
     let (cron, service) = Cron::start(CronParts { store, runtime, logs, clock: Arc::new(SystemClock), settings });
     work.spawn(service.run(work.stop.clone()));
     cron
-}
-
-/// Cores as thousandths of one.
-fn millis(cores: f64) -> u32 {
-    // Out of range is clamped by the conversion.
-    (cores * 1000.0).round() as u32
-}
-
-fn build_settings(config: &Config, data: &DataDir, disk: &DiskFloor) -> BuildSettings {
-    let builds = &config.builds;
-    let defaults =
-        Defaults { cpu_millis: millis(config.deploy.cpu), memory: config.deploy.memory.0, ..Defaults::default() };
-    let ca_bundle = Some(builds.ca_bundle.clone()).filter(|path| path.is_file());
-    BuildSettings {
-        concurrency: builds.concurrency,
-        queue_limit: builds.queue,
-        queue_limit_per_tenant: builds.queue_per_tenant,
-        time_limit: builds.time_limit,
-        limits: Limits { cpu_millis: millis(builds.cpu), memory: builds.memory.0, pids: builds.pids },
-        slug_limit: builds.slug_limit.0,
-        custom_buildpacks: CustomBuildpacks {
-            allow: builds.allowed_buildpacks.clone(),
-            protocols: vec!["https".to_owned()],
-            directory: data.join("buildpacks"),
-            ca_bundle: ca_bundle.clone(),
-        },
-        ca_bundle,
-        operator_env: builds.env.clone(),
-        largest_process: (millis(config.deploy.max_cpu), config.deploy.max_memory.0),
-        process_defaults: defaults,
-        disk: disk.clone(),
-        ..BuildSettings::new(&data.join(""))
-    }
 }
 
 /// git, with our hooks.
@@ -398,42 +312,9 @@ fn find_git(config: &Config, data: &DataDir) -> anyhow::Result<Git> {
     Ok(Git { binary: Git::find()?, hooks, max_input: config.git.max_input_size.0 })
 }
 
-fn receive_settings(config: &Config, disk: DiskFloor) -> anyhow::Result<ReceiveSettings> {
-    Ok(ReceiveSettings {
-        berth: std::env::current_exe().context("the path of this program is not known")?,
-        control_socket: config.control_socket(),
-        sessions: GIT_SESSIONS,
-        sessions_per_user: GIT_SESSIONS_PER_USER,
-        patience: GIT_PATIENCE,
-        idle: GIT_IDLE,
-        require_manifest: config.git.require_manifest,
-        disk,
-    })
-}
-
-fn command_settings(config: &Config) -> CommandSettings {
-    CommandSettings {
-        ssh_host: config.ssh.host.clone(),
-        ssh_port: config.ssh.listen.first().map_or(2222, std::net::SocketAddr::port),
-        base_domain: config.base_domain.clone(),
-        run_pids: config.runtime.pids,
-    }
-}
-
 async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::Result<Layer> {
     let mut doors = Layer::new("doors");
-    let settings = SshSettings {
-        limits: ConnectionLimits {
-            total: config.ssh.max_connections,
-            per_user: config.ssh.max_connections_per_user,
-            unauthenticated: config.ssh.max_unauthenticated,
-            unauthenticated_per_address: config.ssh.max_unauthenticated_per_address,
-            ..ConnectionLimits::default()
-        },
-        login_grace: config.ssh.login_grace,
-        keepalive: config.ssh.keepalive,
-        ..SshSettings::default()
-    };
+    let settings = settings::ssh(config);
     let host_key = keys::host_key(&data.join("keys/ssh_host_ed25519_key"))?;
     let backend = Arc::new(backend);
     for address in &config.ssh.listen {

@@ -65,6 +65,18 @@ pub fn check(socket: &Path, repair: bool) -> Result<Option<Vec<u8>>> {
     ask(socket, &ToServer::Check { repair })
 }
 
+/// What the server that listens on `socket` lacks, as JSON.
+///
+/// # Errors
+/// When none does, or it does not say.
+pub fn status(socket: &Path) -> Result<Vec<u8>> {
+    match ask(socket, &ToServer::Status)? {
+        Some(answer) => Ok(answer),
+        // Nobody listens: connecting says it best.
+        None => connect(socket).and_then(|_| bail!("the server is just starting; ask again")),
+    }
+}
+
 fn ask(socket: &Path, question: &ToServer) -> Result<Option<Vec<u8>>> {
     match UnixStream::connect(socket) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {

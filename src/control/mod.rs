@@ -33,6 +33,10 @@ pub trait Backend: Send + Sync + 'static {
     async fn hold(&self) -> anyhow::Result<Box<dyn Send>> {
         anyhow::bail!("this server collects nothing")
     }
+    /// What the server lacks to do all that it should, as JSON.
+    async fn status(&self) -> anyhow::Result<Vec<u8>> {
+        anyhow::bail!("this server does not know")
+    }
     /// Compares the records with what is there, and mends what it may; the findings as JSON.
     async fn check(&self, _repair: bool) -> anyhow::Result<Vec<u8>> {
         anyhow::bail!("this server keeps no records")

@@ -24,6 +24,8 @@ pub enum ToServer {
     Hold,
     /// First: whether the records fit what is there.
     Check { repair: bool },
+    /// First: what the server lacks.
+    Status,
     /// Then: its input, base64.
     Stdin(String),
     /// Its input is over.

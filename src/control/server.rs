@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, ErrorKind},
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -72,9 +72,16 @@ impl ControlServer {
         }
         // Bound in a directory of our own, so that nobody can connect before the mode is right.
         let parent = path.parent().unwrap_or(Path::new("."));
-        let aside =
-            tempfile::Builder::new().prefix(".control-").tempdir_in(parent).map_err(context(format!("{shown}")))?;
-        let fresh = aside.path().join("s");
+        let aside = match tempfile::Builder::new().prefix(".control-").tempdir_in(parent) {
+            Ok(aside) => Some(aside),
+            // A directory takes room, and a socket none; in one that nobody else may enter, it is as safe.
+            Err(error) if error.kind() == ErrorKind::StorageFull && is_private(parent) => None,
+            Err(error) => return Err(context(format!("{shown}"))(error)),
+        };
+        let fresh = match &aside {
+            Some(aside) => aside.path().join("s"),
+            None => parent.join(format!(".tmp-control-{:08x}", rand::random::<u32>())),
+        };
         let listener =
             UnixListener::bind(&fresh).map_err(context(format!("the control socket {shown} cannot be made")))?;
         fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
@@ -137,6 +144,7 @@ async fn serve(stream: UnixStream, backend: Arc<dyn Backend>, _place: OwnedSemap
         Ok(Ok(Some(ToServer::Snapshot))) => answer(backend.snapshot().await, &mut writer).await,
         Ok(Ok(Some(ToServer::Hold))) => hold(reader, writer, backend).await,
         Ok(Ok(Some(ToServer::Check { repair }))) => answer(backend.check(repair).await, &mut writer).await,
+        Ok(Ok(Some(ToServer::Status))) => answer(backend.status().await, &mut writer).await,
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(io::Error::new(ErrorKind::TimedOut, "it said nothing")),
@@ -148,6 +156,12 @@ async fn serve(stream: UnixStream, backend: Arc<dyn Backend>, _place: OwnedSemap
 
 /// How long a backup may keep collections away.
 const LONGEST_HOLD: Duration = Duration::from_secs(6 * 3600);
+
+/// Whether nobody but its owner, who is us, may enter the directory.
+fn is_private(directory: &Path) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    fs::metadata(directory).is_ok_and(|found| found.mode() & 0o077 == 0 && found.uid() == own)
+}
 
 /// The socket's mode keeps others out; this also holds when the directory was opened up by accident.
 fn check_peer(stream: &UnixStream) -> io::Result<()> {
@@ -197,7 +211,6 @@ async fn hook(
     writer.write_all(&line(&ToClient::Exit(status))?).await
 }
 
-/// Sends a whole answer.
 /// Holds until the client goes away, which it does whenever its process ends.
 async fn hold(
     mut reader: BufReader<OwnedReadHalf>,
@@ -216,6 +229,7 @@ async fn hold(
     Ok(())
 }
 
+/// Sends a whole answer.
 async fn answer(found: anyhow::Result<Vec<u8>>, writer: &mut OwnedWriteHalf) -> io::Result<()> {
     let status = match found {
         Ok(bytes) => {

@@ -25,6 +25,8 @@ pub struct DeploySettings {
     pub drain_timeout: Duration,
     /// Time between SIGTERM and SIGKILL.
     pub stop_grace: Duration,
+    /// The same for a release phase when the server stops, if that is less: a server has to end in time.
+    pub shutdown_grace: Duration,
     /// How long a router that does not acknowledge is waited for. After that nothing can be known of it, and a deployment goes on.
     pub ack_timeout: Duration,
     /// How long a process without a port must have run to count as ready: long enough for a wrong command, a missing module or missing
@@ -47,6 +49,7 @@ impl Default for DeploySettings {
             router_dir: PathBuf::from("/var/lib/berth/router"),
             drain_timeout: Duration::from_secs(30),
             stop_grace: Duration::from_secs(10),
+            shutdown_grace: Duration::from_secs(12),
             ack_timeout: Duration::from_secs(5),
             stability: Duration::from_secs(1),
             release_phase_timeout: Duration::from_secs(900),

@@ -238,8 +238,8 @@ impl Supervisor {
             self.actors.remove(env);
         }
         self.actors.entry(env.clone()).or_insert_with(|| {
-            let (address, actor) = Actor::new(env.clone(), self.parts.clone());
-            let id = self.running.spawn(actor.run(self.shutdown.clone())).id();
+            let (address, actor) = Actor::new(env.clone(), self.parts.clone(), self.shutdown.clone());
+            let id = self.running.spawn(actor.run()).id();
             self.names.insert(id, env.clone());
             address
         })

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeSet,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use tokio::sync::Notify;
@@ -42,7 +42,7 @@ pub struct Free {
 }
 
 struct Inner {
-    places: Vec<PathBuf>,
+    places: RwLock<Vec<PathBuf>>,
     min_free: u64,
     low: Notify,
 }
@@ -60,12 +60,17 @@ impl std::fmt::Debug for DiskFloor {
 impl DiskFloor {
     /// Wants `min_free` bytes at each of `places`. A place that does not exist (an engine on another host) is not looked at.
     pub fn new(places: Vec<PathBuf>, min_free: u64) -> Self {
-        Self(Arc::new(Inner { places, min_free, low: Notify::new() }))
+        Self(Arc::new(Inner { places: RwLock::new(places), min_free, low: Notify::new() }))
     }
 
     /// Wants nothing.
     pub fn none() -> Self {
         Self::new(Vec::new(), 0)
+    }
+
+    /// Wants them at one more place.
+    pub fn add(&self, place: PathBuf) {
+        self.0.places.write().unwrap_or_else(PoisonError::into_inner).push(place);
     }
 
     /// Bytes wanted.
@@ -101,9 +106,10 @@ impl DiskFloor {
     /// Free space, once for each file system.
     pub fn look(&self) -> Vec<Free> {
         let mut seen = BTreeSet::new();
-        let fresh = |path: &&PathBuf| path.metadata().is_ok_and(|metadata| seen.insert(metadata.dev()));
-        let places: Vec<&PathBuf> = self.0.places.iter().filter(fresh).collect();
-        places.into_iter().filter_map(|path| Some(Free { path: path.clone(), free: free_at(path)? })).collect()
+        let fresh = |path: &PathBuf| path.metadata().is_ok_and(|metadata| seen.insert(metadata.dev()));
+        let mut places = self.0.places.read().unwrap_or_else(PoisonError::into_inner).clone();
+        places.retain(fresh);
+        places.into_iter().filter_map(|path| Some(Free { free: free_at(&path)?, path })).collect()
     }
 }
 

@@ -91,4 +91,18 @@ pub struct Deployment {
     pub state: DeploymentState,
     pub started_at: Timestamp,
     pub finished_at: Option<Timestamp>,
+    /// How far it had come while it was under way, for a server that takes it up; `None`: no further than begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<RolloutProgress>,
+}
+
+/// How far a deployment under way has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutProgress {
+    /// When it last came closer to its end, by the time of day.
+    pub at: Timestamp,
+    /// How close that was; more is closer.
+    pub closest: u32,
+    /// Servers that took it up since.
+    pub adoptions: u32,
 }

@@ -18,6 +18,9 @@ const SILENCE: Duration = Duration::from_secs(8);
 const TAIL: usize = 4096;
 const TAIL_LINES: usize = 30;
 
+/// What is never there.
+enum Never {}
+
 /// A job that runs. Dropping it kills it; [`Started::finish`] does so too, and waits.
 pub struct Started {
     job: Box<dyn Job>,
@@ -30,13 +33,27 @@ impl Started {
     /// # Errors
     /// The engine's.
     pub async fn new(runtime: &dyn Runtime, spec: &JobSpec) -> Result<Self, RuntimeError> {
-        let start = async {
-            let mut job = runtime.job(spec).await?;
-            job.start().await?;
-            Ok(Self { job, name: spec.name.clone() })
+        match Self::unless(runtime, spec, std::future::pending::<Never>()).await? {
+            Ok(started) => Ok(started),
+            Err(never) => match never {},
+        }
+    }
+
+    /// The same, unless `stopped` is there before the job begins to start; then what it gives, and nothing has run.
+    async fn unless<T>(
+        runtime: &dyn Runtime,
+        spec: &JobSpec,
+        stopped: impl Future<Output = T>,
+    ) -> Result<Result<Self, T>, RuntimeError> {
+        let deadline = Instant::now() + START_DEADLINE;
+        let late = || RuntimeError::Unavailable(format!("no start within {} s", START_DEADLINE.as_secs()));
+        let mut job = tokio::select! {
+            biased;
+            stopped = stopped => return Ok(Err(stopped)),
+            job = timeout_at(deadline, runtime.job(spec)) => job.map_err(|_| late())??,
         };
-        let late = || Err(RuntimeError::Unavailable(format!("no start within {} s", START_DEADLINE.as_secs())));
-        timeout(START_DEADLINE, start).await.unwrap_or_else(|_| late())
+        timeout_at(deadline, job.start()).await.map_err(|_| late())??;
+        Ok(Ok(Self { job, name: spec.name.clone() }))
     }
 
     /// The job itself, for its streams and its end.
@@ -74,6 +91,8 @@ pub enum Ending {
     TimeLimit(Duration),
     /// It was told to, with this reason.
     Stopped(String),
+    /// It was to end, for this reason, before it had begun: nothing of it ran.
+    NotBegun(String),
 }
 
 impl Ending {
@@ -84,7 +103,7 @@ impl Ending {
             Self::Exited(exit) if exit.out_of_memory => Some("it ran out of memory".to_owned()),
             Self::Exited(exit) => Some(format!("it exited with status {}", exit.code)),
             Self::TimeLimit(limit) => Some(format!("it took longer than {} s", limit.as_secs())),
-            Self::Stopped(reason) => Some(reason.clone()),
+            Self::Stopped(reason) | Self::NotBegun(reason) => Some(reason.clone()),
         }
     }
 
@@ -92,7 +111,7 @@ impl Ending {
     pub fn exit(&self) -> Option<i64> {
         match self {
             Self::Exited(exit) => Some(exit.code),
-            Self::TimeLimit(_) | Self::Stopped(_) => None,
+            Self::TimeLimit(_) | Self::Stopped(_) | Self::NotBegun(_) => None,
         }
     }
 }
@@ -117,7 +136,11 @@ pub async fn attend(
     stopped: impl Future<Output = String> + Send,
     audience: &mut dyn Audience,
 ) -> Result<Attended, RuntimeError> {
-    let mut started = Started::new(runtime, spec).await?;
+    let mut stopped = std::pin::pin!(stopped);
+    let mut started = match Started::unless(runtime, spec, &mut stopped).await? {
+        Ok(started) => started,
+        Err(reason) => return Ok(Attended { ending: Ending::NotBegun(reason), tail: Vec::new() }),
+    };
     let mut watched = Watched { output: started.job().output(), tail: VecDeque::with_capacity(TAIL), audience };
     let ending = watched.until_over(started.job(), limit, stopped).await;
     if let Ok(Ending::TimeLimit(_) | Ending::Stopped(_)) = ending {

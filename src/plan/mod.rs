@@ -5,6 +5,7 @@
 //!
 //! - [`rollout`]: from one release's replicas to another's, and keeping them; with [`bounds`] on how many.
 //! - [`backoff`]: when a set whose replicas die may be started again.
+//! - [`progress`]: how long a rollout may be stuck.
 //! - [`health`]: from probe results to ready, starting or unhealthy.
 //! - [`schedule`]: when jobs run by the clock.
 //! - [`retention`]: what is kept of an environment's history.
@@ -13,6 +14,7 @@ pub mod backoff;
 pub mod bounds;
 pub mod health;
 mod process;
+pub mod progress;
 pub mod retention;
 pub mod rollout;
 pub mod schedule;

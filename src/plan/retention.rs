@@ -165,7 +165,7 @@ mod tests {
         };
         let (to, from) = (ReleaseVersion(to), from.map(ReleaseVersion));
         let env = "acme/shop/dev".parse().unwrap();
-        Deployment { env, to, from, state, started_at: Timestamp::UNIX_EPOCH, finished_at: None }
+        Deployment { env, to, from, state, started_at: Timestamp::UNIX_EPOCH, finished_at: None, progress: None }
     }
 
     fn build(number: u64, state: u8, release: Option<u64>, image_byte: Option<u8>) -> Build {

@@ -238,10 +238,16 @@ impl LivePush {
 pub fn install_hooks(hooks: &Path) -> std::io::Result<()> {
     use std::{fs, os::unix::fs::PermissionsExt};
     fs::create_dir_all(hooks)?;
+    let path = hooks.join("pre-receive");
+    let executable = |path: &Path| fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o777 == 0o755);
+    // Writing what is there would keep a server with a full disk from starting.
+    if fs::read(&path).is_ok_and(|found| found == PRE_RECEIVE.as_bytes()) && executable(&path) {
+        return Ok(());
+    }
     let mut file = tempfile::NamedTempFile::new_in(hooks)?;
     std::io::Write::write_all(&mut file, PRE_RECEIVE.as_bytes())?;
     file.as_file().set_permissions(fs::Permissions::from_mode(0o755))?;
     file.as_file().sync_all()?;
-    file.persist(hooks.join("pre-receive"))?;
+    file.persist(path)?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -180,9 +180,39 @@ fn write_configs(settings: &ManagedSettings) -> anyhow::Result<()> {
     let secret = hex::encode(rand::random::<[u8; 32]>());
     for mode in [Mode::Normal, Mode::ReadOnly] {
         let path = config_path(settings, mode);
-        std::fs::write(path, settings.config(&secret, mode == Mode::ReadOnly)).with_context(cannot)?;
+        match write_whole(&path, &settings.config(&secret, mode == Mode::ReadOnly)) {
+            Ok(()) => {}
+            // What the last start wrote does: only the port could be another one.
+            Err(error) if is_full(&error) && listens_at(&path, settings) => {
+                tracing::warn!(%error, "the registry's configuration stays as the last start wrote it: the disk is full");
+            }
+            Err(error) => return Err(error).with_context(cannot),
+        }
     }
     Ok(())
+}
+
+/// Replaces a file, or leaves it as it was.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether there is a configuration that is for the same place.
+fn listens_at(path: &Path, settings: &ManagedSettings) -> bool {
+    let Ok(bytes) = std::fs::read(path) else { return false };
+    let found: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let data = settings.directory.join("data");
+    found["http"]["addr"] == settings.address()
+        && found["storage"]["filesystem"]["rootdirectory"].as_str().map(Path::new) == Some(&data)
 }
 
 /// Waits until the port is free, or says who is to go.
@@ -264,6 +294,8 @@ async fn launch(settings: &ManagedSettings, mode: Mode) -> anyhow::Result<Proces
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use nix::sys::signal::kill;
 
     use sha2::Digest as _;
@@ -332,6 +364,22 @@ mod tests {
         let settings = ManagedSettings::new(directory.path(), foreign.local_addr().unwrap().port());
         let error = ManagedRegistry::start(settings).await.err().unwrap().to_string();
         assert!(error.contains("already listens on 127.0.0.1:"), "{error}");
+    }
+
+    #[test]
+    fn a_configuration_is_replaced_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = ManagedSettings::new(directory.path(), 5000);
+        let path = config_path(&settings, Mode::Normal);
+        assert!(!listens_at(&path, &settings), "there is none");
+        write_configs(&settings).unwrap();
+        assert!(listens_at(&path, &settings));
+        assert!(!listens_at(&path, &ManagedSettings::new(directory.path(), 5001)), "another port");
+        let before = std::fs::metadata(&path).unwrap().ino();
+        write_configs(&settings).unwrap();
+        assert_ne!(std::fs::metadata(&path).unwrap().ino(), before, "it was written over");
+        std::fs::write(&path, "").unwrap();
+        assert!(!listens_at(&path, &settings), "a cut off one is of no use");
     }
 
     #[tokio::test]

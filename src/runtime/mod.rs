@@ -6,6 +6,7 @@
 
 pub mod docker;
 pub mod fake;
+mod late;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +17,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use late::LateRuntime;
 
 use crate::domain::{AppRef, EnvRef, ImageRef, Limits, Replica, ReplicaId, ReplicaSet, SetId, TenantName, Timestamp};
 

@@ -1,6 +1,14 @@
 //! Processes that die: replicas, the control plane, the router. These run alone, since they restart what the other cases use.
 
-use std::{process::Command, process::Stdio, time::Duration};
+use std::{
+    io,
+    net::Shutdown,
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    process::Command,
+    process::Stdio,
+    time::Duration,
+};
 
 use crate::{
     Case,
@@ -13,6 +21,7 @@ pub const CASES: &[Case] = &[
     ("apps_answer_while_the_control_plane_is_dead", apps_answer_while_the_control_plane_is_dead),
     ("a_build_survives_the_death_of_the_control_plane", a_build_survives_the_death_of_the_control_plane),
     ("the_router_comes_back", the_router_comes_back),
+    ("a_server_starts_before_the_engine_is_there", a_server_starts_before_the_engine_is_there),
 ];
 
 const SERVER: &str = "require('http').createServer((q, s) => s.end('alive')).listen(process.env.PORT);\n";
@@ -117,4 +126,58 @@ fn the_router_comes_back(platform: &Platform) {
     eventually("the router answers", DEADLINE, || {
         platform.try_get(&dev_host(&app), "/").ok().filter(|(status, _)| *status == 200)
     });
+}
+
+/// Where the machine's engine listens.
+const ENGINE: &str = "/var/run/docker.sock";
+
+/// Makes the machine's engine answer at `socket` too, for as long as the tests run.
+fn proxy(socket: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let (near, far) = (near.unwrap(), UnixStream::connect(ENGINE).unwrap());
+            pump(near.try_clone().unwrap(), far.try_clone().unwrap());
+            pump(far, near);
+        }
+    });
+}
+
+fn pump(mut from: UnixStream, mut to: UnixStream) {
+    std::thread::spawn(move || {
+        // Either end may break off: that is how a killed server leaves.
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Write);
+    });
+}
+
+fn a_server_starts_before_the_engine_is_there(platform: &Platform) {
+    let (app, user, repository) = deployed(platform, "");
+    repository.push().ok();
+    let (env, before) = (format!("{app}/dev"), containers(&app));
+    assert_eq!(before.len(), 2);
+    platform.kill_serve();
+    let socket = platform.scratch("late-engine").join("engine.sock");
+    platform.start_serve_with(Some(&socket));
+    run(&mut platform.berth(&["status"])).ok().says(&["running, but:", "engine", "engine.sock"]);
+    let missing = run(&mut platform.berth(&["status", "--json"])).ok().json();
+    assert_eq!(missing[0]["what"], "engine", "{missing}");
+    platform.ssh(&user, &["ps", &env, "--why"]).ok().says(&["engine.sock"]);
+    platform.ssh(&user, &["logs", &env, "-n", "5"]).ok();
+    assert_eq!(platform.get(&dev_host(&app), "/").0, 200);
+    run(Command::new("docker").args(["kill", &before[0]])).ok();
+    proxy(&socket);
+    eventually("nothing is missing", DEADLINE, || {
+        run(&mut platform.berth(&["status"])).stdout.contains("nothing is missing").then_some(())
+    });
+    eventually("two replicas again", DEADLINE, || {
+        let now = containers(&app);
+        (now.len() == 2 && !now.contains(&before[0]) && now.contains(&before[1])).then_some(())
+    });
+    repository.write("server.js", SERVER.replace("alive", "new"));
+    repository.commit("Second");
+    repository.push().ok();
+    eventually("the new release", DEADLINE, || (platform.get(&dev_host(&app), "/").1 == "new").then_some(()));
+    platform.kill_serve();
+    platform.start_serve();
 }

@@ -175,9 +175,10 @@ impl Platform {
         command
     }
 
-    fn start_process(&self, name: &str) -> Child {
+    fn start_process(&self, name: &str, engine: Option<&Path>) -> Child {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file(name)).unwrap();
         let mut command = self.berth(&[name]);
+        command.envs(engine.map(|socket| ("BERTH__RUNTIME__SOCKET", socket)));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         command.spawn().unwrap()
     }
@@ -188,13 +189,18 @@ impl Platform {
     }
 
     pub fn start_router(&self) {
-        *lock(&self.router) = Some(self.start_process("router"));
+        *lock(&self.router) = Some(self.start_process("router", None));
     }
 
     /// Starts the control plane and waits until it is ready.
     pub fn start_serve(&self) {
+        self.start_serve_with(None);
+    }
+
+    /// The same, with the engine at another socket.
+    pub fn start_serve_with(&self, engine: Option<&Path>) {
         let mut serve = lock(&self.serve);
-        *serve = Some(self.start_process("serve"));
+        *serve = Some(self.start_process("serve", engine));
         eventually("berth serve is ready", Duration::from_secs(120), || {
             if let Some(status) = serve.as_mut()?.try_wait().unwrap() {
                 panic!("berth serve ended ({status}):\n{}", fs::read_to_string(self.log_file("serve")).unwrap());

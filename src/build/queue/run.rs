@@ -3,7 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{Active, BuildService, Shared};
@@ -17,6 +17,8 @@ use crate::{
 pub(super) const STOPPED: &str = "the server was stopped before the push was checked to its end; push again";
 /// How long a build waits for word that it may begin; longer than any check of a push takes.
 const HELD_DEADLINE: Duration = Duration::from_secs(120);
+/// Pause before what could not be written is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
 impl Shared {
     /// Takes the next build that may run.
@@ -48,7 +50,13 @@ impl Shared {
                 _ => "The server was restarted; trying again",
             });
         }
-        self.begin(&mut build).await;
+        tokio::select! {
+            biased;
+            // Seen to below.
+            () = shutdown.cancelled() => {}
+            () = cancel.cancelled() => {}
+            () = self.begin(&mut build) => {}
+        }
         if build.no_cache && build.state == (BuildState::Running { stage: Stage::Build }) {
             output.doing("removing the build cache");
             if let Err(error) = output.with_signs_of_life(self.purge_cache(&build.env.app_ref())).await {
@@ -154,8 +162,13 @@ impl Shared {
             build.state = BuildState::Running { stage: Stage::Build };
             build.started_at = Some(jiff::Timestamp::now());
             self.changed(build);
-            if let Err(error) = write(&self.store, build).await {
+            while let Err(error) = write(&self.store, build).await {
                 tracing::warn!(%error, "a build's beginning could not be written");
+                // One that was interrupted must not be forgotten to have been: it may be what takes the server down.
+                if build.interruptions == 0 {
+                    break;
+                }
+                sleep(WRITE_AGAIN).await;
             }
         }
     }

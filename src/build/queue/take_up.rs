@@ -77,7 +77,7 @@ impl Builds {
         left.sort_by_key(|build| (build.started_at.is_none(), build.queued_at));
         for build in left {
             let is_newest = newest.get(&build.env).is_none_or(|newest| *newest <= build.number);
-            shared.take_up(build, is_newest).await?;
+            shared.take_up(build, is_newest).await;
         }
         shared.queue().tell_places();
         Ok((Self { shared: shared.clone() }, BuildService { shared }))
@@ -85,14 +85,18 @@ impl Builds {
 }
 
 impl Shared {
-    async fn take_up(self: &Arc<Self>, mut build: Build, is_newest: bool) -> anyhow::Result<()> {
+    async fn take_up(self: &Arc<Self>, mut build: Build, is_newest: bool) {
         tracing::info!(env = %build.env, build = %build.number, "taking up a build that the last server left");
         match fate(&build, is_newest) {
             Fate::GoesOn => {}
             Fate::Again => {
                 // Before it begins: should it take this server down too, the next one must know.
                 build.interruptions += 1;
-                write(&self.store, &build).await?;
+                if let Err(error) = write(&self.store, &build).await {
+                    tracing::error!(%error, env = %build.env, "an interrupted build waits until that can be written down");
+                    // It is, before it begins: see `begin`.
+                    build.state = BuildState::Queued;
+                }
             }
             Fate::Ended(state) => {
                 if is_newest {
@@ -108,14 +112,13 @@ impl Shared {
                     output.error(&format!("Build #{} failed: {reason}", build.number));
                 }
                 self.end(Ended { build, state }, &output).await;
-                return Ok(());
+                return;
             }
         }
         let begun = build.started_at.is_some();
         let mut queue = self.queue();
         queue.line.join(build.env.clone());
         queue.active.insert(build.env.clone(), Active::new(build, begun, false));
-        Ok(())
     }
 }
 

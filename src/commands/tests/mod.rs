@@ -69,7 +69,8 @@ fn build(env: &EnvRef, number: u64, state: BuildState) -> Build {
 
 async fn deployment(store: &Store, env: &EnvRef, to: ReleaseVersion, state: DeploymentState) {
     let now = Timestamp::now();
-    let record = Deployment { env: env.clone(), to, from: None, state, started_at: now, finished_at: Some(now) };
+    let record =
+        Deployment { env: env.clone(), to, from: None, state, started_at: now, finished_at: Some(now), progress: None };
     store.transaction().put(&record).commit().await.unwrap();
 }
 

@@ -282,6 +282,11 @@ async fn one_off_commands_pass_words_streams_and_status() {
     );
     let events = world.events().await;
     assert!(events[0].starts_with("\"run.started\" run-") && !events[0].contains("node"), "{events:?}");
+    assert!(
+        events[1].starts_with("\"run.finished\" run-") && events[1].contains("exited with status 42"),
+        "{events:?}"
+    );
+    assert!(!events[1].contains("hunter2"), "{events:?}");
     world.run("dan", "run acme/shop/prod -- true").await.fails(4, "push first");
     world.run("dan", "run acme/shop/dev true").await.fails(2, "");
 

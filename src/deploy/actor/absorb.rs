@@ -34,10 +34,12 @@ impl Actor {
             }
         }
         let gone = |id: &ReplicaId| !there.iter().any(|replica| replica.id == *id);
+        let told = |one: &Tracked| one.stopping && !one.stop_again;
         let lost: Vec<ReplicaId> =
-            self.replicas.iter().filter(|(id, one)| gone(id) && !one.stopping).map(|(id, _)| id.clone()).collect();
+            self.replicas.iter().filter(|(id, one)| gone(id) && !told(one)).map(|(id, _)| id.clone()).collect();
         for id in lost {
-            if self.replicas.get(&id).is_some_and(|one| one.phase != Phase::Exited) {
+            // One that is stopping has gone because it was told to, however long that took.
+            if self.replicas.get(&id).is_some_and(|one| one.phase != Phase::Exited && !one.stopping) {
                 self.died(&id, "was removed from the engine by someone else");
             }
             self.replicas.remove(&id);
@@ -62,6 +64,7 @@ impl Actor {
             since,
             was_routed: false,
             stopping: false,
+            stop_again: false,
             watcher: None,
         });
         tracked.replica = replica.clone();

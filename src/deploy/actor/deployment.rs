@@ -1,15 +1,22 @@
 //! A deployment under way, and how one ends.
 
+use std::time::Duration;
+
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     deploy::{
         api::{DeployFailure, Deployed},
+        clock::elapsed,
         progress::Audience,
     },
-    domain::{Deployment, DeploymentState, EnvRef, ReleaseVersion, Timestamp},
+    domain::{Deployment, DeploymentState, EnvRef, ReleaseVersion, RolloutProgress, Timestamp},
+    plan::progress::allowance,
     store::StoreError,
 };
+
+/// Progress is written down no more often than this: most deployments are over sooner, and need it not.
+const SAVE_EVERY: Duration = Duration::from_secs(15);
 
 /// How a deployment ended, for all who wait for it.
 #[derive(Debug, Clone)]
@@ -42,6 +49,12 @@ pub(super) struct Rollout {
     /// When it last came closer to its end, and how close that was.
     pub(super) progress_at: Instant,
     pub(super) closest: u32,
+    /// How long before `progress_at` it had not come closer, and how many servers have taken it up since it did.
+    pub(super) idle: Duration,
+    pub(super) adoptions: u32,
+    /// Whether that is to be written down, and when it was last.
+    pub(super) unsaved: bool,
+    pub(super) saved_at: Option<Instant>,
     pub(super) audience: Audience,
     pub(super) waiting: Vec<oneshot::Sender<Outcome>>,
     /// Milliseconds since it began at which something was reached.
@@ -64,6 +77,10 @@ impl Rollout {
             began: now,
             progress_at: now,
             closest: 0,
+            idle: Duration::ZERO,
+            adoptions: 0,
+            unsaved: false,
+            saved_at: Some(now),
             audience: Audience::default(),
             waiting: Vec::new(),
             marks: Vec::new(),
@@ -83,6 +100,31 @@ impl Rollout {
     /// Restarts the clock of the progress deadline.
     pub(super) fn progressed(&mut self) {
         self.progress_at = Instant::now();
+        (self.idle, self.adoptions, self.unsaved) = (Duration::ZERO, 0, true);
+    }
+
+    /// Goes on with one that an earlier server began; `now` is the time of day.
+    pub(super) fn adopt(&mut self, stored: &Deployment, now: Timestamp) {
+        let (at, closest, adoptions) =
+            stored.progress.as_ref().map_or((stored.started_at, 0, 0), |it| (it.at, it.closest, it.adoptions));
+        (self.closest, self.idle, self.adoptions) = (closest, elapsed(at, now), adoptions.saturating_add(1));
+        // At once: should this server not live long, the next one must know.
+        (self.unsaved, self.saved_at) = (true, None);
+    }
+
+    /// What the next server is to know, if it is to be written down now.
+    pub(super) fn to_save(&mut self, now: Timestamp) -> Option<RolloutProgress> {
+        let due = self.unsaved && self.saved_at.is_none_or(|saved| saved.elapsed() >= SAVE_EVERY);
+        due.then(|| {
+            self.saved_at = Some(Instant::now());
+            let at = now - (self.idle + self.progress_at.elapsed());
+            RolloutProgress { at, closest: self.closest, adoptions: self.adoptions }
+        })
+    }
+
+    /// How long it may still go without coming closer to its end, from `progress_at` on.
+    pub(super) fn allowance(&self, deadline: Duration) -> Duration {
+        allowance(deadline, self.idle, self.adoptions)
     }
 
     pub(super) fn timings(&self) -> Vec<(String, u64)> {
@@ -97,7 +139,7 @@ impl Rollout {
 
     pub(super) fn record(&self, env: &EnvRef, state: DeploymentState, end: Option<Timestamp>) -> Deployment {
         let (to, from, started_at) = (self.version, self.from, self.started_at);
-        Deployment { env: env.clone(), to, from, state, started_at, finished_at: end }
+        Deployment { env: env.clone(), to, from, state, started_at, finished_at: end, progress: None }
     }
 
     pub(super) fn end(self, outcome: &Outcome) {

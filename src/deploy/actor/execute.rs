@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Actor, ReleaseVersion, STORE_AGAIN};
+use super::{Actor, ReleaseVersion, STORE_AGAIN, phase::PhaseEnd};
 use crate::{
     deploy::{domains::look_up, routes::EnvRoutes, spec},
     domain::{FailPoint, ReplicaId, SetId, fail_point::reached},
@@ -32,15 +32,16 @@ pub(super) enum Done {
     Started { set: SetId, ticket: u64, result: Result<(), RuntimeError> },
     Stopped { replica: ReplicaId, ticket: u64, result: Result<(), RuntimeError> },
     Tail { set: SetId, replica: ReplicaId, lines: Vec<String> },
-    Phase { version: ReleaseVersion, result: Result<(), (String, Vec<String>)> },
+    Phase { version: ReleaseVersion, end: PhaseEnd },
 }
 
 impl Actor {
     /// Routes first, so that nothing is stopped or started on the strength of routes that are not published.
     pub(super) async fn execute(&mut self, plan: &Plan) {
         self.route(&plan.route).await;
-        for replica in &plan.stop {
-            self.stop(replica);
+        let again = self.replicas.iter().filter(|(_, one)| one.stop_again).map(|(id, _)| id.clone());
+        for replica in again.chain(plan.stop.iter().cloned()).collect::<BTreeSet<_>>() {
+            self.stop(&replica);
         }
         for start in &plan.start {
             self.start(start);
@@ -117,6 +118,7 @@ impl Actor {
         let Some(one) = self.replicas.get_mut(replica) else { return };
         reached(FailPoint::Retire);
         one.stopping = true;
+        one.stop_again = false;
         tracing::info!(set = %one.replica.set, index = one.replica.index, "stopping a replica");
         let grace = self.parts.settings.stop_grace;
         let (runtime, world, replica) = (self.parts.runtime.clone(), self.parts.world.clone(), replica.clone());
@@ -146,8 +148,9 @@ impl Actor {
                 }
                 Err(error) => {
                     tracing::warn!(env = %self.env, %error, "a replica cannot be stopped; trying again");
+                    // It stays one that is stopping: it may have been told to, and its end is not to be taken for a death.
                     if let Some(one) = self.replicas.get_mut(&replica) {
-                        one.stopping = false;
+                        one.stop_again = true;
                     }
                 }
             },
@@ -159,7 +162,7 @@ impl Actor {
                     }
                 }
             }
-            Done::Phase { version, result } => self.phase_over(version, result).await,
+            Done::Phase { version, end } => self.phase_over(version, end).await,
         }
     }
 

@@ -92,6 +92,8 @@ struct Tracked {
     /// It is or was in the routes table.
     was_routed: bool,
     stopping: bool,
+    /// Stopping it did not come to its end, and is tried again. It may be stopping all the same, and hidden by the engine for that.
+    stop_again: bool,
     /// Probes it; ends when dropped.
     watcher: Option<AbortOnDropHandle<()>>,
 }
@@ -149,6 +151,10 @@ pub(super) struct Actor {
     rollout: Option<Rollout>,
     /// The release whose release phase is running.
     phase: Option<ReleaseVersion>,
+    /// Releases whose release phase succeeded, which could not be written down yet.
+    unwritten: BTreeSet<ReleaseVersion>,
+    /// The server stops.
+    shutdown: CancellationToken,
     refreshes: Vec<oneshot::Sender<()>>,
     retires: Vec<oneshot::Sender<()>>,
     /// Who waits for the environment to be gone; `Some` once its record is, and until nothing is left of it.
@@ -162,7 +168,7 @@ pub(super) struct Actor {
 
 impl Actor {
     /// An actor and how to reach it.
-    pub(super) fn new(env: EnvRef, parts: Arc<Parts>) -> (Address, Self) {
+    pub(super) fn new(env: EnvRef, parts: Arc<Parts>, shutdown: CancellationToken) -> (Address, Self) {
         let (inbox, receiver) = mpsc::channel(INBOX);
         let nudge = Arc::new(Notify::new());
         let unknown = EnvStatus::unknown(env.clone(), "what runs has not been observed yet");
@@ -191,6 +197,8 @@ impl Actor {
             asked: None,
             rollout: None,
             phase: None,
+            unwritten: BTreeSet::new(),
+            shutdown,
             refreshes: Vec::new(),
             retires: Vec::new(),
             retiring: None,
@@ -201,8 +209,9 @@ impl Actor {
         (Address { inbox, nudge, status: watcher }, actor)
     }
 
-    /// Runs until the environment is gone or the server stops. What runs goes on running.
-    pub(super) async fn run(mut self, shutdown: CancellationToken) -> EnvRef {
+    /// Runs until the environment is gone or the server stops. What runs goes on running, but for a release phase: that is told to end.
+    pub(super) async fn run(mut self) -> EnvRef {
+        let shutdown = self.shutdown.clone();
         // Not all environments at the same moment.
         let interval = INTERVAL.mul_f64(1.0 + spec::share(&self.env) / 4.0);
         loop {
@@ -213,7 +222,10 @@ impl Actor {
             // A nudge can get lost in ways nobody thought of; then the records are read and acted on this much later.
             let anyway = self.read_at + interval;
             tokio::select! {
-                () = shutdown.cancelled() => return self.env,
+                () = shutdown.cancelled() => {
+                    self.wind_down().await;
+                    return self.env;
+                }
                 message = self.inbox.recv() => match message {
                     Some(message) => self.take(message).await,
                     None => return self.env,
@@ -270,6 +282,7 @@ impl Actor {
             return self.report(&Goal::default(), None);
         }
         self.trouble = None;
+        self.write_phases().await;
         self.views.mark_unchanged();
         self.absorb(&picture);
         if !picture.known || picture.error.is_some() {
@@ -326,6 +339,11 @@ impl Actor {
             if !self.releases.contains_key(&version) {
                 let release = store.get::<Release>(&(self.env.clone(), version)).await?;
                 self.releases.extend(release.map(|stored| (version, stored.record)));
+            }
+        }
+        for version in &self.unwritten {
+            if let Some(release) = self.releases.get_mut(version) {
+                release.release_phase_done = true;
             }
         }
         Ok(())

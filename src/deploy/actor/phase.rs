@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::{Actor, STORE_AGAIN, execute::Done};
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
         progress::{Audience, Note},
     },
     domain::{Release, ReleaseVersion},
-    jobs::{self, ReleaseJob, attend, widest},
+    jobs::{self, Attended, Ending, ReleaseJob, attend, widest},
     logs::{JobOutput, LogRecord},
     runtime::{JobKind, Output},
     store::StoreError,
@@ -20,6 +21,12 @@ use crate::{
 
 /// What a release phase is called in logs and in `BERTH_PROCESS`.
 const PROCESS: &str = "release";
+/// How often it is begun: once more after a server that ended while it ran, and then no more.
+const MAX_ATTEMPTS: u32 = 2;
+const TOO_OFTEN: &str = "the server went down twice while it ran, and it is not run a third time; see what it left half done \
+     (`logs --process release`, and the database), then push again or `redeploy`";
+/// How long a release phase that was told to end may take beyond its grace time to be cleared up.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Actor {
     /// Begins the release phase, unless one is running. One of a release that was superseded is not cut short: half a migration is worse
@@ -36,48 +43,86 @@ impl Actor {
             release: release.clone(),
             command: command.clone(),
             audience: rollout.audience.clone(),
+            shutdown: self.shutdown.clone(),
         };
         let version = release.version;
-        self.tasks.spawn(async move { Done::Phase { version, result: phase.run().await } });
+        self.tasks.spawn(async move { Done::Phase { version, end: phase.run().await } });
     }
 
     /// Takes in how a release phase ended.
-    pub(super) async fn phase_over(&mut self, version: ReleaseVersion, result: Result<(), (String, Vec<String>)>) {
+    pub(super) async fn phase_over(&mut self, version: ReleaseVersion, end: PhaseEnd) {
         self.phase = None;
         let mine = self.rollout.as_mut().filter(|rollout| rollout.version == version);
-        match (result, mine) {
-            (Err(failure), Some(rollout)) => rollout.phase_failure = Some(failure),
-            (Err((reason, _)), None) => {
+        match (end, mine) {
+            (PhaseEnd::Failed(reason, lines), Some(rollout)) => rollout.phase_failure = Some((reason, lines)),
+            (PhaseEnd::Failed(reason, _), None) => {
                 tracing::warn!(env = %self.env, %version, reason, "a superseded release phase failed")
             }
-            (Ok(()), mine) => {
+            // Only while the server stops; the next one runs it again.
+            (PhaseEnd::Interrupted, _) => {}
+            (PhaseEnd::Succeeded, mine) => {
                 if let Some(rollout) = mine {
                     rollout.mark("release phase");
                     rollout.progressed();
                 }
-                self.phase_succeeded(version).await;
+                if let Some(release) = self.releases.get_mut(&version) {
+                    release.release_phase_done = true;
+                }
+                self.unwritten.insert(version);
+                self.write_phases().await;
             }
         }
     }
 
-    async fn phase_succeeded(&mut self, version: ReleaseVersion) {
-        let id = (self.env.clone(), version);
-        let written = self.parts.store.modify::<Release, StoreError>(&id, |release| {
-            release.release_phase_done = true;
-            Ok(())
-        });
-        match written.await {
-            Ok(release) => drop(self.releases.insert(version, release)),
-            Err(error) => {
-                // It has run; to run it again because of a full disk would be wrong, and to go on is safe.
-                tracing::error!(env = %self.env, %error, "the end of a release phase cannot be written down");
-                if let Some(release) = self.releases.get_mut(&version) {
-                    release.release_phase_done = true;
+    /// Writes down which release phases have succeeded. What cannot be written is known here nevertheless, and tried again: to run a
+    /// migration again because of a full disk would be wrong, and to go on is safe.
+    pub(super) async fn write_phases(&mut self) {
+        for version in self.unwritten.clone() {
+            let id = (self.env.clone(), version);
+            let written = self.parts.store.modify::<Release, StoreError>(&id, |release| {
+                release.release_phase_done = true;
+                Ok(())
+            });
+            match written.await {
+                Ok(_) | Err(StoreError::Missing(_)) => drop(self.unwritten.remove(&version)),
+                Err(error) => {
+                    tracing::error!(env = %self.env, %error, "the end of a release phase cannot be written down; trying again");
+                    self.wake_by(Instant::now() + STORE_AGAIN);
                 }
-                self.wake_by(Instant::now() + STORE_AGAIN);
             }
         }
     }
+
+    /// The server stops: waits until a release phase has ended, which was told to, and until its success is written down.
+    pub(super) async fn wind_down(&mut self) {
+        let grace = self.parts.settings.stop_grace.min(self.parts.settings.shutdown_grace);
+        let deadline = Instant::now() + grace + LAST_WORDS;
+        let ended = async {
+            while self.phase.is_some() {
+                match self.tasks.join_next().await {
+                    Some(Ok(Done::Phase { version, end })) => self.phase_over(version, end).await,
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return,
+                }
+            }
+            while !self.unwritten.is_empty() {
+                sleep(STORE_AGAIN).await;
+                self.write_phases().await;
+            }
+        };
+        if timeout_at(deadline, ended).await.is_err() {
+            tracing::warn!(env = %self.env, "a release phase did not end in time, or its end could not be written down");
+        }
+    }
+}
+
+/// How a release phase ended.
+pub(super) enum PhaseEnd {
+    Succeeded,
+    /// Why, and its last lines.
+    Failed(String, Vec<String>),
+    /// The server stops.
+    Interrupted,
 }
 
 struct ReleasePhase {
@@ -85,14 +130,23 @@ struct ReleasePhase {
     release: Release,
     command: String,
     audience: Audience,
+    shutdown: CancellationToken,
 }
 
 impl ReleasePhase {
-    async fn run(self) -> Result<(), (String, Vec<String>)> {
+    async fn run(self) -> PhaseEnd {
         let failed = |reason: String| format!("the release phase failed: {reason}");
         // Before it begins, so that the next server knows if this one dies.
-        if let Err(error) = self.count_attempt().await {
-            return Err((failed(error.to_string()), Vec::new()));
+        match self.count_attempt(1).await {
+            Err(error) => return PhaseEnd::Failed(failed(error.to_string()), Vec::new()),
+            Ok(attempt) if attempt > MAX_ATTEMPTS => {
+                self.say(failed(TOO_OFTEN.to_owned()));
+                return PhaseEnd::Failed(failed(TOO_OFTEN.to_owned()), Vec::new());
+            }
+            Ok(1) => {}
+            Ok(attempt) => self.announce(format!(
+                "The server was restarted while the release phase ran; it runs again (attempt {attempt} of {MAX_ATTEMPTS})"
+            )),
         }
         let settings = &self.parts.settings;
         let spec = ReleaseJob {
@@ -108,33 +162,50 @@ impl ReleasePhase {
         self.say(format!("release phase of {} started: {}", self.release.version, self.command));
         let mut listeners =
             Listeners { phase: &self, log: JobOutput::new(self.parts.logs.clone(), self.release.env.clone(), PROCESS) };
-        let never = std::future::pending();
         let limit = settings.release_phase_timeout;
-        let attended = attend(&*self.parts.runtime, &spec, limit, never, &mut listeners).await;
+        let attended = attend(&*self.parts.runtime, &spec, limit, self.stopped(), &mut listeners).await;
         listeners.log.finish(self.parts.clock.now()).await;
         let (reason, tail) = match attended {
+            Ok(Attended { ending: Ending::Stopped(_), .. }) => return PhaseEnd::Interrupted,
+            Ok(Attended { ending: Ending::NotBegun(_), .. }) => return self.not_begun().await,
             Ok(attended) => (attended.ending.failure(), attended.tail),
             Err(error) => (Some(error.to_string()), Vec::new()),
         };
         self.say(reason.as_ref().map_or_else(|| "release phase succeeded".to_owned(), |reason| failed(reason.clone())));
-        reason.map_or(Ok(()), |reason| Err((failed(reason), tail)))
+        reason.map_or(PhaseEnd::Succeeded, |reason| PhaseEnd::Failed(failed(reason), tail))
     }
 
-    /// Writes down that it begins, and tells when it did so before: a server that died left it half done.
-    async fn count_attempt(&self) -> Result<(), StoreError> {
+    /// Returns when the server stops, and says so.
+    async fn stopped(&self) -> String {
+        self.shutdown.cancelled().await;
+        self.announce(
+            "The server stops: the release phase is told to end, and runs again once the server is back".to_owned(),
+        );
+        "the server was stopped".to_owned()
+    }
+
+    /// Nothing of it ran: that was no attempt.
+    async fn not_begun(&self) -> PhaseEnd {
+        if let Err(error) = self.count_attempt(-1).await {
+            tracing::warn!(env = %self.release.env, %error, "a release phase that did not begin counts as one that was interrupted");
+        }
+        PhaseEnd::Interrupted
+    }
+
+    /// Writes down that it begins (or did not, after all); returns which attempt it is. One after another means that a server ended
+    /// while it ran.
+    async fn count_attempt(&self, by: i32) -> Result<u32, StoreError> {
         let id = (self.release.env.clone(), self.release.version);
         let written = self.parts.store.modify::<Release, StoreError>(&id, |release| {
-            release.release_phase_attempts = release.release_phase_attempts.saturating_add(1);
+            release.release_phase_attempts = release.release_phase_attempts.saturating_add_signed(by);
             Ok(())
         });
-        let attempts = written.await?.release_phase_attempts;
-        if attempts > 1 {
-            let text =
-                format!("The server was restarted while the release phase ran; it runs again (attempt {attempts})");
-            self.audience.tell(Note::Error(text.clone()));
-            self.say(text);
-        }
-        Ok(())
+        Ok(written.await?.release_phase_attempts)
+    }
+
+    fn announce(&self, text: String) {
+        self.audience.tell(Note::Error(text.clone()));
+        self.say(text);
     }
 
     fn say(&self, text: String) {

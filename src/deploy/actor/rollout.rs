@@ -107,8 +107,10 @@ impl Actor {
         let deployment = self.parts.store.get::<Deployment>(&(self.env.clone(), target)).await?;
         let now = self.parts.clock.now();
         let started_at = deployment.as_ref().map_or(now, |stored| stored.record.started_at);
-        let rollout = Rollout::new(target, current, started_at);
-        if deployment.is_none() {
+        let mut rollout = Rollout::new(target, current, started_at);
+        if let Some(stored) = &deployment {
+            rollout.adopt(&stored.record, now);
+        } else {
             let mut deployments = vec![rollout.record(&self.env, DeploymentState::Running, None)];
             let superseded = DeploymentState::Superseded { by: target };
             deployments.extend(self.rollout.as_ref().map(|old| old.record(&self.env, superseded, Some(now))));
@@ -212,11 +214,13 @@ impl Actor {
             rollout.closest = close;
             rollout.progressed();
         }
-        let deadline = rollout.progress_at + release.upgrade.progress_deadline;
+        let deadline = rollout.progress_at + rollout.allowance(release.upgrade.progress_deadline);
+        self.save_progress().await;
         if Instant::now() < deadline {
             return self.wake_by(deadline);
         }
-        if !std::mem::replace(&mut rollout.last_words, true) {
+        let said = self.rollout.as_mut().is_none_or(|rollout| std::mem::replace(&mut rollout.last_words, true));
+        if !said {
             self.read_last_words(version);
         }
         // Their end wakes this actor, and comes soon in any case.
@@ -226,6 +230,24 @@ impl Actor {
         let (trouble, lines) = self.last_trouble(version);
         let reason = format!("no progress for {}{trouble}", span(release.upgrade.progress_deadline));
         self.fail(reason, lines).await;
+    }
+
+    /// Writes down how far the rollout is, for the next server. That it cannot costs a stuck one some time.
+    async fn save_progress(&mut self) {
+        let now = self.parts.clock.now();
+        let Some(rollout) = &mut self.rollout else { return };
+        let Some(progress) = rollout.to_save(now) else { return };
+        let id = (self.env.clone(), rollout.version);
+        let written = self.parts.store.modify::<Deployment, StoreError>(&id, |deployment| {
+            deployment.progress = Some(progress.clone());
+            Ok(())
+        });
+        match written.await {
+            Ok(_) => rollout.unsaved = false,
+            Err(error) => {
+                tracing::warn!(env = %self.env, %error, "the progress of a deployment cannot be written down")
+            }
+        }
     }
 
     /// Begins to read what a replica said that runs and does not become ready, unless what one said is known already.

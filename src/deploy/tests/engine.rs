@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_stream::wrappers::BroadcastStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     deploy::{ProbeError, ProbeTarget, Prober},
@@ -51,6 +52,11 @@ struct State {
     next: u64,
     phases: Vec<String>,
     phase_exit: i64,
+    /// Signals that phases got.
+    signals: Vec<String>,
+    /// Stops do not come to an end; replicas being stopped are hidden meanwhile, as the real engine has it.
+    slow_stops: bool,
+    hidden: BTreeSet<ReplicaId>,
     down: bool,
     /// How long it takes to say what runs.
     late: Duration,
@@ -84,6 +90,15 @@ impl Engine {
 
     pub(super) fn phases(&self) -> Vec<String> {
         self.state().phases.clone()
+    }
+
+    pub(super) fn signals(&self) -> Vec<String> {
+        self.state().signals.clone()
+    }
+
+    /// From now on the engine does not come to an end with stops (or does again).
+    pub(super) fn set_slow_stops(&self, slow: bool) {
+        self.state().slow_stops = slow;
     }
 
     pub(super) fn set_down(&self, down: bool) {
@@ -273,7 +288,9 @@ impl Runtime for Engine {
         self.check()?;
         let late = self.state().late;
         sleep(late).await;
-        Ok(self.state().replicas.iter().map(|(replica, _)| replica.clone()).collect())
+        let state = self.state();
+        let shown = state.replicas.iter().filter(|(replica, _)| !state.hidden.contains(&replica.id));
+        Ok(shown.map(|(replica, _)| replica.clone()).collect())
     }
 
     async fn remove(&self, _: &SetId, _: Duration) -> Result<(), RuntimeError> {
@@ -282,6 +299,11 @@ impl Runtime for Engine {
 
     async fn stop_replica(&self, replica: &ReplicaId, _: Duration) -> Result<(), RuntimeError> {
         self.check()?;
+        let slow = self.state().slow_stops;
+        if slow {
+            self.state().hidden.insert(replica.clone());
+            std::future::pending::<()>().await;
+        }
         self.stop(replica).await;
         Ok(())
     }
@@ -327,7 +349,7 @@ impl Runtime for Engine {
         let mut state = self.state();
         let command = spec.argv.last().unwrap().clone();
         state.phases.push(format!("{} {command} {}", spec.name, spec.environment["SOURCE_VERSION"].len()));
-        Ok(Box::new(MemoryJob(state.phase_exit)))
+        Ok(Box::new(MemoryJob { exit: state.phase_exit, engine: self.clone(), ended: CancellationToken::new() }))
     }
     async fn end_orphaned_jobs(&self) -> Result<usize, RuntimeError> {
         Ok(0)
@@ -340,7 +362,26 @@ impl Runtime for Engine {
     }
 }
 
-struct MemoryJob(i64);
+struct MemoryJob {
+    exit: i64,
+    engine: Engine,
+    /// By a signal.
+    ended: CancellationToken,
+}
+
+struct MemoryControl(Engine, CancellationToken);
+
+#[async_trait]
+impl JobControl for MemoryControl {
+    async fn signal(&self, name: &str) -> Result<(), RuntimeError> {
+        self.0.state().signals.push(name.to_owned());
+        self.1.cancel();
+        Ok(())
+    }
+    async fn resize(&self, _: u16, _: u16) -> Result<(), RuntimeError> {
+        unreachable!("a release phase has no terminal")
+    }
+}
 
 #[async_trait]
 impl Job for MemoryJob {
@@ -357,16 +398,18 @@ impl Job for MemoryJob {
                 sleep(Duration::from_secs(12)).await;
                 chunk
             })
+            .take_until(self.ended.clone().cancelled_owned())
             .boxed()
     }
     fn stdin(&mut self) -> Option<Box<dyn AsyncWrite + Send + Unpin>> {
         None
     }
     fn control(&self) -> Box<dyn JobControl> {
-        unreachable!("nobody signals a release phase")
+        Box::new(MemoryControl(self.engine.clone(), self.ended.clone()))
     }
     async fn wait(&mut self) -> Result<JobExit, RuntimeError> {
-        Ok(JobExit { code: self.0, out_of_memory: false })
+        let code = if self.ended.is_cancelled() { 143 } else { self.exit };
+        Ok(JobExit { code, out_of_memory: false })
     }
     async fn download(&mut self, _: &str) -> Result<Box<dyn AsyncRead + Send + Unpin>, RuntimeError> {
         unreachable!("a release phase makes no files")

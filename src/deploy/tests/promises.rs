@@ -181,3 +181,21 @@ async fn what_was_found_dead_is_not_started_all_at_once() {
     assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(13), "{:?}", began.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_stop_is_no_death() {
+    let platform = serving(2).await;
+    platform.engine.set_slow_stops(true);
+    platform
+        .change(|record| {
+            record.scale.insert("web".parse().unwrap(), 1);
+        })
+        .await;
+    // Longer than the deployer waits for a stop, and several looks more.
+    sleep(Duration::from_secs(120)).await;
+    platform.engine.set_slow_stops(false);
+    let status = platform.settle().await;
+    assert!(!format!("{status:?}").contains("removed from the engine"), "{status:?}");
+    let events = platform.store.list::<Event>("").await.unwrap();
+    assert!(events.iter().all(|event| event.kind != EventKind::ReplicaDied), "{events:?}");
+}

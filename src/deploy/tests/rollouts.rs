@@ -1,11 +1,11 @@
 //! Deployments that work out, and what people change in between.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{
-    engine::{READY_TIME, START_TIME},
+    engine::{Behaviour, READY_TIME, START_TIME},
     support::*,
 };
 use crate::{deploy::*, domain::*, logs::LogFilter};
@@ -141,9 +141,76 @@ async fn a_release_phase_that_a_dying_server_left_half_done_says_that_it_runs_ag
     platform.store.modify::<Release, StoreError>(&(env(), version), begun).await.unwrap();
     let heard = Heard::default();
     platform.deployer.deploy(&env(), version, &heard).await.unwrap();
-    assert!(heard.text().contains("it runs again (attempt 2)"), "{}", heard.text());
+    assert!(heard.text().contains("it runs again (attempt 2 of 2)"), "{}", heard.text());
     let release = platform.store.need::<Release>(&(env(), version)).await.unwrap();
     assert_eq!(release.release_phase_attempts, 2);
+}
+
+/// A platform with a release whose release phase has just begun.
+async fn in_release_phase() -> (Platform, ReleaseVersion) {
+    let platform = Platform::new().await;
+    let mut new = platform.new_release(&[("web", 1)]);
+    new.release_command = Some("node migrate.js".into());
+    let version = platform.deployer.create_release(new).await.unwrap().version;
+    let deployer = platform.deployer.clone();
+    tokio::spawn(async move { deployer.deploy(&env(), version, &SilentProgress).await });
+    platform.until("a release phase", |platform| !platform.engine.phases().is_empty()).await;
+    (platform, version)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_planned_stop_asks_a_release_phase_to_end_and_one_more_attempt_is_made() {
+    let (mut platform, version) = in_release_phase().await;
+    sleep(Duration::from_secs(5)).await;
+    platform.stop().await;
+    assert_eq!(platform.engine.signals(), ["TERM"]);
+    let release = || async { platform.store.need::<Release>(&(env(), version)).await.unwrap().record };
+    assert_eq!((release().await.release_phase_attempts, release().await.release_phase_done), (1, false));
+    platform.restart();
+    platform.until("another attempt", |platform| platform.engine.phases().len() == 2).await;
+    sleep(Duration::from_secs(5)).await;
+    platform.stop().await;
+    assert_eq!(platform.engine.signals().len(), 2);
+    // Not a third time.
+    platform.restart();
+    let failure = platform.deploy(version).await.unwrap_err().to_string();
+    assert!(failure.contains("went down twice while it ran") && failure.contains("push again"), "{failure}");
+    assert_eq!(platform.engine.phases().len(), 2);
+    assert_eq!(platform.record().await.target, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_success_of_a_release_phase_is_written_once_there_is_room() {
+    let (mut platform, version) = in_release_phase().await;
+    platform.full.store(true, Ordering::SeqCst);
+    // It ends well, what it did cannot be written down, and the replicas are started all the same.
+    platform.until("a replica", |platform| !platform.engine.running().is_empty()).await;
+    assert!(!platform.store.need::<Release>(&(env(), version)).await.unwrap().release_phase_done);
+    platform.full.store(false, Ordering::SeqCst);
+    sleep(Duration::from_secs(3)).await;
+    assert!(platform.store.need::<Release>(&(env(), version)).await.unwrap().release_phase_done);
+    platform.kill().await;
+    platform.restart();
+    platform.deploy(version).await.unwrap();
+    assert_eq!(platform.engine.phases().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_restarted_again_and_again_still_ends_a_stuck_rollout() {
+    let mut platform = Platform::new().await;
+    platform.engine.behave(1, Behaviour::NoRegistry);
+    let version = platform.create(&[("web", 1)]).await;
+    let (deployer, env) = (platform.deployer.clone(), env());
+    tokio::spawn(async move { deployer.deploy(&env, version, &SilentProgress).await });
+    // The deadline is ten minutes, and each server lives for nine.
+    for lives in 1..=2 {
+        sleep(Duration::from_secs(540)).await;
+        platform.kill().await;
+        platform.leap(540 * lives);
+        platform.restart();
+    }
+    let state = platform.store.need::<Deployment>(&(self::env(), version)).await.unwrap().record.state;
+    assert!(matches!(&state, DeploymentState::Failed { reason } if reason.contains("no progress")), "{state:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,12 +5,13 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use jiff::SignedDuration;
 use tokio::{
     sync::Notify,
@@ -25,7 +26,7 @@ use crate::{
     domain::*,
     logs::{LogLimits, Logs},
     router::table::{Ack, RoutesTable},
-    store::MemoryKv,
+    store::{Change, Entry, Guard, Kv, KvError, MemoryKv, Revision, Write},
 };
 
 pub(crate) fn env() -> EnvRef {
@@ -153,6 +154,34 @@ impl Clock for TestClock {
     }
 }
 
+/// A store whose disk may be full.
+struct FillableKv {
+    kv: MemoryKv,
+    full: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Kv for FillableKv {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, KvError> {
+        self.kv.get(key).await
+    }
+    async fn scan(&self, prefix: &str) -> Result<Vec<Entry>, KvError> {
+        self.kv.scan(prefix).await
+    }
+    async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Revision, KvError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(KvError::Failed("no space left on device".to_owned()));
+        }
+        self.kv.commit(guards, writes).await
+    }
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<BoxStream<'static, Change>, KvError> {
+        self.kv.watch(prefix, from).await
+    }
+    async fn revision(&self) -> Result<Revision, KvError> {
+        self.kv.revision().await
+    }
+}
+
 /// Keeps what a deployment says.
 #[derive(Default)]
 pub(super) struct Heard(Mutex<Vec<(Duration, String)>>, Mutex<Option<Instant>>);
@@ -197,6 +226,9 @@ pub(super) struct Platform {
     _directory: tempfile::TempDir,
     pub(super) deployer: Deployer,
     service: JoinHandle<()>,
+    shutdown: CancellationToken,
+    /// The store's disk is full.
+    pub(super) full: Arc<AtomicBool>,
     /// Seconds that the time of day is off.
     leap: Arc<AtomicI64>,
     /// What the watchman saw go wrong.
@@ -215,7 +247,9 @@ impl Platform {
             changed: Notify::new(),
         });
         tokio::spawn(router.clone().run());
-        let (engine, store) = (Engine::new(), Store::new(Arc::new(MemoryKv::new())));
+        let full = Arc::new(AtomicBool::new(false));
+        let kv = FillableKv { kv: MemoryKv::new(), full: full.clone() };
+        let (engine, store) = (Engine::new(), Store::new(Arc::new(kv)));
         let record = Environment {
             name: env(),
             created_at: Timestamp::UNIX_EPOCH,
@@ -233,10 +267,11 @@ impl Platform {
         let leap = Arc::new(AtomicI64::new(0));
         let directory = tempfile::tempdir().unwrap();
         let logs = Logs::open(directory.path(), LogLimits::default()).unwrap();
-        let (deployer, service) = Self::boot(&engine, &router, &store, &logs, &leap);
+        let (deployer, service, shutdown) = Self::boot(&engine, &router, &store, &logs, &leap);
         let (faults, least) = (Arc::default(), Arc::default());
         let _directory = directory;
-        let platform = Self { engine, router, store, logs, _directory, deployer, service, leap, faults, least };
+        let platform =
+            Self { engine, router, store, logs, _directory, deployer, service, shutdown, full, leap, faults, least };
         platform.watch_traffic();
         platform
     }
@@ -247,7 +282,7 @@ impl Platform {
         store: &Store,
         logs: &Logs,
         leap: &Arc<AtomicI64>,
-    ) -> (Deployer, JoinHandle<()>) {
+    ) -> (Deployer, JoinHandle<()>, CancellationToken) {
         // Far enough from the beginning of time for a leap back.
         let begin = Timestamp::UNIX_EPOCH + Duration::from_secs(50 * 365 * 86_400);
         let clock = Arc::new(TestClock(Steady::starting_at(begin), leap.clone()));
@@ -260,7 +295,14 @@ impl Platform {
             Arc::new(engine.clone()),
             clock,
         );
-        (deployer, tokio::spawn(service.run(CancellationToken::new())))
+        let shutdown = CancellationToken::new();
+        (deployer, tokio::spawn(service.run(shutdown.clone())), shutdown)
+    }
+
+    /// Stops the control plane in order.
+    pub(super) async fn stop(&mut self) {
+        self.shutdown.cancel();
+        (&mut self.service).await.unwrap();
     }
 
     /// `kill -9` of the control plane.
@@ -270,7 +312,8 @@ impl Platform {
     }
 
     pub(super) fn restart(&mut self) {
-        (self.deployer, self.service) = Self::boot(&self.engine, &self.router, &self.store, &self.logs, &self.leap);
+        (self.deployer, self.service, self.shutdown) =
+            Self::boot(&self.engine, &self.router, &self.store, &self.logs, &self.leap);
     }
 
     /// Sets the time of day off by so many seconds, from now on.

@@ -91,14 +91,23 @@ impl DockerRuntime {
         Ok(info.docker_root_dir.map(Into::into))
     }
 
+    /// What [`Self::connect`] would say of the settings, though no engine may be there.
+    ///
+    /// # Errors
+    /// When they are not valid.
+    pub fn check(settings: &DockerSettings) -> anyhow::Result<()> {
+        network::parse_pool(&settings.network_pool).map_err(anyhow::Error::msg)?;
+        firewall::check_networks(&settings.denied_networks)
+    }
+
     /// Connects to the engine, and puts the packet filter rules in place. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// The engine does not answer, or the settings are not valid. Packet filter rules that cannot be set are no error: see
     /// [`Capabilities::host_isolation`].
     pub async fn connect(settings: DockerSettings) -> anyhow::Result<Self> {
+        Self::check(&settings)?;
         let pool = network::parse_pool(&settings.network_pool).map_err(anyhow::Error::msg)?;
-        firewall::check_networks(&settings.denied_networks)?;
         let socket = settings.socket.display().to_string();
         let docker = Docker::connect_with_unix(&socket, CONNECT_SECONDS, API_DEFAULT_VERSION)
             .with_context(|| format!("no Docker engine at {socket}; is dockerd running?"))?
