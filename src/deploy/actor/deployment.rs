@@ -113,7 +113,7 @@ impl Rollout {
     }
 
     /// What the next server is to know, if it is to be written down now.
-    pub(super) fn to_save(&mut self, now: Timestamp) -> Option<RolloutProgress> {
+    pub(super) fn take_unsaved(&mut self, now: Timestamp) -> Option<RolloutProgress> {
         let due = self.unsaved && self.saved_at.is_none_or(|saved| saved.elapsed() >= SAVE_EVERY);
         due.then(|| {
             self.saved_at = Some(Instant::now());

@@ -236,7 +236,7 @@ impl Actor {
     async fn save_progress(&mut self) {
         let now = self.parts.clock.now();
         let Some(rollout) = &mut self.rollout else { return };
-        let Some(progress) = rollout.to_save(now) else { return };
+        let Some(progress) = rollout.take_unsaved(now) else { return };
         let id = (self.env.clone(), rollout.version);
         let written = self.parts.store.modify::<Deployment, StoreError>(&id, |deployment| {
             deployment.progress = Some(progress.clone());
