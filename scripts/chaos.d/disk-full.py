@@ -254,7 +254,7 @@ def full(chaos, platform, app, where, disk):
     # The last block too: whoever writes is told that there is no space.
     disk.fill(0)
     work.cancel()
-    acknowledged, slowest = set_config(chaos, platform, app, where)
+    acknowledged, slowest = set_config(chaos, platform, app, where, disk)
     row.append(f"{slowest:.1f}")
     if where == "store":
         exhaust(chaos, platform)
@@ -299,10 +299,12 @@ def exhaust(chaos, platform):
     chaos.fail("store: its disk is full, and nothing was refused")
 
 
-def set_config(chaos, platform, app, where):
+def set_config(chaos, platform, app, where, disk):
     """The value that was acknowledged last, and the seconds of the slowest refusal."""
     acknowledged, slowest = None, 0.0
     for number in range(5):
+        # What has ended meanwhile, a build for example, may have left room.
+        disk.fill(0)
         done = platform.ssh("config", "set", app.env, f"FULL={number}", timeout=60)
         if done.status == 0:
             acknowledged = str(number)
