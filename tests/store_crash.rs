@@ -76,6 +76,9 @@ fn head(writer: u64) -> String {
     format!("w{writer}/head")
 }
 
+/// What a writer's keys hold.
+type Records = BTreeMap<String, Vec<u8>>;
+
 /// A transaction: a record of its own, both of a pair of records, the number of the newest transaction; and the end of an old record.
 fn transaction(number: u64) -> Vec<Write> {
     let (writer, turn) = origin(number);
@@ -93,7 +96,7 @@ fn transaction(number: u64) -> Vec<Write> {
 }
 
 /// What a writer's keys hold after its transactions up to `newest`, and no further.
-fn held(newest: u64) -> BTreeMap<String, Vec<u8>> {
+fn held(newest: u64) -> Records {
     let (writer, turns) = origin(newest);
     let mut held = BTreeMap::new();
     for write in (0..=turns).flat_map(|turn| transaction(turn * WRITERS + writer)) {
@@ -172,7 +175,7 @@ async fn compare(store: &Path, acknowledged: impl Iterator<Item = u64>) -> Compa
 }
 
 /// A writer's newest transaction may be one that was not acknowledged; whichever it is, it and all before it are there whole.
-fn compare_writer(writer: u64, acknowledged: Option<u64>, there: &BTreeMap<String, Vec<u8>>, found: &mut Compared) {
+fn compare_writer(writer: u64, acknowledged: Option<u64>, there: &Records, found: &mut Compared) {
     let newest = there.get(&head(writer)).and_then(|bytes| Some(u64::from_be_bytes(bytes.as_slice().try_into().ok()?)));
     let Some(newest) = newest.filter(|number| number % WRITERS == writer) else {
         if acknowledged.is_some() || !there.is_empty() {
@@ -241,7 +244,7 @@ fn acknowledged_writes_survive_a_power_loss() {
 #[test]
 fn the_comparison_sees_what_is_wrong() {
     let newest = 200 * WRITERS + 3;
-    let wrong = |acknowledged: u64, change: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| {
+    let wrong = |acknowledged: u64, change: &dyn Fn(&mut Records)| {
         let mut there = held(newest);
         change(&mut there);
         let mut found = Compared::default();
