@@ -1,12 +1,20 @@
 //! The event log: what happened on the platform, newest kept, oldest dropped.
+//!
+//! When there are too many, whoever has the most of them loses their oldest: a tenant whose app dies once a second drives out its own
+//! history and nobody else's.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use super::{Record, Store, StoreError};
+use super::{Record, Store, StoreError, Stored};
 use crate::domain::{AppRef, EnvRef, Event, EventKind, TenantName, Timestamp, UserName};
 
 /// How many events are kept.
-const KEPT: u64 = 10_000;
+const KEPT: usize = 10_000;
+/// After so many new ones it is looked whether there are too many.
+const SWEEP: u64 = 100;
 
 /// An event to be recorded; its number is given when it is written.
 #[derive(Debug, Clone)]
@@ -69,7 +77,7 @@ impl NewEvent {
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 impl Store {
-    /// Records an event, durably, and drops the one that is now too old.
+    /// Records an event, durably. From time to time, those that are too many go.
     pub async fn record(&self, event: NewEvent) -> Result<Event, StoreError> {
         if LAST.load(Ordering::Relaxed) == 0 {
             self.find_last_event().await?;
@@ -77,18 +85,36 @@ impl Store {
         loop {
             let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
             let event = event.clone().numbered(id);
-            let mut transaction = self.transaction().create(&event);
-            if let Some(old) = id.checked_sub(KEPT)
-                && let Some(old) = self.get::<Event>(&old).await?
-            {
-                transaction = transaction.delete(&old);
+            match self.transaction().create(&event).commit().await {
+                Ok(_) => {}
+                Err(StoreError::Conflict(_)) => {
+                    self.find_last_event().await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
-            match transaction.commit().await {
-                Ok(_) => return Ok(event),
-                Err(StoreError::Conflict(_)) => self.find_last_event().await?,
+            if id.is_multiple_of(SWEEP)
+                && let Err(error) = self.sweep_events().await
+            {
+                tracing::warn!(%error, "old events could not be removed; tried again later");
+            }
+            return Ok(event);
+        }
+    }
+
+    /// Deletes the events that are too many.
+    async fn sweep_events(&self) -> Result<(), StoreError> {
+        let events = self.list::<Event>("").await?;
+        let surplus = surplus(&events, KEPT);
+        for chunk in surplus.chunks(SWEEP as usize) {
+            let delete = chunk.iter().fold(self.transaction(), |transaction, event| transaction.delete(event));
+            match delete.commit().await {
+                // Somebody else sweeps.
+                Ok(_) | Err(StoreError::Conflict(_)) => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
     async fn find_last_event(&self) -> Result<(), StoreError> {
@@ -96,5 +122,58 @@ impl Store {
         let last = entries.last().and_then(|entry| entry.key.rsplit('/').next()?.parse().ok()).unwrap_or(0);
         LAST.fetch_max(last, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// Which of these (oldest first) go so that `kept` are left: each time the oldest of the tenant that has the most; those of no tenant count
+/// as one tenant's.
+fn surplus(events: &[Stored<Event>], kept: usize) -> Vec<&Stored<Event>> {
+    let mut holders: BTreeMap<Option<&TenantName>, VecDeque<&Stored<Event>>> = BTreeMap::new();
+    for event in events {
+        holders.entry(event.tenant.as_ref()).or_default().push_back(event);
+    }
+    let too_many = events.len().saturating_sub(kept);
+    let next = |_| holders.values_mut().max_by_key(|events| events.len())?.pop_front();
+    (0..too_many).filter_map(next).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::{MemoryKv, Revision};
+
+    fn of(tenant: &str) -> NewEvent {
+        NewEvent::new(EventKind::ReplicaDied, Timestamp::UNIX_EPOCH, "it died").tenant(&tenant.parse().unwrap())
+    }
+
+    #[test]
+    fn whoever_has_the_most_loses_the_oldest() {
+        let tenants = ["quiet", "loud", "loud", "other", "loud", "other", "loud"];
+        let event = |(n, tenant): (u64, &&str)| Stored { record: of(tenant).numbered(n), revision: Revision(n) };
+        let events: Vec<_> = (1..).zip(&tenants).map(event).collect();
+        let gone = |kept| surplus(&events, kept).iter().map(|event| event.id).collect::<Vec<_>>();
+        assert_eq!(gone(7), Vec::<u64>::new());
+        assert_eq!(gone(5), [2, 3]);
+        // Then they are alike.
+        assert_eq!(gone(3), [2, 3, 4, 5]);
+        assert_eq!(gone(0).len(), 7);
+    }
+
+    #[tokio::test]
+    async fn one_tenant_does_not_drive_out_the_history_of_others() {
+        let store = Store::new(Arc::new(MemoryKv::new()));
+        for _ in 0..20 {
+            store.record(of("quiet")).await.unwrap();
+        }
+        for _ in 0..KEPT + 300 {
+            store.record(of("loud")).await.unwrap();
+        }
+        let events = store.list::<Event>("").await.unwrap();
+        let quiet =
+            events.iter().filter(|event| event.tenant.as_ref().is_some_and(|tenant| tenant.as_str() == "quiet"));
+        assert_eq!(quiet.count(), 20);
+        assert!((KEPT..KEPT + 2 * SWEEP as usize).contains(&events.len()), "{} are kept", events.len());
     }
 }
