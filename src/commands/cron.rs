@@ -167,6 +167,9 @@ impl Commands {
                 let text = format!("run {number} of {job} failed: {reason}; see `logs {env} --process cron.{job}`");
                 Err(CommandError::Failed(text))
             }
+            CronState::Stopped { reason } => {
+                Err(CommandError::Failed(format!("run {number} of {job} was stopped: {reason}")))
+            }
             _ => Ok(Some(Answer::new(format!("Run {number} of {job} {}", ended.state.word()), json!(ended)))),
         }
     }

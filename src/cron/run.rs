@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use super::CronParts;
 use crate::{
     domain::{CronJob, CronRun, CronState, Limits, Release},
-    jobs::{Audience, ReleaseJob, attend},
+    jobs::{Attended, Audience, Ending, ReleaseJob, attend},
     logs::{JobOutput, LogRecord},
     places::Place,
     runtime::{JobKind, Output},
@@ -62,16 +62,19 @@ impl Running {
         };
         let attended = attend(&*self.parts.runtime, &spec, self.job.timeout, stopped, &mut audience).await;
         audience.log.finish(self.parts.clock.now()).await;
-        let (failure, exit, tail) = match attended {
-            Ok(attended) => (attended.ending.failure(), attended.ending.exit(), attended.tail),
-            Err(error) => (Some(error.to_string()), None, Vec::new()),
+        let (state, tail) = match attended {
+            Ok(Attended { ending: Ending::Stopped(reason) | Ending::NotBegun(reason), tail, .. }) => {
+                (CronState::Stopped { reason }, tail)
+            }
+            Ok(attended) => {
+                let (failure, exit) = (attended.ending.failure(), attended.ending.exit());
+                (failure.map_or(CronState::Succeeded, |reason| CronState::Failed { reason, exit }), attended.tail)
+            }
+            Err(error) => (CronState::Failed { reason: error.to_string(), exit: None }, Vec::new()),
         };
-        let text = failure.as_ref().map_or_else(|| "succeeded".to_owned(), |reason| format!("failed: {reason}"));
-        self.parts.logs.append(&self.run.env, say(format!("run {number} {text}")));
-        self.run.state = match failure {
-            None => CronState::Succeeded,
-            Some(reason) => CronState::Failed { reason, exit },
-        };
+        let why = state.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
+        self.parts.logs.append(&self.run.env, say(format!("run {number} {}{why}", state.word())));
+        self.run.state = state;
         (self.run.finished_at, self.run.tail) = (Some(self.parts.clock.now()), tail);
         drop(self.place);
         self.run

@@ -334,11 +334,12 @@ impl CronService {
     /// drive everything else out of the list of events. Their history has every run.
     async fn tell_end(&mut self, run: &CronRun) {
         let failed = matches!(run.state, CronState::Failed { .. });
-        if run.requested_by.is_none() && failed == self.failed_before(run).await {
+        let stopped = matches!(run.state, CronState::Stopped { .. });
+        if run.requested_by.is_none() && (stopped || failed == self.failed_before(run).await) {
             return;
         }
-        let state = run.state.reason().map_or_else(|| "succeeded".to_owned(), |reason| format!("failed: {reason}"));
-        let message = format!("run {} of {} {state}", run.number, run.job);
+        let why = run.state.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let message = format!("run {} of {} {}{why}", run.number, run.job, run.state.word());
         let event = NewEvent::new(EventKind::CronFinished, self.parts.clock.now(), message).env(&run.env);
         self.event(event).await;
     }
@@ -349,7 +350,9 @@ impl CronService {
         let before = runs.iter().rev().filter(|other| other.number < run.number);
         let ended = before.map(|other| &other.state).find(|state| match state {
             CronState::Succeeded | CronState::Failed { .. } => true,
-            CronState::Running | CronState::Skipped { .. } | CronState::Missed { .. } => false,
+            CronState::Running | CronState::Stopped { .. } | CronState::Skipped { .. } | CronState::Missed { .. } => {
+                false
+            }
         });
         matches!(ended, Some(CronState::Failed { .. }))
     }

@@ -282,7 +282,7 @@ async fn overlapping_runs_are_left_out_replaced_or_allowed() {
     };
     let runs = world.runs().await;
     assert_eq!(of(&runs, "skip"), [("running", 0), ("skipped", 2)]);
-    assert_eq!(of(&runs, "replace"), [("failed", 0), ("failed", 0), ("failed", 0), ("running", 0)]);
+    assert_eq!(of(&runs, "replace"), [("stopped", 0), ("stopped", 0), ("stopped", 0), ("running", 0)]);
     let replaced = runs.iter().find(|run| run.job == name("replace")).unwrap();
     assert!(replaced.state.reason().unwrap().starts_with("replaced by the run of 2026"), "{replaced:?}");
     assert_eq!(of(&runs, "allow"), [("running", 0); 4]);

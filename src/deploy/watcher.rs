@@ -27,6 +27,8 @@ const LOOK_AFTER: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long such a look may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Characters of what a health command said that are told: they stand in tables and in lines of progress.
+const SAID: usize = 80;
 /// A probe that took this much longer than it was allowed says more about a busy host than about the replica.
 const OWN_DELAY: Duration = Duration::from_secs(1);
 
@@ -169,7 +171,7 @@ impl Watcher {
         };
         let said = String::from_utf8_lossy(&ended.output);
         let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        let last: String = last.chars().filter(|c| !c.is_control()).take(200).collect();
+        let last: String = last.chars().filter(|c| !c.is_control()).take(SAID).collect();
         let said = if last.is_empty() { last } else { format!(": {last}") };
         Some(match ended.code {
             Some(0) => Ok(()),

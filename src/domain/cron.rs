@@ -59,6 +59,10 @@ pub enum CronState {
         reason: String,
         exit: Option<i64>,
     },
+    /// It was ended before it was over, by no fault of its own: another run replaces it, or the server stops.
+    Stopped {
+        reason: String,
+    },
     /// It was due and was not started.
     Skipped {
         reason: String,
@@ -81,6 +85,7 @@ impl CronState {
             Self::Running => "running",
             Self::Succeeded => "succeeded",
             Self::Failed { .. } => "failed",
+            Self::Stopped { .. } => "stopped",
             Self::Skipped { .. } => "skipped",
             Self::Missed { .. } => "missed",
         }
@@ -89,7 +94,10 @@ impl CronState {
     /// Why it is so, where there is something to say.
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::Failed { reason, .. } | Self::Skipped { reason } | Self::Missed { reason } => Some(reason),
+            Self::Failed { reason, .. }
+            | Self::Stopped { reason }
+            | Self::Skipped { reason }
+            | Self::Missed { reason } => Some(reason),
             Self::Running | Self::Succeeded => None,
         }
     }

@@ -293,6 +293,9 @@ fn syntax_problem(source: &Source<'_>, error: &ScanError) -> Box<Problem> {
         _ if info.contains("unknown anchor") => {
             "an alias `*name` needs `&name` further up; a value that begins with `*` needs quotes"
         }
+        _ if info.contains("anchor or alias") => {
+            "a value that begins with `*` or `&` needs quotes: schedule: \"* * * * *\""
+        }
         _ if info.contains("unexpected character") => "a value that begins with this character needs quotes around it",
         _ if info.contains("simple key") => {
             "every line of a mapping is written `key: value`, with a space after the colon"

@@ -196,19 +196,20 @@ impl Actor {
 
     /// Says how far it is when that changed, and every few seconds in any case.
     fn speak(&mut self, status: &EnvStatus) {
+        // What a start that is tried again and goes on for long has failed with, before.
+        let trouble = self.rollout.as_ref().map(|rollout| self.last_trouble(rollout.version).0).unwrap_or_default();
         let Some(rollout) = &mut self.rollout else { return };
         if self.phase == Some(rollout.version) {
             // A release phase speaks for itself.
             return;
         }
         let counts = counts(status.processes.iter().map(|process| (&process.process, process.ready, process.wanted)));
-        let due = rollout.said.1 + SPEAK_EVERY;
-        let news = rollout.said.0 != counts;
+        let (due, news) = (rollout.said.1 + SPEAK_EVERY, rollout.said.0 != counts);
         if news || Instant::now() >= due {
             if news {
                 rollout.audience.detail(counts.clone());
             } else if status.waits.is_empty() {
-                rollout.audience.detail(format!("{counts} (waiting)"));
+                rollout.audience.detail(format!("{counts} (waiting{trouble})"));
             } else {
                 status.waits.iter().for_each(|wait| rollout.audience.detail(wait));
             }

@@ -270,7 +270,8 @@ impl Actor {
         }
     }
 
-    fn last_trouble(&self, version: ReleaseVersion) -> (String, Vec<String>) {
+    /// What its replicas or the engine said last, as `: reason` or nothing, and the last lines of one.
+    pub(super) fn last_trouble(&self, version: ReleaseVersion) -> (String, Vec<String>) {
         let states = || self.sets.iter().filter(|(set, _)| set.release == version).map(|(_, state)| state);
         let lines = states().map(|state| &state.tail).find(|tail| !tail.is_empty()).cloned().unwrap_or_default();
         let away = self.pictures.borrow().error.clone();
