@@ -207,11 +207,11 @@ impl Networks {
     }
 }
 
-/// Removes a network of a tenant that is going or gone. The engine can keep the endpoint of a container that it has removed, and does
-/// not remove a network that has any: such are cut off first.
+/// Removes a network that nothing uses. The engine can keep the endpoint of a container that it has removed, and does not remove a
+/// network that has any: such are cut off first.
 ///
 /// # Errors
-/// Those of the engine; that the network is not there is none.
+/// Those of the engine, a network in use among them; that it is not there is none.
 pub(super) async fn remove(docker: &Docker, id: &str) -> Result<(), Error> {
     match docker.remove_network(id).await {
         Err(error) if status(&error) == Some(403) => cut_off(docker, id).await?,
@@ -222,9 +222,11 @@ pub(super) async fn remove(docker: &Docker, id: &str) -> Result<(), Error> {
 
 async fn cut_off(docker: &Docker, id: &str) -> Result<(), Error> {
     let network = docker.inspect_network(id, None::<InspectNetworkOptions>).await?;
-    for (container, endpoint) in network.containers.unwrap_or_default() {
-        // One of a container that is gone goes by the name it had.
-        let name = endpoint.name.unwrap_or(container);
+    // The engine lists the endpoint of a container that is gone by its own id. One of a container that is there is in use.
+    let of_nothing = |(id, _): &(String, _)| id.starts_with("ep-");
+    for (id_of_endpoint, endpoint) in network.containers.unwrap_or_default().into_iter().filter(of_nothing) {
+        // It goes by the name that the container had.
+        let name = endpoint.name.unwrap_or(id_of_endpoint);
         unless_gone(
             docker.disconnect_network(id, NetworkDisconnectRequest { container: name, force: Some(true) }).await,
         )?;
