@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use super::{cli::Place, data_dir::DataDir, engine};
 use crate::{
     domain::{SetId, Tenant},
-    runtime::Runtime,
+    runtime::{Runtime, docker::DockerRuntime},
     store::open_store,
 };
 
@@ -41,12 +41,14 @@ pub(super) fn run(place: &Place, yes: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn remove_all(engine: &dyn Runtime, data: &DataDir) -> anyhow::Result<()> {
+async fn remove_all(engine: &DockerRuntime, data: &DataDir) -> anyhow::Result<()> {
     let replicas = engine.observe().await.context("the engine does not say what runs")?;
     let sets: BTreeSet<SetId> = replicas.into_iter().map(|replica| replica.set).collect();
     let removals = sets.iter().map(|set| engine.remove(set, STOP_GRACE));
     futures::future::try_join_all(removals).await.context("replicas could not be removed")?;
     let jobs = engine.end_orphaned_jobs().await.context("jobs could not be removed")?;
+    // Observing began to remove what a server that has ended was still stopping, and a network is not removed while that uses it.
+    engine.close(CLOSE_DEADLINE).await;
     let store = open_store(&data.join("store"))?;
     let tenants = store.list::<Tenant>("").await?;
     for tenant in &tenants {
