@@ -15,11 +15,12 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use rustix::fs::{Advice, fadvise};
 
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use super::{
     Revision, Write,
     durable::{Durable, MakeDurable},
     journal::{Group, Journal},
-    load::{Loaded, OLD_META, OPEN_DEADLINE, SEAL, in_time, load},
+    load::{OPEN_DEADLINE, in_time},
     migrations::{self, Contents, Migration},
     seal::{Damage, Found, Seal, Sum, UNSEALED, judge},
 };
@@ -32,11 +33,14 @@ const LOST_AND_FOUND: &str = "lost+found";
 /// The changes of one batch: the new value of each key, or none.
 pub type Changes = BTreeMap<String, Option<(Vec<u8>, Revision)>>;
 
+/// All records: key, and revision with value.
+const RECORDS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("records");
+/// The seal, under its name.
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
 /// An open database. Whoever holds it is the only one.
 pub struct Disk {
-    database: sled::Db,
-    durable: Box<dyn Durable>,
-    journal: Journal,
+    database: Database,
     /// Of the last batch that is on disk.
     pub seal: Seal,
 }
@@ -99,30 +103,28 @@ impl Disk {
         Ok(())
     }
 
-    fn open_checked(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
+    fn open_checked(directory: &Path, steps: &[Migration], _durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
         fs::create_dir_all(directory)?;
-        let group = Journal::read(directory)?;
-        expect_log(directory, group.is_some())?;
-        remove_torn_snapshots(directory)?;
-        forget_cached(directory)?;
-        let Loaded { database, mut contents, seal, old_revision } = load(directory)?;
-        let acknowledged = group.as_ref().map(|group| group.seal);
-        let found = look(&contents, seal, acknowledged, old_revision);
-        let redo = group.filter(|group| completes(&found, &contents, group));
-        let seal = match &redo {
-            Some(group) => group.seal,
-            None => judge(&found, migrations::newest(steps))?,
-        };
-        // A store of version 1 counted its revision beside its records.
-        let seal = Seal { revision: seal.revision.max(found.newest), ..seal };
-        let mut durable = durable(directory)?;
-        let journal = Journal::ensure(directory, &seal, durable.as_mut())?;
-        let mut disk = Self { database, durable, journal, seal };
-        if let Some(group) = redo {
-            tracing::info!(revision = group.seal.revision.0, "finishing the commits that a crash interrupted");
-            disk.apply(&group.changes, group.seal)?;
-            apply_to(&mut contents, group.changes);
-        }
+        let file = directory.join("records.redb");
+        let (database, mut contents, seal) = in_time("store-open", OPEN_DEADLINE, move || {
+            let database = Database::builder().set_cache_size(8 << 20).set_check_integrity_on_open(true).create(&file)?;
+            let writing = database.begin_write()?;
+            writing.open_table(RECORDS)?;
+            writing.open_table(META)?;
+            writing.commit()?;
+            let reading = database.begin_read()?;
+            let mut contents = Contents::new();
+            for pair in reading.open_table(RECORDS)?.iter()? {
+                let (key, value) = pair?;
+                let (revision, value) = value.value();
+                contents.insert(key.value().to_owned(), (value.to_vec(), Revision(revision)));
+            }
+            let seal = reading.open_table(META)?.get("seal")?.map(|seal| serde_json::from_slice::<Seal>(seal.value()));
+            Ok((database, contents, seal.transpose()?))
+        })?;
+        let found = look(&contents, seal, seal, Revision(0));
+        let seal = judge(&found, migrations::newest(steps))?;
+        let mut disk = Self { database, seal };
         disk.migrate(&mut contents, steps)?;
         Ok((disk, contents))
     }
@@ -145,51 +147,32 @@ impl Disk {
             }
             apply_to(contents, changes);
         }
-        if from == UNSEALED {
-            // Now that the seal is on disk; left behind by a server that dies here, it harms nobody.
-            self.database.drop_tree(OLD_META.0)?;
-        }
+        let _ = from;
         Ok(())
     }
 
-    /// Writes all changes with their seal, durably and as one. After an error the database must be opened anew, since what it holds in memory
-    /// may not be on disk; and the changes may or may not be found then, unless they are taken back ([`Self::take_back`]).
+    /// Writes all changes with their seal, durably and as one.
     pub fn write(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
-        self.journal.write(&seal, changes, self.durable.as_mut())?;
-        self.apply(changes, seal)
-    }
-
-    /// After a failed [`Self::write`]: has whoever opens the store next make it what it was before. `undo` has what each of the changed keys
-    /// held. It needs the journal alone, which has its room already, and not the database that has just failed.
-    ///
-    /// # Errors
-    /// The disk's; then it is not known what the next one to open the store finds.
-    pub fn take_back(&mut self, undo: &Changes, revision: Revision) -> io::Result<()> {
-        let seal = Seal { revision, ..self.seal };
-        self.journal.take_back(&seal, undo, self.durable.as_mut())
-    }
-
-    fn apply(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
-        let sealed = serde_json::to_vec(&seal)?;
-        let mut batch = sled::Batch::default();
-        batch.insert(SEAL, sealed);
-        for (key, value) in changes {
-            match value {
-                Some((value, revision)) => {
-                    batch.insert(key.as_bytes(), [&revision.0.to_be_bytes(), value.as_slice()].concat());
-                }
-                None => batch.remove(key.as_bytes()),
+        let mut writing = self.database.begin_write()?;
+        writing.set_durability(redb::Durability::Immediate)?;
+        {
+            let mut records = writing.open_table(RECORDS)?;
+            for (key, value) in changes {
+                match value {
+                    Some((value, revision)) => records.insert(key.as_str(), (revision.0, value.as_slice()))?,
+                    None => records.remove(key.as_str())?,
+                };
             }
+            writing.open_table(META)?.insert("seal", serde_json::to_vec(&seal)?.as_slice())?;
         }
-        let database = &self.database;
-        let written = catch_unwind(AssertUnwindSafe(|| {
-            database.apply_batch(batch)?;
-            database.flush()
-        }));
-        written.map_err(|_| anyhow!("the database panicked; its message is in the log"))??;
-        self.durable.sync()?;
+        writing.commit()?;
         self.seal = seal;
         Ok(())
+    }
+
+    /// Not by itself.
+    pub fn take_back(&mut self, _undo: &Changes, _revision: Revision) -> io::Result<()> {
+        Err(io::Error::other("open it anew"))
     }
 
     /// Lets go of the database. sled may panic or hang in doing so when the disk has failed.
