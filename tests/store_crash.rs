@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use berth::store::{Kv, SledKv, Write};
+use berth::store::{Kv, RedbKv, Write};
 
 const RUNS: u64 = 4;
 const IMAGE_BYTES: u64 = 96 << 20;
@@ -120,7 +120,7 @@ fn value(number: u64) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writer() {
     let Some(directory) = std::env::var_os(WRITER_DIRECTORY) else { return };
-    let kv = Arc::new(SledKv::open(Path::new(&directory)).unwrap());
+    let kv = Arc::new(RedbKv::open(Path::new(&directory)).unwrap());
     // Each has keys of its own.
     let writers = (0..WRITERS).map(|writer| {
         let kv = kv.clone();
@@ -164,7 +164,7 @@ async fn compare(store: &Path, acknowledged: impl Iterator<Item = u64>) -> Compa
         let one = newest.entry(number % WRITERS).or_insert(number);
         *one = number.max(*one);
     }
-    let kv = SledKv::open(store).unwrap();
+    let kv = RedbKv::open(store).unwrap();
     let mut found = Compared::default();
     for writer in 0..WRITERS {
         let entries = kv.scan(&format!("w{writer}/")).await.unwrap();

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// What is logged unless `BERTH_LOG` says otherwise (syntax of `tracing_subscriber::EnvFilter`).
-const DEFAULT_FILTER: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=warn,russh=warn,sled=warn";
+const DEFAULT_FILTER: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=warn,russh=warn";
 
 /// Installs the subscriber; call once.
 pub fn init() {

@@ -1,28 +1,26 @@
-//! The store on disk: a sled database that is checked when it is opened and durable when a write returns.
+//! The store on disk: a redb database that is checked when it is opened and durable when a write returns.
 //!
-//! sled does not sync by itself ([`Durable`]) and notices only some kinds of damage; so what was read is compared with its [`Seal`], and a
-//! batch that was torn is done again from the [`Journal`].
+//! What was read is compared with its [`Seal`], of which the [`Journal`] has a copy: a database that is whole and not the newest is
+//! noticed. What a write that failed left behind is taken back in the journal.
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     fs::{self, File},
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
+use redb::Database;
 use rustix::fs::{Advice, fadvise};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use super::{
     Revision, Write,
     durable::{Durable, MakeDurable},
     journal::{Group, Journal},
-    load::{OPEN_DEADLINE, in_time},
+    load::{FILE, Loaded, META, OPEN_DEADLINE, RECORDS, SEAL, in_time, load},
     migrations::{self, Contents, Migration},
-    seal::{Damage, Found, Seal, Sum, UNSEALED, judge},
+    seal::{Damage, Found, Seal, Sum, judge},
 };
 
 /// Name of the mark of a store that is being made in place.
@@ -33,14 +31,11 @@ const LOST_AND_FOUND: &str = "lost+found";
 /// The changes of one batch: the new value of each key, or none.
 pub type Changes = BTreeMap<String, Option<(Vec<u8>, Revision)>>;
 
-/// All records: key, and revision with value.
-const RECORDS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("records");
-/// The seal, under its name.
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-
 /// An open database. Whoever holds it is the only one.
 pub struct Disk {
     database: Database,
+    durable: Box<dyn Durable>,
+    journal: Journal,
     /// Of the last batch that is on disk.
     pub seal: Seal,
 }
@@ -103,28 +98,29 @@ impl Disk {
         Ok(())
     }
 
-    fn open_checked(directory: &Path, steps: &[Migration], _durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
+    fn open_checked(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
         fs::create_dir_all(directory)?;
-        let file = directory.join("records.redb");
-        let (database, mut contents, seal) = in_time("store-open", OPEN_DEADLINE, move || {
-            let database = Database::builder().set_cache_size(8 << 20).set_check_integrity_on_open(true).create(&file)?;
-            let writing = database.begin_write()?;
-            writing.open_table(RECORDS)?;
-            writing.open_table(META)?;
-            writing.commit()?;
-            let reading = database.begin_read()?;
-            let mut contents = Contents::new();
-            for pair in reading.open_table(RECORDS)?.iter()? {
-                let (key, value) = pair?;
-                let (revision, value) = value.value();
-                contents.insert(key.value().to_owned(), (value.to_vec(), Revision(revision)));
-            }
-            let seal = reading.open_table(META)?.get("seal")?.map(|seal| serde_json::from_slice::<Seal>(seal.value()));
-            Ok((database, contents, seal.transpose()?))
-        })?;
-        let found = look(&contents, seal, seal, Revision(0));
-        let seal = judge(&found, migrations::newest(steps))?;
-        let mut disk = Self { database, seal };
+        let group = Journal::read(directory)?;
+        expect_file(directory, group.is_some())?;
+        forget_cached(directory)?;
+        let Loaded { database, mut contents, seal } = load(directory)?;
+        let acknowledged = group.as_ref().map(|group| group.seal);
+        let found = look(&contents, seal, acknowledged);
+        let redo = group.filter(|group| completes(&found, &contents, group));
+        let seal = match &redo {
+            Some(group) => group.seal,
+            None => judge(&found, migrations::newest(steps))?,
+        };
+        // A store of version 1 counted its revision beside its records.
+        let seal = Seal { revision: seal.revision.max(found.newest), ..seal };
+        let mut durable = durable(directory)?;
+        let journal = Journal::ensure(directory, &seal, durable.as_mut())?;
+        let mut disk = Self { database, durable, journal, seal };
+        if let Some(group) = redo {
+            tracing::info!(revision = group.seal.revision.0, "finishing the commits that a crash interrupted");
+            disk.apply(&group.changes, group.seal)?;
+            apply_to(&mut contents, group.changes);
+        }
         disk.migrate(&mut contents, steps)?;
         Ok((disk, contents))
     }
@@ -147,14 +143,29 @@ impl Disk {
             }
             apply_to(contents, changes);
         }
-        let _ = from;
         Ok(())
     }
 
-    /// Writes all changes with their seal, durably and as one.
+    /// Writes all changes with their seal, durably and as one. After an error the database must be opened anew, since what it holds in memory
+    /// may not be on disk; and the changes may or may not be found then, unless they are taken back ([`Self::take_back`]).
     pub fn write(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
-        let mut writing = self.database.begin_write()?;
-        writing.set_durability(redb::Durability::Immediate)?;
+        self.journal.write(&seal, changes, self.durable.as_mut())?;
+        self.apply(changes, seal)
+    }
+
+    /// After a failed [`Self::write`]: has whoever opens the store next make it what it was before. `undo` has what each of the changed keys
+    /// held. It needs the journal alone, which has its room already, and not the database that has just failed.
+    ///
+    /// # Errors
+    /// The disk's; then it is not known what the next one to open the store finds.
+    pub fn take_back(&mut self, undo: &Changes, revision: Revision) -> io::Result<()> {
+        let seal = Seal { revision, ..self.seal };
+        self.journal.take_back(&seal, undo, self.durable.as_mut())
+    }
+
+    fn apply(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
+        // Durable when it is committed: that is redb's own default.
+        let writing = self.database.begin_write()?;
         {
             let mut records = writing.open_table(RECORDS)?;
             for (key, value) in changes {
@@ -163,37 +174,30 @@ impl Disk {
                     None => records.remove(key.as_str())?,
                 };
             }
-            writing.open_table(META)?.insert("seal", serde_json::to_vec(&seal)?.as_slice())?;
+            writing.open_table(META)?.insert(SEAL, serde_json::to_vec(&seal)?.as_slice())?;
         }
         writing.commit()?;
+        self.durable.sync()?;
         self.seal = seal;
         Ok(())
     }
 
-    /// Not by itself.
-    pub fn take_back(&mut self, _undo: &Changes, _revision: Revision) -> io::Result<()> {
-        Err(io::Error::other("open it anew"))
-    }
-
-    /// Lets go of the database. sled may panic or hang in doing so when the disk has failed.
+    /// Lets go of the database.
     pub fn close(self) {
-        let ended = in_time("store-close", OPEN_DEADLINE, move || {
-            drop(self);
-            Ok(())
-        });
+        let ended = in_time("store-close", OPEN_DEADLINE, move || Ok(self.database.close()?));
         if let Err(error) = ended {
             tracing::warn!(error = format!("{error:#}"), "the store was not closed in order; the next start checks it");
         }
     }
 }
 
-fn look(contents: &Contents, seal: Option<Seal>, acknowledged: Option<Seal>, old_revision: Revision) -> Found {
+fn look(contents: &Contents, seal: Option<Seal>, acknowledged: Option<Seal>) -> Found {
     let (mut newest, mut sum) = (Revision(0), Sum::default());
     for (key, (value, revision)) in contents {
         newest = newest.max(*revision);
         sum.add(Sum::of(key, *revision, value));
     }
-    Found { seal, acknowledged, old_revision, newest, count: contents.len() as u64, sum }
+    Found { seal, acknowledged, old_revision: Revision(0), newest, count: contents.len() as u64, sum }
 }
 
 /// Whether the database was interrupted in the middle of this group, and doing it again makes it whole.
@@ -261,42 +265,20 @@ fn is_unfinished(directory: &Path) -> io::Result<bool> {
     Ok(directory.join(MAKING).try_exists()? && !is_used())
 }
 
-fn expect_log(directory: &Path, acknowledged: bool) -> anyhow::Result<()> {
-    let log = directory.join("db");
-    if log.exists() {
-        return Ok(());
-    }
-    let is_snapshot = |name: &OsString| name.to_string_lossy().starts_with("snap.");
-    let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
-    if acknowledged || names.iter().any(is_snapshot) {
-        bail!(Damage::File(format!("its log {} is missing", log.display())));
-    }
-    Ok(())
-}
-
-/// sled would trip over a snapshot that was being written when the power went.
-fn remove_torn_snapshots(directory: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "generating") {
-            fs::remove_file(&path).with_context(|| format!("cannot remove the torn snapshot {}", path.display()))?;
-        }
+fn expect_file(directory: &Path, acknowledged: bool) -> anyhow::Result<()> {
+    let file = directory.join(FILE);
+    if acknowledged && !file.exists() {
+        bail!(Damage::File(format!("its file {} is missing", file.display())));
     }
     Ok(())
 }
 
 /// Has the files read from the disk itself: after a write that failed, what the kernel remembers may be what never got there.
 fn forget_cached(directory: &Path) -> io::Result<()> {
-    for directory in [directory.to_owned(), directory.join("blobs")] {
-        let entries = match fs::read_dir(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                fadvise(File::open(entry.path())?, 0, None, Advice::DontNeed)?;
-            }
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fadvise(File::open(entry.path())?, 0, None, Advice::DontNeed)?;
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What is about to be written, in a file of its own.
 //!
-//! sled does not keep a batch together over a power loss: it skips a large value whose file is not there and goes on with the rest. So
-//! every group of commits, with the seal of the store after it, is made durable here before the database is touched. When the
+//! Every group of commits, with the seal of the store after it, is made durable here before the database is touched. So a group that failed
+//! can be taken back without the database that has just failed, and one that was put back to an older state is noticed. When the
 //! store is opened, the newest group is done again if the database holds less than all of it: it only writes whole values, so doing it twice
 //! is doing it once. There are two files, written in turn: the one that a power loss tears was not yet the database's business, and
 //! the other one still says what was acknowledged before.

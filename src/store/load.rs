@@ -1,7 +1,6 @@
-//! Reading a sled database: all of it, in bounded time, whatever state it is in.
+//! Reading the database: all of it, in bounded time, whatever state it is in.
 
 use std::{
-    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::mpsc,
@@ -9,6 +8,7 @@ use std::{
 };
 
 use anyhow::{anyhow, bail};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 
 use super::{
     Revision,
@@ -16,36 +16,32 @@ use super::{
     seal::{Damage, Seal},
 };
 
-/// Key of the seal; no record's key begins so.
-pub const SEAL: &[u8] = b"\0seal";
-/// Where stores of version 1 kept the newest revision: tree and key.
-pub const OLD_META: (&str, &str) = ("meta", "revision");
-/// Bytes of sled's page cache. Readers are served from memory; it is for finding the pages that writes change.
-const CACHE: u64 = 8 << 20;
+/// Name of the database's file.
+pub const FILE: &str = "records.redb";
+/// All records: by key, the revision that wrote the value, and the value.
+pub const RECORDS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("records");
+/// What the store says about itself.
+pub const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+/// Its key in [`META`].
+pub const SEAL: &str = "seal";
+/// Bytes of the database's page cache. Readers are served from memory; it is for finding the pages that writes change.
+const CACHE: usize = 8 << 20;
 /// How long the database's lock is waited for: a child that was being started when it was last open still holds it until it has become its
 /// own program.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two tries to get it.
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
-/// How long reading the database may take. A damaged one can send sled in circles.
+/// How long reading the database may take; a damaged one might send it in circles.
 pub const OPEN_DEADLINE: Duration = Duration::from_secs(120);
 
-/// What sled found.
+/// What was found.
 pub struct Loaded {
-    pub database: sled::Db,
+    pub database: Database,
     pub contents: Contents,
     pub seal: Option<Seal>,
-    pub old_revision: Revision,
 }
 
-/// A stored value is the revision (8 bytes, big-endian) and then the value.
-fn split_value(stored: &[u8]) -> Result<(Revision, &[u8]), Damage> {
-    let parts = stored.split_at_checked(8).and_then(|(revision, value)| Some((revision.try_into().ok()?, value)));
-    let (revision, value) = parts.ok_or_else(|| Damage::Records("a value is shorter than its revision".into()))?;
-    Ok((Revision(u64::from_be_bytes(revision)), value))
-}
-
-/// Reads everything. sled panics over some kinds of damage and runs in circles over others, so it does so in a thread of its own.
+/// Reads everything, in a thread of its own: damage may come out as a panic, or as no end.
 pub fn load(directory: &Path) -> anyhow::Result<Loaded> {
     let directory = directory.to_owned();
     in_time("store-open", OPEN_DEADLINE, move || read_all(&directory))
@@ -72,17 +68,11 @@ pub fn in_time<T: Send + 'static>(
 }
 
 /// Opens the database once nobody else has it open.
-fn open_database(directory: &Path) -> sled::Result<sled::Db> {
+fn open_database(file: &Path) -> Result<Database, DatabaseError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        let open = sled::Config::new()
-            .path(directory)
-            .cache_capacity(CACHE)
-            // The writer flushes; a timer besides would only add syncs that nobody waits for.
-            .flush_every_ms(None)
-            .open();
-        match open {
-            Err(sled::Error::Io(error)) if is_locked(&error) && Instant::now() < deadline => {
+        match Database::builder().set_cache_size(CACHE).set_check_integrity_on_open(true).create(file) {
+            Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < deadline => {
                 // The kernel wakes nobody at a deadline.
                 std::thread::sleep(LOCK_AGAIN);
             }
@@ -91,37 +81,39 @@ fn open_database(directory: &Path) -> sled::Result<sled::Db> {
     }
 }
 
-/// sled says it in words.
-fn is_locked(error: &io::Error) -> bool {
-    error.to_string().contains("could not acquire lock")
-}
-
 fn read_all(directory: &Path) -> anyhow::Result<Loaded> {
-    let database = open_database(directory).map_err(sled_error)?;
-    let (mut contents, mut seal) = (Contents::new(), None);
-    for pair in database.iter() {
-        let (key, stored) = pair.map_err(sled_error)?;
-        if key == SEAL {
-            let read = serde_json::from_slice(&stored);
-            seal = Some(read.map_err(|error| Damage::Records(format!("the seal cannot be read: {error}")))?);
-            continue;
+    let database = open_database(&directory.join(FILE)).map_err(|error| told(error.into()))?;
+    let read = || {
+        let reading = database.begin_read()?;
+        let mut contents = Contents::new();
+        // A database that has just been made has no tables.
+        match reading.open_table(RECORDS) {
+            Err(TableError::TableDoesNotExist(_)) => {}
+            records => {
+                for pair in records?.iter()? {
+                    let (key, stored) = pair?;
+                    let (revision, value) = stored.value();
+                    contents.insert(key.value().to_owned(), (value.to_vec(), Revision(revision)));
+                }
+            }
         }
-        let (revision, value) = split_value(&stored)?;
-        let key = String::from_utf8(key.to_vec()).map_err(|_| Damage::Records("a key is not text".into()))?;
-        contents.insert(key, (value.to_vec(), revision));
-    }
-    let mut old_revision = Revision(0);
-    if database.tree_names().iter().any(|name| name == OLD_META.0.as_bytes())
-        && let Some(stored) = database.open_tree(OLD_META.0).map_err(sled_error)?.get(OLD_META.1).map_err(sled_error)?
-    {
-        old_revision = split_value(&stored)?.0;
-    }
-    Ok(Loaded { database, contents, seal, old_revision })
+        let seal = match reading.open_table(META) {
+            Err(TableError::TableDoesNotExist(_)) => None,
+            meta => meta?.get(SEAL)?.map(|seal| seal.value().to_vec()),
+        };
+        Ok::<_, redb::Error>((contents, seal))
+    };
+    let (contents, seal) = read().map_err(told)?;
+    let seal = seal.map(|seal| serde_json::from_slice(&seal)).transpose();
+    let seal = seal.map_err(|error| Damage::Records(format!("the seal cannot be read: {error}")))?;
+    Ok(Loaded { database, contents, seal })
 }
 
-fn sled_error(error: sled::Error) -> anyhow::Error {
+/// Tells damage from a disk that fails and from a database that somebody else has open.
+fn told(error: redb::Error) -> anyhow::Error {
     match error {
-        sled::Error::Io(error) => anyhow!("{error}; does another berth use it, and is the disk in order?"),
+        redb::Error::Io(error) => anyhow!("{error}; is the disk in order?"),
+        redb::Error::DatabaseAlreadyOpen => anyhow!("another berth has it open"),
         error => anyhow!(Damage::File(format!("the database cannot be read: {error}"))),
     }
 }

@@ -1,4 +1,4 @@
-//! The in-memory adapter: for tests, and the heart of the sled adapter's watches.
+//! The in-memory adapter: for tests, and the heart of the disk adapter's watches.
 
 use std::{collections::BTreeMap, sync::Arc};
 

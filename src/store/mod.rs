@@ -1,8 +1,8 @@
 //! What must not be lost: typed records over a small key-value port.
 //!
-//! [`Kv`] fits sled on one box and etcd on several alike: revisions, compare-and-swap over several keys, watches. [`Store`] is what
+//! [`Kv`] fits redb on one box and etcd on several alike: revisions, compare-and-swap over several keys, watches. [`Store`] is what
 //! the rest of Berth uses; it knows the records ([`records`]) and nothing of bytes. One contract suite (`contract`) runs against every
-//! adapter. On disk, [`SledKv`] knows whether it is whole ([`seal`]) and brings old shapes to the newest ([`migrations`]).
+//! adapter. On disk, [`RedbKv`] knows whether it is whole ([`seal`]) and brings old shapes to the newest ([`migrations`]).
 
 pub mod contract;
 mod disk;
@@ -13,8 +13,8 @@ mod load;
 pub mod memory;
 pub mod migrations;
 pub mod records;
+pub mod redb_kv;
 pub mod seal;
-pub mod sled_kv;
 mod snapshot;
 mod typed;
 mod watch;
@@ -25,7 +25,7 @@ use futures::stream::BoxStream;
 pub use events::NewEvent;
 pub use memory::MemoryKv;
 pub use records::Record;
-pub use sled_kv::{SledKv, open_store};
+pub use redb_kv::{RedbKv, open_store};
 pub use snapshot::Snapshot;
 pub use typed::{Store, StoreError, Stored, Transaction};
 

@@ -122,12 +122,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::store::{Kv, SledKv, Write};
+    use crate::store::{Kv, RedbKv, Write};
 
     #[tokio::test]
     async fn a_snapshot_makes_the_same_store_again() {
         let directory = tempfile::tempdir().unwrap();
-        let kv = Arc::new(SledKv::open(&directory.path().join("a")).unwrap());
+        let kv = Arc::new(RedbKv::open(&directory.path().join("a")).unwrap());
         for n in 0..2500 {
             let value = format!("{{\"n\": {n}, \"text\": \"ä\\n\"}}").into_bytes();
             kv.commit(vec![], vec![Write::Put(format!("n/{}", n % 1500), value)]).await.unwrap();
@@ -140,7 +140,7 @@ mod tests {
         let copy = directory.path().join("b");
         read.restore(&copy).unwrap();
         assert!(read.restore(&copy).is_err(), "written over a store");
-        let restored = SledKv::open(&copy).unwrap();
+        let restored = RedbKv::open(&copy).unwrap();
         assert_eq!(restored.scan("").await.unwrap(), kv.scan("").await.unwrap());
         assert_eq!(restored.revision().await.unwrap(), kv.revision().await.unwrap());
         for (what, broken) in [

@@ -160,7 +160,7 @@ impl Platform {
             ..DockerSettings::new(&address, &instance)
         };
         let runtime = Arc::new(DockerRuntime::connect(settings).await.unwrap());
-        let store = berth::store::SledKv::open(&data.join("store")).unwrap();
+        let store = berth::store::RedbKv::open(&data.join("store")).unwrap();
         let store = Store::new(Arc::new(store));
         let repositories = Repositories::new(data.join("repositories"));
         for name in ["dev", "prod"] {

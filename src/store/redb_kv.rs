@@ -1,4 +1,4 @@
-//! The sled adapter: durable, checked, and honest about a disk that fails.
+//! The redb adapter: durable, checked, and honest about a disk that fails.
 //!
 //! One writer thread gathers the commits that wait (group commit), writes them as one batch, and acknowledges them when that batch is on
 //! disk (`Disk`). Readers are served from memory, which changes only then: nobody sees what a power loss could still take
@@ -49,7 +49,7 @@ struct Committed {
 type Shared = Arc<RwLock<Committed>>;
 
 /// A [`Kv`] in a directory.
-pub struct SledKv {
+pub struct RedbKv {
     committed: Shared,
     commits: Option<mpsc::Sender<Commit>>,
     watches: Watches,
@@ -62,33 +62,33 @@ fn failed(error: impl std::fmt::Display) -> KvError {
 
 /// How a store is opened; the default is how `berth serve` does it.
 #[derive(Clone, Copy)]
-pub struct SledOptions {
+pub struct RedbOptions {
     /// Steps to the newest version.
     pub migrations: &'static [Migration],
     /// What makes the files durable.
     pub durable: MakeDurable,
 }
 
-impl Default for SledOptions {
+impl Default for RedbOptions {
     fn default() -> Self {
         Self { migrations: MIGRATIONS, durable: SyncedFiles::open }
     }
 }
 
-impl SledKv {
+impl RedbKv {
     /// Opens (or makes) the database in `directory`, and checks it.
     ///
     /// # Errors
     /// When another process has it open, when it is damaged or of a later version (the text says what to do), when the disk fails.
     pub fn open(directory: &Path) -> anyhow::Result<Self> {
-        Self::open_with(directory, SledOptions::default())
+        Self::open_with(directory, RedbOptions::default())
     }
 
     /// As [`Self::open`], with other parts.
     ///
     /// # Errors
     /// As there.
-    pub fn open_with(directory: &Path, options: SledOptions) -> anyhow::Result<Self> {
+    pub fn open_with(directory: &Path, options: RedbOptions) -> anyhow::Result<Self> {
         let (disk, contents) = Disk::open(directory, options.migrations, options.durable)?;
         let revision = disk.seal.revision;
         let (commits, queue) = mpsc::channel(QUEUE);
@@ -111,7 +111,7 @@ impl SledKv {
     }
 }
 
-impl Drop for SledKv {
+impl Drop for RedbKv {
     fn drop(&mut self) {
         self.commits = None;
         if let Some(writer) = self.writer.take() {
@@ -135,7 +135,7 @@ enum State {
 
 struct Writer {
     directory: PathBuf,
-    options: SledOptions,
+    options: RedbOptions,
     state: State,
     committed: Shared,
     watches: Watches,
@@ -314,7 +314,7 @@ fn difference(from: &Contents, to: &Contents) -> Changes {
 }
 
 #[async_trait]
-impl Kv for SledKv {
+impl Kv for RedbKv {
     async fn get(&self, key: &str) -> Result<Option<Entry>, KvError> {
         let committed = self.read();
         let found = committed.contents.get(key);
@@ -352,7 +352,7 @@ impl Kv for SledKv {
 
 /// Shared by those who need a store on disk.
 pub fn open_store(directory: &Path) -> anyhow::Result<super::Store> {
-    Ok(super::Store::new(Arc::new(SledKv::open(directory)?)))
+    Ok(super::Store::new(Arc::new(RedbKv::open(directory)?)))
 }
 
 #[cfg(test)]

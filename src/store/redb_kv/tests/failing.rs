@@ -3,15 +3,15 @@
 use super::*;
 
 /// A store with `a` = 1 on a disk that can be broken, with the path of what breaks it.
-async fn store(directory: &Path) -> (SledKv, PathBuf, PathBuf) {
+async fn store(directory: &Path) -> (RedbKv, PathBuf, PathBuf) {
     let (path, mark) = (directory.join("store"), directory.join("fails"));
-    let kv = SledKv::open_with(&path, SledOptions { durable: flaky, ..SledOptions::default() }).unwrap();
+    let kv = RedbKv::open_with(&path, RedbOptions { durable: flaky, ..RedbOptions::default() }).unwrap();
     kv.commit(vec![], vec![put("a", b"1"), put("b", b"1")]).await.unwrap();
     (kv, path, mark)
 }
 
 async fn contents(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let kv = SledKv::open(path).unwrap();
+    let kv = RedbKv::open(path).unwrap();
     kv.scan("").await.unwrap().into_iter().map(|entry| (entry.key, entry.value)).collect()
 }
 
@@ -37,7 +37,7 @@ async fn what_failed_is_not_found_by_the_next_server() {
         // No other commit comes.
         drop(kv);
         assert_eq!(contents(&path).await, old());
-        let kv = SledKv::open(&path).unwrap();
+        let kv = RedbKv::open(&path).unwrap();
         kv.commit(vec![], change()).await.unwrap();
     }
 }

@@ -3,7 +3,12 @@ use std::{fs, io, time::Duration};
 use super::*;
 use crate::{
     domain::{Build, EnvRef, Environment},
-    store::{Store, durable::Durable, seal::Seal},
+    store::{
+        Store,
+        durable::Durable,
+        load::{FILE, META, RECORDS, SEAL},
+        seal::Seal,
+    },
 };
 
 mod damage;
@@ -17,17 +22,16 @@ fn put(key: &str, value: &[u8]) -> Write {
 #[tokio::test]
 async fn keeps_the_contract() {
     let directory = tempfile::tempdir().unwrap();
-    crate::store::contract::check(&SledKv::open(directory.path()).unwrap()).await;
+    crate::store::contract::check(&RedbKv::open(directory.path()).unwrap()).await;
 }
 
 #[tokio::test]
-async fn survives_reopening_and_a_torn_snapshot() {
+async fn survives_reopening() {
     let directory = tempfile::tempdir().unwrap();
-    let kv = SledKv::open(directory.path()).unwrap();
+    let kv = RedbKv::open(directory.path()).unwrap();
     let written = kv.commit(vec![], vec![put("a", &[7; 200_000])]).await.unwrap();
     drop(kv);
-    fs::write(directory.path().join("snap.0000000000000042.generating"), b"torn").unwrap();
-    let kv = SledKv::open(directory.path()).unwrap();
+    let kv = RedbKv::open(directory.path()).unwrap();
     assert_eq!(kv.get("a").await.unwrap().unwrap().value, vec![7; 200_000]);
     assert_eq!(kv.revision().await.unwrap(), written);
     let next = kv.commit(vec![Guard::At("a".into(), written)], vec![Write::Delete("a".into())]).await.unwrap();
@@ -72,7 +76,7 @@ fn flaky(directory: &Path) -> anyhow::Result<Box<dyn Durable>> {
 }
 
 /// Commits until it works again; the number of refusals.
-async fn commit_again(kv: &SledKv, write: Write) -> usize {
+async fn commit_again(kv: &RedbKv, write: Write) -> usize {
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut refused = 0;
     loop {
@@ -89,8 +93,8 @@ async fn commit_again(kv: &SledKv, write: Write) -> usize {
 async fn what_a_failed_write_left_is_never_served() {
     let directory = tempfile::tempdir().unwrap();
     let (path, mark) = (directory.path().join("store"), directory.path().join("fails"));
-    let options = SledOptions { durable: flaky, ..SledOptions::default() };
-    let kv = SledKv::open_with(&path, options).unwrap();
+    let options = RedbOptions { durable: flaky, ..RedbOptions::default() };
+    let kv = RedbKv::open_with(&path, options).unwrap();
     let before = kv.commit(vec![], vec![put("a", b"1"), put("b", b"1")]).await.unwrap();
     fs::write(&mark, "").unwrap();
     for _ in 0..3 {
@@ -108,7 +112,7 @@ async fn what_a_failed_write_left_is_never_served() {
     commit_again(&kv, put("c", b"3")).await;
     assert_eq!(kv.get("c").await.unwrap().unwrap().value, b"3");
     // Those who were told that their commits failed were told the truth.
-    let unchanged = |kv: &SledKv| {
+    let unchanged = |kv: &RedbKv| {
         let found = futures::executor::block_on(kv.scan("")).unwrap();
         found.into_iter().map(|entry| (entry.key, entry.value)).collect::<Vec<_>>()
     };
@@ -117,7 +121,7 @@ async fn what_a_failed_write_left_is_never_served() {
     let first = futures::StreamExt::next(&mut changes).await.unwrap();
     assert!(matches!(&first, Change::Key { key, .. } if key == "c"), "{first:?}");
     drop(kv);
-    assert_eq!(unchanged(&SledKv::open(&path).unwrap()), want);
+    assert_eq!(unchanged(&RedbKv::open(&path).unwrap()), want);
 }
 
 /// A file system of its own that is soon full; unmounted on drop.
@@ -155,7 +159,7 @@ impl Drop for SmallDisk {
 async fn a_full_disk_refuses_changes_and_is_recovered_from() {
     let Some(disk) = SmallDisk::new() else { return };
     let path = disk.0.path().join("store");
-    let kv = SledKv::open(&path).unwrap();
+    let kv = RedbKv::open(&path).unwrap();
     let ballast = disk.0.path().join("ballast");
     for round in 0..3 {
         kv.commit(vec![], vec![put("round", &[round])]).await.unwrap();
@@ -185,13 +189,13 @@ async fn a_full_disk_refuses_changes_and_is_recovered_from() {
     }
     let before = kv.scan("").await.unwrap();
     drop(kv);
-    assert_eq!(SledKv::open(&path).unwrap().scan("").await.unwrap(), before);
+    assert_eq!(RedbKv::open(&path).unwrap().scan("").await.unwrap(), before);
 }
 
-/// A store as version 1 wrote it: no seal, the revision in a tree of its own, records without the fields that came later.
+/// A store as version 1 wrote it: no seal, and records without the fields that came later.
 fn old_store(directory: &Path) {
-    let database = sled::Config::new().path(directory).flush_every_ms(None).open().unwrap();
-    let meta = database.open_tree("meta").unwrap();
+    fs::create_dir(directory).unwrap();
+    let database = redb::Database::create(directory.join(FILE)).unwrap();
     let records = [
         (
             "env/acme/shop/dev",
@@ -202,11 +206,11 @@ fn old_store(directory: &Path) {
             r#"{"env":"acme/shop/dev","number":1,"commit":"0000000000000000000000000000000000000001","branch":null,"old_commit":null,"state":"succeeded","queued_at":"2026-01-02T03:04:05Z","started_at":null,"finished_at":null,"pushed_by":"alice","image":null,"release":1}"#,
         ),
     ];
+    let writing = database.begin_write().unwrap();
     for (revision, (key, value)) in (41_u64..).zip(records) {
-        meta.insert("revision", &revision.to_be_bytes()).unwrap();
-        database.insert(key, [&revision.to_be_bytes(), value.as_bytes()].concat()).unwrap();
+        writing.open_table(RECORDS).unwrap().insert(key, (revision, value.as_bytes())).unwrap();
     }
-    database.flush().unwrap();
+    writing.commit().unwrap();
 }
 
 #[tokio::test]
@@ -216,14 +220,14 @@ async fn a_store_of_version_1_is_taken_over() {
     old_store(&path);
     let env: EnvRef = "acme/shop/dev".parse().unwrap();
     for _ in 0..2 {
-        let kv = SledKv::open(&path).unwrap();
+        let kv = RedbKv::open(&path).unwrap();
         assert_eq!(kv.revision().await.unwrap(), Revision(42));
         let store = Store::new(Arc::new(kv));
         assert_eq!(store.need::<Environment>(&env).await.unwrap().config["A"], "b");
         let build = &store.list::<Build>("acme/shop/dev/").await.unwrap()[0];
         assert!(!build.detached && build.timings.is_empty());
     }
-    let kv = SledKv::open(&path).unwrap();
+    let kv = RedbKv::open(&path).unwrap();
     let revision = kv.commit(vec![Guard::At("env/acme/shop/dev".into(), Revision(41))], vec![put("x", b"")]).await;
     assert_eq!(revision.unwrap(), Revision(43));
 }
@@ -253,15 +257,15 @@ async fn migrations_are_applied_once_and_a_newer_store_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
     old_store(&path);
-    let later = SledOptions { migrations: LATER, ..SledOptions::default() };
+    let later = RedbOptions { migrations: LATER, ..RedbOptions::default() };
     for _ in 0..2 {
-        let kv = SledKv::open_with(&path, later).unwrap();
+        let kv = RedbKv::open_with(&path, later).unwrap();
         let entries = kv.scan("").await.unwrap();
         assert_eq!(entries.len(), 1);
         assert!(String::from_utf8_lossy(&entries[0].value).contains(r#""by":"alice""#));
         assert_eq!((entries[0].revision, kv.revision().await.unwrap()), (Revision(43), Revision(44)));
     }
-    let error = format!("{:#}", SledKv::open(&path).map(drop).unwrap_err());
+    let error = format!("{:#}", RedbKv::open(&path).map(drop).unwrap_err());
     assert!(error.contains("newer berth (its version is 4, this one knows up to 2)"), "{error}");
 }
 
@@ -272,11 +276,11 @@ async fn a_migration_that_fails_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
     old_store(&path);
-    let error = SledKv::open_with(&path, SledOptions { migrations: FAILING, ..SledOptions::default() });
+    let error = RedbKv::open_with(&path, RedbOptions { migrations: FAILING, ..RedbOptions::default() });
     let error = format!("{:#}", error.map(drop).unwrap_err());
     assert!(error.contains("version 4 (cannot): this record is odd"), "{error}");
     // The steps before it have been made, and the rest goes on from there.
-    let kv = SledKv::open_with(&path, SledOptions { migrations: LATER, ..SledOptions::default() }).unwrap();
+    let kv = RedbKv::open_with(&path, RedbOptions { migrations: LATER, ..RedbOptions::default() }).unwrap();
     assert_eq!(kv.scan("").await.unwrap().len(), 1);
 }
 
@@ -292,7 +296,7 @@ async fn commits_that_wait_share_a_sync() {
     let directory = tempfile::tempdir().unwrap();
     let durable: MakeDurable = |path| Ok(Box::new(Counting(SyncedFiles::open(path)?, path.with_file_name("syncs"))));
     let path = directory.path().join("store");
-    let kv = SledKv::open_with(&path, SledOptions { durable, ..SledOptions::default() }).unwrap();
+    let kv = RedbKv::open_with(&path, RedbOptions { durable, ..RedbOptions::default() }).unwrap();
     let commits = (0..500).map(|n| kv.commit(vec![], vec![put(&format!("n/{n}"), b"")]));
     let done = futures::future::try_join_all(commits).await.unwrap();
     assert_eq!(done.len(), 500);
@@ -303,7 +307,7 @@ async fn commits_that_wait_share_a_sync() {
 #[test]
 fn an_empty_store_is_sealed() {
     let directory = tempfile::tempdir().unwrap();
-    drop(SledKv::open(directory.path()).unwrap());
+    drop(RedbKv::open(directory.path()).unwrap());
     let group = crate::store::journal::Journal::read(directory.path()).unwrap().unwrap();
     assert_eq!(group.seal, Seal::empty(2));
 }
