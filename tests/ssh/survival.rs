@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use berth::{
-    domain::{BuildNumber, BuildState, Environment},
+    domain::{Build, BuildNumber, BuildState, Environment},
     ssh::SshSettings,
+    store::StoreError,
 };
 use nix::{
     sys::signal::{Signal, kill, killpg},
@@ -102,6 +103,11 @@ async fn a_restart_tells_the_pusher_and_moves_the_branch_later() {
 
     // A build that ended while nobody was there: moved at the next start, but never back from a newer one.
     let (directory, store) = server.shut_down().await;
+    let not_yet = |build: &mut Build| {
+        build.settled = false;
+        Ok::<(), StoreError>(())
+    };
+    store.modify(&(env(), BuildNumber(1)), not_yet).await.unwrap();
     let repositories = berth::git::Repositories::new(directory.path().join("repositories"));
     std::fs::remove_file(repositories.path(&env()).join("refs/heads/main")).unwrap();
     let server = Server::over(directory, store, settings, false).await;
