@@ -7,10 +7,11 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use redb::Database;
 use rustix::fs::{Advice, fadvise};
 
@@ -52,6 +53,8 @@ impl Disk {
                 Self::make_in_place(directory, steps, durable)?;
             } else if is_empty(directory)? {
                 Self::make(directory, steps, durable)?;
+            } else {
+                expect_file(directory)?;
             }
             Self::open_checked(directory, steps, durable)
         };
@@ -101,7 +104,6 @@ impl Disk {
     fn open_checked(directory: &Path, steps: &[Migration], durable: MakeDurable) -> anyhow::Result<(Self, Contents)> {
         fs::create_dir_all(directory)?;
         let group = Journal::read(directory)?;
-        expect_file(directory, group.is_some())?;
         forget_cached(directory)?;
         let Loaded { database, mut contents, seal } = load(directory)?;
         let acknowledged = group.as_ref().map(|group| group.seal);
@@ -111,7 +113,7 @@ impl Disk {
             Some(group) => group.seal,
             None => judge(&found, migrations::newest(steps))?,
         };
-        // A store of version 1 counted its revision beside its records.
+        // A store of version 1 has no revision but those of its records.
         let seal = Seal { revision: seal.revision.max(found.newest), ..seal };
         let mut durable = durable(directory)?;
         let journal = Journal::ensure(directory, &seal, durable.as_mut())?;
@@ -164,6 +166,15 @@ impl Disk {
     }
 
     fn apply(&mut self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
+        // A panic of the database is a failed write like any other.
+        let committed = catch_unwind(AssertUnwindSafe(|| self.commit(changes, seal)));
+        committed.map_err(|_| anyhow!("the database panicked; its message is in the log"))??;
+        self.durable.sync()?;
+        self.seal = seal;
+        Ok(())
+    }
+
+    fn commit(&self, changes: &Changes, seal: Seal) -> anyhow::Result<()> {
         // Durable when it is committed: that is redb's own default.
         let writing = self.database.begin_write()?;
         {
@@ -176,10 +187,7 @@ impl Disk {
             }
             writing.open_table(META)?.insert(SEAL, serde_json::to_vec(&seal)?.as_slice())?;
         }
-        writing.commit()?;
-        self.durable.sync()?;
-        self.seal = seal;
-        Ok(())
+        Ok(writing.commit()?)
     }
 
     /// Lets go of the database.
@@ -265,12 +273,19 @@ fn is_unfinished(directory: &Path) -> io::Result<bool> {
     Ok(directory.join(MAKING).try_exists()? && !is_used())
 }
 
-fn expect_file(directory: &Path, acknowledged: bool) -> anyhow::Result<()> {
+/// What is not made anew has a database: an empty store must never be served in place of one that is lost or of another form.
+fn expect_file(directory: &Path) -> anyhow::Result<()> {
     let file = directory.join(FILE);
-    if acknowledged && !file.exists() {
-        bail!(Damage::File(format!("its file {} is missing", file.display())));
+    if file.exists() {
+        return Ok(());
     }
-    Ok(())
+    if directory.join("db").exists() {
+        bail!(
+            "it was written by an earlier berth, in a form that this one does not read. Make a backup with that one (`berth backup`), \
+             move the data directory aside, and put the backup in its place with `berth restore FILE`"
+        );
+    }
+    bail!(Damage::File(format!("its file {} is missing", file.display())))
 }
 
 /// Has the files read from the disk itself: after a write that failed, what the kernel remembers may be what never got there.

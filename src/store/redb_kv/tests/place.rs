@@ -86,3 +86,14 @@ async fn without_its_mark_or_with_commits_nothing_is_thrown_away() {
         assert!(error.contains("berth restore"), "{error}");
     }
 }
+
+#[test]
+fn nothing_is_made_beside_files_of_another_form() {
+    for (name, wanted) in [("db", "earlier berth"), ("notes", "is missing")] {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(name), "something").unwrap();
+        let error = format!("{:#}", RedbKv::open(directory.path()).map(drop).unwrap_err());
+        assert!(error.contains(wanted) && error.contains("berth restore"), "{error}");
+        assert!(!directory.path().join(FILE).exists());
+    }
+}
