@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, Commands, error::keep_trying, now, parse};
+use super::{Answer, Caller, CommandError, Commands, error::keep_trying, nouns, now};
 use crate::{
     domain::{App, AppRef, EnvName, EnvRef, Environment, EventKind, TenantName, Verb},
     manifest,
@@ -45,12 +45,12 @@ pub(super) fn need_confirmation(name: &str, confirm: Option<&str>) -> Result<(),
 
 impl Commands {
     /// `apps …`.
-    pub(super) async fn apps(&self, caller: &Caller, command: parse::Apps) -> Result<Answer, CommandError> {
+    pub(super) async fn apps(&self, caller: &Caller, command: nouns::Apps) -> Result<Answer, CommandError> {
         match command {
-            parse::Apps::Create { app } => self.create_app(caller, app).await,
-            parse::Apps::List { tenant } => self.list_apps(caller, tenant).await,
-            parse::Apps::Info { app } => self.app_info(caller, &app).await,
-            parse::Apps::Destroy { app, confirm } => self.destroy_app(caller, &app, confirm.as_deref()).await,
+            nouns::Apps::Create { app } => self.create_app(caller, app).await,
+            nouns::Apps::List { tenant } => self.list_apps(caller, tenant).await,
+            nouns::Apps::Info { app } => self.app_info(caller, &app).await,
+            nouns::Apps::Destroy { app, confirm } => self.destroy_app(caller, &app, confirm.as_deref()).await,
         }
     }
 

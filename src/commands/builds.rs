@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, error::logged, io::interrupted, now, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, error::logged, io::interrupted, nouns, now};
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},
     logs::{OutputLines, render_line, until_ended},
@@ -49,24 +49,24 @@ impl Commands {
     pub(super) async fn builds(
         &self,
         caller: &Caller,
-        command: parse::Builds,
+        command: nouns::Builds,
         json: bool,
         io: &mut CommandIo,
     ) -> Result<Option<Answer>, CommandError> {
         match command {
-            parse::Builds::List { env } => self.list_builds(caller, &env).await.map(Some),
-            parse::Builds::Info { env, number } => {
+            nouns::Builds::List { env } => self.list_builds(caller, &env).await.map(Some),
+            nouns::Builds::Info { env, number } => {
                 self.env_for(caller, Verb::Read, &env).await?;
                 let build = self.build(&env, number).await?;
                 Ok(Some(build_info(&build)))
             }
-            parse::Builds::Logs { env, number, follow } => {
+            nouns::Builds::Logs { env, number, follow } => {
                 self.env_for(caller, Verb::Read, &env).await?;
                 let number = self.build(&env, number).await?.number;
                 self.build_logs(caller, &env, number, follow, json, io).await.map(|()| None)
             }
-            parse::Builds::Cancel { env, number } => self.cancel_build(caller, &env, number).await.map(Some),
-            parse::Builds::PurgeCache { app } => self.purge_cache(caller, &app).await.map(Some),
+            nouns::Builds::Cancel { env, number } => self.cancel_build(caller, &env, number).await.map(Some),
+            nouns::Builds::PurgeCache { app } => self.purge_cache(caller, &app).await.map(Some),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, nouns};
 use crate::{
     deploy::Derive,
     domain::{EnvRef, Environment, Verb},
@@ -67,18 +67,18 @@ impl Commands {
     pub(super) async fn config(
         &self,
         caller: &Caller,
-        command: parse::Config,
+        command: nouns::Config,
         io: &mut CommandIo,
     ) -> Result<Answer, CommandError> {
         match command {
-            parse::Config::List { env } => {
+            nouns::Config::List { env } => {
                 let env = self.env_for(caller, Verb::ReadConfig, &env).await?;
                 let rows = env.config.iter().map(|(name, value)| format!("{name}={}\n", answer::clean(value)));
                 let human: String = rows.collect();
                 let human = if human.is_empty() { "No config variables.".into() } else { human };
                 Ok(Answer::new(human, json!(env.config)))
             }
-            parse::Config::Get { env, name } => {
+            nouns::Config::Get { env, name } => {
                 let env = self.env_for(caller, Verb::ReadConfig, &env).await?;
                 let unset = || {
                     let hint = did_you_mean(&name, env.config.keys().cloned());
@@ -87,13 +87,13 @@ impl Commands {
                 let value = env.config.get(&name).ok_or_else(unset)?;
                 Ok(Answer { human: format!("{value}\n"), json: json!({name: value}) })
             }
-            parse::Config::Set { env, pairs } => {
+            nouns::Config::Set { env, pairs } => {
                 self.env_for(caller, Verb::WriteConfig, &env).await?;
                 let pairs = read_pairs(pairs, io).await?;
                 let changes = pairs.into_iter().map(|(name, value)| (name, Some(value))).collect();
                 self.change_config(caller, &env, "set", changes, io).await
             }
-            parse::Config::Unset { env, names } => {
+            nouns::Config::Unset { env, names } => {
                 let stored = self.env_for(caller, Verb::WriteConfig, &env).await?;
                 for name in &names {
                     check_name(name)?;

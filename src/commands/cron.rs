@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, io::interrupted, now, parse,
+    Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, io::interrupted, nouns, now,
 };
 use crate::{
     cron::{Begun, CronRefusal},
@@ -80,16 +80,16 @@ impl Commands {
     pub(super) async fn cron_jobs(
         &self,
         caller: &Caller,
-        command: parse::Cron,
+        command: nouns::Cron,
         json: bool,
         io: &mut CommandIo,
     ) -> Result<Option<Answer>, CommandError> {
         match command {
-            parse::Cron::List { env } => self.list_cron(caller, &env).await.map(Some),
-            parse::Cron::History { env, job, lines } => {
+            nouns::Cron::List { env } => self.list_cron(caller, &env).await.map(Some),
+            nouns::Cron::History { env, job, lines } => {
                 self.cron_history(caller, &env, job.as_ref(), lines).await.map(Some)
             }
-            parse::Cron::Run { env, job, detach } => self.run_cron(caller, &env, &job, detach, json, io).await,
+            nouns::Cron::Run { env, job, detach } => self.run_cron(caller, &env, &job, detach, json, io).await,
         }
     }
 

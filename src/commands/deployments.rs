@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, Commands, answer, now, parse};
+use super::{Answer, Caller, CommandError, Commands, answer, nouns, now};
 use crate::{
     deploy::CancelFailure,
     domain::{Deployment, DeploymentState, EnvRef, ReleaseVersion, Verb},
@@ -49,12 +49,12 @@ impl Commands {
     pub(super) async fn deployments(
         &self,
         caller: &Caller,
-        command: parse::Deployments,
+        command: nouns::Deployments,
     ) -> Result<Answer, CommandError> {
         match command {
-            parse::Deployments::List { env } => self.list_deployments(caller, &env).await,
-            parse::Deployments::Info { env, version } => self.deployment_info(caller, &env, version).await,
-            parse::Deployments::Cancel { env, version } => self.cancel_deployment(caller, &env, version).await,
+            nouns::Deployments::List { env } => self.list_deployments(caller, &env).await,
+            nouns::Deployments::Info { env, version } => self.deployment_info(caller, &env, version).await,
+            nouns::Deployments::Cancel { env, version } => self.cancel_deployment(caller, &env, version).await,
         }
     }
 

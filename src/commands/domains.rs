@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::{Answer, Caller, CommandError, Commands, access::did_you_mean, answer, error::keep_trying, now, parse};
+use super::{Answer, Caller, CommandError, Commands, access::did_you_mean, answer, error::keep_trying, nouns, now};
 use crate::{
     domain::{DomainClaim, EnvRef, EventKind, Verb},
     store::{NewEvent, StoreError, Stored},
@@ -35,11 +35,11 @@ fn parse_domain(text: &str, base: &str) -> Result<String, CommandError> {
 
 impl Commands {
     /// `domains …`.
-    pub(super) async fn domains(&self, caller: &Caller, command: parse::Domains) -> Result<Answer, CommandError> {
+    pub(super) async fn domains(&self, caller: &Caller, command: nouns::Domains) -> Result<Answer, CommandError> {
         match command {
-            parse::Domains::List { env } => self.list_domains(caller, &env).await,
-            parse::Domains::Add { env, domain } => self.add_domain(caller, &env, &domain).await,
-            parse::Domains::Remove { env, domain } => self.remove_domain(caller, &env, &domain).await,
+            nouns::Domains::List { env } => self.list_domains(caller, &env).await,
+            nouns::Domains::Add { env, domain } => self.add_domain(caller, &env, &domain).await,
+            nouns::Domains::Remove { env, domain } => self.remove_domain(caller, &env, &domain).await,
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     Answer, Caller, CommandError, Commands,
     apps::{need_confirmation, new_environment},
     error::{keep_trying, logged},
-    now, parse,
+    nouns, now,
 };
 use crate::{
     domain::{
@@ -40,11 +40,11 @@ async fn delete_all<R: Record>(
 
 impl Commands {
     /// `envs …`.
-    pub(super) async fn envs(&self, caller: &Caller, command: parse::Envs) -> Result<Answer, CommandError> {
+    pub(super) async fn envs(&self, caller: &Caller, command: nouns::Envs) -> Result<Answer, CommandError> {
         match command {
-            parse::Envs::Create { env } => self.create_env(caller, &env).await,
-            parse::Envs::List { app } => self.list_envs(caller, app).await,
-            parse::Envs::Destroy { env, confirm } => {
+            nouns::Envs::Create { env } => self.create_env(caller, &env).await,
+            nouns::Envs::List { app } => self.list_envs(caller, app).await,
+            nouns::Envs::Destroy { env, confirm } => {
                 self.env_for(caller, Verb::Destroy, &env).await?;
                 need_confirmation(&env.to_string(), confirm.as_deref())?;
                 self.destroy_environment(&env).await?;

@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use serde_json::json;
 
-use super::{Caller, CommandError, CommandIo, Commands, answer, io::interrupted, parse};
+use super::{Caller, CommandError, CommandIo, Commands, answer, io::interrupted, nouns};
 use crate::{
     domain::{Event, Tenant, TenantName, Verb},
     store::Revision,
@@ -25,7 +25,7 @@ impl Commands {
     pub(super) async fn events(
         &self,
         caller: &Caller,
-        args: parse::Events,
+        args: nouns::Events,
         as_json: bool,
         io: &mut CommandIo,
     ) -> Result<(), CommandError> {

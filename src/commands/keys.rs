@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, Door, answer, error::keep_trying, now, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, Door, answer, error::keep_trying, nouns, now};
 use crate::{
     domain::{EventKind, PublicKey, Tenant, User, UserName},
     keys::{self, ParsedKey},
@@ -99,10 +99,10 @@ impl Commands {
     }
 
     /// `keys list` and `keys remove`.
-    pub(super) async fn keys(&self, caller: &Caller, command: parse::Keys) -> Result<Answer, CommandError> {
+    pub(super) async fn keys(&self, caller: &Caller, command: nouns::Keys) -> Result<Answer, CommandError> {
         match command {
-            parse::Keys::List { user, all } => self.list_keys(caller, user, all).await,
-            parse::Keys::Remove { fingerprint } => self.remove_key(caller, &fingerprint).await,
+            nouns::Keys::List { user, all } => self.list_keys(caller, user, all).await,
+            nouns::Keys::Remove { fingerprint } => self.remove_key(caller, &fingerprint).await,
         }
     }
 

@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use serde_json::json;
 
-use super::{Caller, CommandError, CommandIo, Commands, error::logged, io::interrupted, parse};
+use super::{Caller, CommandError, CommandIo, Commands, error::logged, io::interrupted, nouns};
 use crate::{
     domain::Verb,
     logs::{LogFilter, LogItem, LogRecord, render_record},
@@ -19,7 +19,7 @@ impl Commands {
     pub(super) async fn show_logs(
         &self,
         caller: &Caller,
-        args: parse::LogsArgs,
+        args: nouns::LogsArgs,
         as_json: bool,
         io: &mut CommandIo,
     ) -> Result<(), CommandError> {

@@ -19,6 +19,7 @@ mod help;
 mod io;
 mod keys;
 mod logs;
+mod nouns;
 mod oneoff;
 mod parse;
 mod pipeline;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, now, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, nouns, now};
 use crate::{
     deploy::{DeployFailure, Derive, Progress},
     domain::{BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Stage, Verb},
@@ -119,10 +119,10 @@ impl Commands {
     }
 
     /// `releases …`.
-    pub(super) async fn releases(&self, caller: &Caller, command: parse::Releases) -> Result<Answer, CommandError> {
+    pub(super) async fn releases(&self, caller: &Caller, command: nouns::Releases) -> Result<Answer, CommandError> {
         match command {
-            parse::Releases::List { env } => self.list_releases(caller, &env).await,
-            parse::Releases::Info { env, version } => {
+            nouns::Releases::List { env } => self.list_releases(caller, &env).await,
+            nouns::Releases::Info { env, version } => {
                 let stored = self.env_for(caller, Verb::Read, &env).await?;
                 let version = version.or(stored.current).ok_or_else(|| no_release(&env))?;
                 let release = self.release(&env, version).await?;

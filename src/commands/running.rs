@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, io::interrupted, now, parse,
+    Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, io::interrupted, nouns, now,
 };
 use crate::{
     deploy::{EnvStatus, ReplicaStatus, WaitStatus},
@@ -139,7 +139,7 @@ impl Commands {
     pub(super) async fn scale(
         &self,
         caller: &Caller,
-        args: parse::Scale,
+        args: nouns::Scale,
         io: &mut CommandIo,
     ) -> Result<Answer, CommandError> {
         let env = &args.env;

@@ -4,7 +4,7 @@ use jiff::ToSpan;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{Answer, Caller, CommandError, Commands, Door, error::keep_trying, now, parse};
+use super::{Answer, Caller, CommandError, Commands, Door, error::keep_trying, nouns, now};
 use crate::{
     domain::{EventKind, Invite, Role, Tenant, TenantName, User, UserName, Verb},
     store::{NewEvent, StoreError, Stored},
@@ -21,19 +21,19 @@ fn hash(code: &str) -> String {
 
 impl Commands {
     /// `tenants …`.
-    pub(super) async fn tenants(&self, caller: &Caller, command: parse::Tenants) -> Result<Answer, CommandError> {
+    pub(super) async fn tenants(&self, caller: &Caller, command: nouns::Tenants) -> Result<Answer, CommandError> {
         match command {
-            parse::Tenants::Create { tenant, owner } => self.create_tenant(caller, tenant, owner).await,
-            parse::Tenants::List => self.list_tenants(caller).await,
-            parse::Tenants::Members { tenant, set: Some(change), .. } => self.set_role(caller, &tenant, &change).await,
-            parse::Tenants::Members { tenant, remove: Some(user), .. } => {
+            nouns::Tenants::Create { tenant, owner } => self.create_tenant(caller, tenant, owner).await,
+            nouns::Tenants::List => self.list_tenants(caller).await,
+            nouns::Tenants::Members { tenant, set: Some(change), .. } => self.set_role(caller, &tenant, &change).await,
+            nouns::Tenants::Members { tenant, remove: Some(user), .. } => {
                 self.remove_member(caller, &tenant, &user).await
             }
-            parse::Tenants::Members { tenant, .. } => self.list_members(caller, &tenant).await,
-            parse::Tenants::Invite { tenant, role } => self.invite(caller, &tenant, role).await,
-            parse::Tenants::Join { code } => self.join(caller, &code).await,
-            parse::Tenants::RequireManifest { tenant, switch } => {
-                self.require_manifest(caller, &tenant, switch == parse::Switch::On).await
+            nouns::Tenants::Members { tenant, .. } => self.list_members(caller, &tenant).await,
+            nouns::Tenants::Invite { tenant, role } => self.invite(caller, &tenant, role).await,
+            nouns::Tenants::Join { code } => self.join(caller, &code).await,
+            nouns::Tenants::RequireManifest { tenant, switch } => {
+                self.require_manifest(caller, &tenant, switch == nouns::Switch::On).await
             }
         }
     }

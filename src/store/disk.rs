@@ -205,7 +205,7 @@ fn look(contents: &Contents, seal: Option<Seal>, acknowledged: Option<Seal>) -> 
         newest = newest.max(*revision);
         sum.add(Sum::of(key, *revision, value));
     }
-    Found { seal, acknowledged, old_revision: Revision(0), newest, count: contents.len() as u64, sum }
+    Found { seal, acknowledged, newest, count: contents.len() as u64, sum }
 }
 
 /// Whether the database was interrupted in the middle of this group, and doing it again makes it whole.

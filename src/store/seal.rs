@@ -139,8 +139,6 @@ pub struct Found {
     pub seal: Option<Seal>,
     /// From the journal.
     pub acknowledged: Option<Seal>,
-    /// Revision that a store without a seal gives itself.
-    pub old_revision: Revision,
     /// The newest revision of a record, their number and what they add up to.
     pub newest: Revision,
     pub count: u64,
@@ -157,7 +155,7 @@ pub fn judge(found: &Found, known: u32) -> Result<Seal, Damage> {
     if let Some(version) = newest.filter(|version| *version > known) {
         return Err(Damage::Newer { found: version, known });
     }
-    let contents = Seal { version: UNSEALED, revision: found.old_revision, count: found.count, sum: found.sum };
+    let contents = Seal { version: UNSEALED, revision: Revision(0), count: found.count, sum: found.sum };
     let seal = match (found.seal, found.acknowledged) {
         (None, None) => return Ok(contents),
         (Some(seal), None) => {
@@ -252,14 +250,7 @@ mod tests {
             (Some(a), Some(seal(3, 7, 3)), 3, 7, Err("newer berth")),
         ];
         for (number, (seal, acknowledged, count, newest, wanted)) in cases.into_iter().enumerate() {
-            let found = Found {
-                seal,
-                acknowledged,
-                old_revision: Revision(newest),
-                newest: Revision(newest),
-                count,
-                sum: Sum([0, 0, 0, count]),
-            };
+            let found = Found { seal, acknowledged, newest: Revision(newest), count, sum: Sum([0, 0, 0, count]) };
             match (judge(&found, 2), wanted) {
                 (Ok(seal), Ok(version)) => assert_eq!(seal.version, version, "case {number}"),
                 (Err(damage), Err(text)) => assert!(damage.to_string().contains(text), "case {number}: {damage}"),

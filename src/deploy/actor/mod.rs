@@ -2,12 +2,13 @@
 //!
 //! `absorb` keeps what is known of the replicas; `rollout` moves the environment from release to release and `ending` ends
 //! that (`deployment` is what is known of it); `execute` does what the plan
-//! says, in tasks that report back; `phase` runs release phases; `tail` reads last words; `report` tells people.
+//! says, in tasks that report back; `goal` is what should be; `phase` runs release phases; `tail` reads last words; `report` tells people.
 
 mod absorb;
 mod deployment;
 mod ending;
 mod execute;
+mod goal;
 mod phase;
 mod report;
 mod rollout;
@@ -357,40 +358,6 @@ impl Actor {
         self.parts.event(crate::store::NewEvent::new(kind, self.parts.clock.now(), message).env(&self.env));
     }
 
-    /// The release to work towards: the newest whose release phase is over.
-    fn goal_version(&self) -> Option<ReleaseVersion> {
-        let record = self.record.as_ref().filter(|_| self.retiring.is_none())?;
-        let target = record.target.filter(|version| {
-            Some(*version) == record.current || self.releases.get(version).is_some_and(|r| r.release_phase_done)
-        });
-        target.or(record.current)
-    }
-
-    fn goal(&self) -> Goal {
-        let release = self.goal_version().and_then(|version| self.releases.get(&version));
-        match (&self.record, release) {
-            (Some(record), Some(release)) => spec::goal(record, release, self.fallback(record, release)),
-            _ => Goal::default(),
-        }
-    }
-
-    /// The sets that served before: those of the current release, or of this one before it was restarted.
-    fn fallback(&self, record: &Environment, release: &Release) -> BTreeMap<ProcessType, SetId> {
-        let current = record.current.filter(|version| self.releases.contains_key(version));
-        let Some(current) = current else { return BTreeMap::new() };
-        let mut fallback = BTreeMap::new();
-        for process in self.releases[&current].processes.keys() {
-            let sets = self.replicas.values().map(|one| &one.replica.set);
-            let of_current = sets.filter(|set| set.process == *process && set.release == current);
-            let newest = of_current.filter(|set| current != release.version || set.restarts < record.restarts);
-            let restarts = newest.map(|set| set.restarts).max();
-            let restarts = restarts.or((current != release.version).then_some(record.restarts));
-            let set = |restarts| SetId { env: self.env.clone(), process: process.clone(), release: current, restarts };
-            fallback.extend(restarts.map(|restarts| (process.clone(), set(restarts))));
-        }
-        fallback
-    }
-
     /// Whether the goal is to have nothing, and nothing is left.
     async fn is_gone(&mut self) -> bool {
         let busy = !self.replicas.is_empty() || !self.starting.is_empty() || !self.met;
@@ -414,9 +381,5 @@ impl Actor {
                 || starting.contains_key(set)
                 || !state.tails.is_empty()
         });
-    }
-
-    fn rolls_out_now(&self) -> bool {
-        self.rollout.as_ref().is_some_and(|rollout| self.goal_version() == Some(rollout.version))
     }
 }
