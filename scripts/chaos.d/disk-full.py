@@ -2,7 +2,7 @@
 # chaos: the disk of the store, of the repositories, of the engine is full in turn: apps go on, pushes are refused, and all recovers
 """A small disk is filled while one build runs and others wait: first below the floor, at which Berth refuses by itself, then to the last block. A
 failure: a push or `redeploy` that is not refused with the reason; a command that changes something and neither does it nor says within
-COMMAND seconds why not; a replica that is not replaced; a request that fails; a server that ends by itself; after there is room again, a build
+COMMAND seconds why not; a replica that is not replaced; a request that fails; a server that ends by itself or does not start on a full store; after there is room again, a build
 without an end or a reason, one that was refused or cancelled and is deployed all the same (also after a restart), lost config, a branch that was
 moved, a repository that `git fsck` does not like."""
 
@@ -258,6 +258,7 @@ def full(chaos, platform, app, where, disk):
     row.append(f"{slowest:.1f}")
     if where == "store":
         exhaust(chaos, platform)
+        begin_full(chaos, platform, disk)
     if where != "engine":
         restart_one(chaos, platform, app, where)
     work.outlast()
@@ -297,6 +298,19 @@ def exhaust(chaos, platform):
             chaos.figures["store_refused_s"] = max(chaos.figures.get("store_refused_s", 0), round(done.seconds, 1))
             return
     chaos.fail("store: its disk is full, and nothing was refused")
+
+
+def begin_full(chaos, platform, disk):
+    """A server that is started while there is no room at all answers, and says what is the matter."""
+    platform.kill("serve", signal.SIGKILL)
+    disk.fill(0)
+    platform.start("serve", wait=False)
+    try:
+        eventually("store: a server that starts with a full disk answers", lambda: platform.ssh("apps", "list", timeout=20).status == 0, 60)
+    except AssertionError as error:
+        chaos.fail(f"{error}:\n{platform.log('serve').read_text()[-2000:]}")
+    # What the start gave up of its room.
+    disk.fill(0)
 
 
 def set_config(chaos, platform, app, where, disk):

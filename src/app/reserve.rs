@@ -16,7 +16,7 @@ use crate::{
 
 /// Bytes kept: many times what opening the store takes.
 const SIZE: u64 = 32 << 20;
-/// The file that takes them.
+/// The file that takes them, in the store's directory: it may be a file system of its own.
 const FILE: &str = "reserve";
 
 /// Opens the store; with a full disk, on the room that was kept. That is kept again at the next start at which `min_free` bytes are free.
@@ -24,16 +24,17 @@ const FILE: &str = "reserve";
 /// # Errors
 /// The store's.
 pub(super) fn open(data: &DataDir, min_free: u64) -> anyhow::Result<Store> {
-    let (directory, file) = (data.join("store"), data.join(FILE));
+    let directory = data.join("store");
+    let file = directory.join(FILE);
     let store = open_store(&directory).or_else(|error| {
-        let full = !has_room(&data.join(""), SIZE / 2);
+        let full = !has_room(&directory, SIZE / 2);
         if full && fs::remove_file(&file).is_ok() {
             tracing::warn!("the disk is full: the room that was kept for this is used to start with; make room");
             return open_store(&directory);
         }
         Err(error)
     })?;
-    if !file.exists() && has_room(&data.join(""), min_free.saturating_add(SIZE)) {
+    if !file.exists() && has_room(&directory, min_free.saturating_add(SIZE)) {
         keep(&file);
     }
     Ok(store)
@@ -62,8 +63,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let data = DataDir::open(directory.path()).unwrap();
         drop(open(&data, u64::MAX).unwrap());
-        assert!(!data.join(FILE).exists(), "room was taken that is wanted for other things");
+        assert!(!data.join("store").join(FILE).exists(), "room was taken that is wanted for other things");
         drop(open(&data, 0).unwrap());
-        assert_eq!(fs::metadata(data.join(FILE)).unwrap().len(), SIZE);
+        assert_eq!(fs::metadata(data.join("store").join(FILE)).unwrap().len(), SIZE);
     }
 }
