@@ -155,7 +155,7 @@ pub fn judge(found: &Found, known: u32) -> Result<Seal, Damage> {
     if let Some(version) = newest.filter(|version| *version > known) {
         return Err(Damage::Newer { found: version, known });
     }
-    let contents = Seal { version: UNSEALED, revision: Revision(0), count: found.count, sum: found.sum };
+    let contents = Seal { version: UNSEALED, revision: found.newest, count: found.count, sum: found.sum };
     let seal = match (found.seal, found.acknowledged) {
         (None, None) => return Ok(contents),
         (Some(seal), None) => {
