@@ -13,12 +13,15 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::backup;
-use crate::domain::TenantName;
+use crate::{domain::TenantName, store::is_vacant};
 
 /// How long the lock is waited for: a child that a killed server had forked and that has not become its own program yet still holds it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two tries to get it.
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The key that signs project tokens; made when the store is there.
+pub(super) const TOKEN_KEY: &str = "keys/token.pk8";
 
 /// Subdirectories that the parts of the server expect.
 const SUBDIRECTORIES: [&str; 9] =
@@ -49,9 +52,11 @@ impl DataDir {
                 path.display()
             );
         }
-        if !path.join("store").exists() && has_tenants(&path.join("repositories"))? {
+        // A new store in place of one that is lost, or whose file system is not mounted, would have everything that runs removed.
+        if is_vacant(&path.join("store"))? && was_used(path)? {
             bail!(
-                "the store {} is missing, though there are repositories; keep {} aside and put a backup in its place with `berth restore FILE`",
+                "the store {} is missing or empty, though this data directory was in use. If it is a file system of its own, mount it; else keep \
+                 {} aside and put a backup in its place with `berth restore FILE`",
                 path.join("store").display(),
                 path.display()
             );
@@ -94,6 +99,11 @@ pub(super) fn lock(path: &Path, patience: Duration) -> anyhow::Result<Flock<File
         // The kernel wakes nobody at a deadline.
         std::thread::sleep(LOCK_AGAIN);
     }
+}
+
+/// Whether a store was served from the data directory: there are repositories, or the keys that are made after the first store.
+fn was_used(path: &Path) -> anyhow::Result<bool> {
+    Ok(path.join(TOKEN_KEY).exists() || has_tenants(&path.join("repositories"))?)
 }
 
 /// Whether anything in the directory has the name of a tenant; a file system's own `lost+found` has not.
@@ -160,7 +170,7 @@ mod tests {
         let path = directory.path().join("data");
         let first = DataDir::open(&path).unwrap();
         let left = ["tmp/left", ".tmpAb12", "keys/.tmpCd34", "router/routes.json.77.tmp"];
-        let kept = ["router/routes.json", "router/ack.json.78.tmp", "keys/token.pk8"];
+        let kept = ["router/routes.json", "router/ack.json.78.tmp", "keys/ssh_host"];
         left.iter().chain(&kept).for_each(|name| fs::write(path.join(name), "x").unwrap());
         fs::create_dir(path.join(".control-Ef56")).unwrap();
         let refused = DataDir::open_within(&path, Duration::ZERO).map(|_| ()).unwrap_err();
@@ -181,10 +191,21 @@ mod tests {
         // A store that is gone, or half a restore, is not begun anew beside what is left.
         fs::create_dir_all(path.join("repositories/lost+found")).unwrap();
         drop(DataDir::open(&path).unwrap());
-        for (left, says) in [("repositories/acme", "is missing"), ("restoring", "interrupted")] {
+        fs::create_dir_all(path.join("store/lost+found")).unwrap();
+        fs::write(path.join("store/making"), "").unwrap();
+        drop(DataDir::open(&path).unwrap());
+        fs::remove_file(path.join("store/making")).unwrap();
+        for (left, says) in [
+            (TOKEN_KEY, "is missing or empty"),
+            ("repositories/acme", "is missing or empty"),
+            ("restoring", "interrupted"),
+        ] {
             fs::create_dir_all(path.join(left)).unwrap();
             let refused = DataDir::open(&path).map(|_| ()).unwrap_err().to_string();
             assert!(refused.contains(says) && refused.contains("berth restore FILE"), "{refused}");
+            if left == TOKEN_KEY {
+                fs::remove_dir(path.join(left)).unwrap();
+            }
         }
     }
 

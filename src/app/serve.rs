@@ -17,7 +17,7 @@ use super::{
     check::Check,
     cli::Place,
     config::Config,
-    data_dir::DataDir,
+    data_dir::{DataDir, TOKEN_KEY},
     doors::Doors,
     engine,
     layer::{Layer, STOP_DEADLINE},
@@ -172,7 +172,7 @@ impl Server {
         );
         work.spawn(collections.run(work.stop.clone()));
 
-        let tokens = Arc::new(secrets::token_key(&data.join("keys/token.pk8"))?);
+        let tokens = Arc::new(secrets::token_key(&data.join(TOKEN_KEY))?);
         let pipeline = BuildPipeline { builds: builds.clone(), logs: logs.clone(), tokens: tokens.clone() };
         let stop = CancellationToken::new();
         let settings = settings::receive(config, disk.clone())?;

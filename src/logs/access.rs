@@ -37,7 +37,7 @@ impl AccessReceiver {
                 fs::create_dir_all(parent)?;
             }
             // Under another name until nobody else may write to it.
-            let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+            let temporary = path.with_file_name(format!(".tmp-access-{}", std::process::id()));
             match fs::remove_file(&temporary) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

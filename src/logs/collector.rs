@@ -36,6 +36,8 @@ const BREATH: u32 = 4;
 const LONGEST_BREATH: Duration = Duration::from_millis(250);
 /// How long reading what is left out may take: with a clock that was set back, its end would not come.
 const CATCH_UP: Duration = Duration::from_secs(20);
+/// Clocks of engine and server may be so far apart; a line from further ahead is from before the clock was set back.
+const CLOCKS_APART: Duration = Duration::from_secs(60);
 
 /// Follows the output of replicas.
 pub struct Collector {
@@ -225,11 +227,11 @@ impl Reader {
         pace: &mut Pace,
         left_out: &mut Option<LeftOut>,
     ) -> anyhow::Result<Option<Timestamp>> {
-        let (mut lines, began) = (self.runtime.logs(&self.id, point.map(|point| point.at)).await?, Instant::now());
-        let mut skip = Skip(point);
+        let mut skip = Skip::new(point, Timestamp::now());
+        let (mut lines, began) = (self.runtime.logs(&self.id, skip.since()).await?, Instant::now());
         while let Some(line) = lines.next().await {
             let line = line?;
-            if skip.is_known(&line) {
+            if skip.is_known(&line, began.elapsed()) {
                 continue;
             }
             if let Some(gap) = left_out {
@@ -276,20 +278,36 @@ impl Reader {
 }
 
 /// Which of the first lines are in the log already.
-struct Skip(Option<ResumePoint>);
+struct Skip {
+    point: Option<ResumePoint>,
+    /// The point lies ahead: the clock has been set back since. Then what comes after it bears an earlier time, and order alone tells.
+    by_order: bool,
+}
 
 impl Skip {
-    fn is_known(&mut self, line: &LogLine) -> bool {
-        let Some(point) = &mut self.0 else { return false };
-        if line.at < point.at {
-            return true;
+    fn new(point: Option<ResumePoint>, now: Timestamp) -> Self {
+        Self { point, by_order: point.is_some_and(|point| point.at > now + CLOCKS_APART) }
+    }
+
+    /// From when on lines are asked for.
+    fn since(&self) -> Option<Timestamp> {
+        self.point.filter(|_| !self.by_order).map(|point| point.at)
+    }
+
+    /// `elapsed`: since the first was asked for.
+    fn is_known(&mut self, line: &LogLine, elapsed: Duration) -> bool {
+        let Some(point) = &mut self.point else { return false };
+        let is_there = line.at == point.at && point.lines > 0;
+        point.lines -= usize::from(is_there);
+        let known = match self.by_order {
+            // The engine may not have that line any more; what comes later than it gives out what it has is new in any case.
+            true => is_there || (point.lines > 0 && elapsed < CATCH_UP),
+            false => is_there || line.at < point.at,
+        };
+        if !known {
+            self.point = None;
         }
-        if line.at == point.at && point.lines > 0 {
-            point.lines -= 1;
-            return true;
-        }
-        self.0 = None;
-        false
+        known
     }
 }
 

@@ -36,6 +36,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
         /// However often the server is restarted, a rollout that is stuck ends: it outlives the deadline by one life of a server, or by
         /// what a server has at least to bring it on.
         #[test]

@@ -51,7 +51,7 @@ impl Disk {
         let open = || {
             if is_unfinished(directory)? {
                 Self::make_in_place(directory, steps, durable)?;
-            } else if is_empty(directory)? {
+            } else if is_vacant(directory)? {
                 Self::make(directory, steps, durable)?;
             } else {
                 expect_file(directory)?;
@@ -253,8 +253,11 @@ fn refusal(directory: &Path, error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// Whether there is nothing in the directory but what the file system itself puts there, or no directory.
-fn is_empty(directory: &Path) -> io::Result<bool> {
+/// Whether there is no store at all: nothing in the directory but what the file system itself puts there, or no directory.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn is_vacant(directory: &Path) -> io::Result<bool> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         entries => entries?,

@@ -22,6 +22,7 @@ mod watch;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+pub use disk::is_vacant;
 pub use events::NewEvent;
 pub use memory::MemoryKv;
 pub use records::Record;

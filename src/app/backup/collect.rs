@@ -2,12 +2,14 @@
 //!
 //! Consistent without stopping anything: branches are read first, then the records (all of one moment), then the pins of builds up
 //! to the newest build in those records. Every commit that a record names is then in the backup, and no branch is ahead of the records: a push
-//! that ends in between is not in it, and can be pushed again after a restore. Objects, keys and blobs never change once written.
+//! that ends in between is not in it, and can be pushed again after a restore. Objects, keys and blobs never change once written. An
+//! environment that is destroyed meanwhile is left out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -20,11 +22,11 @@ use super::{
 };
 use crate::{
     control::client,
-    domain::{BuildNumber, EnvRef, Environment, ImageRef, Release, Timestamp},
+    domain::{BuildNumber, DomainClaim, EnvRef, Environment, ImageRef, Release, Timestamp},
     git::{Git, PINS, Refs, Repositories},
     plan::retention,
     registry::{RegistryFiles, StoredImage},
-    store::{Record, Snapshot, open_store},
+    store::{Entry, Record, Snapshot, Store, open_store},
 };
 
 /// Writes a backup to `output`: a file (not one that is there), `-` for standard output, else a name with the date in this directory.
@@ -34,10 +36,10 @@ pub(in super::super) fn run(place: &Place, output: Option<PathBuf>) -> anyhow::R
     let now = Timestamp::now();
     if output.as_deref() == Some(Path::new("-")) {
         let stdout = io::stdout().lock();
-        let (mut stdout, summary) = write(&config, io::BufWriter::new(stdout), now)?;
+        let (mut stdout, summary, whole) = write(&config, io::BufWriter::new(stdout), now)?;
         stdout.flush()?;
         eprintln!("{summary}");
-        return Ok(ExitCode::SUCCESS);
+        return Ok(ended(whole));
     }
     let path =
         output.unwrap_or_else(|| PathBuf::from(format!("berth-backup-{}.tar.gz", now.strftime("%Y%m%dT%H%M%SZ"))));
@@ -49,7 +51,7 @@ pub(in super::super) fn run(place: &Place, output: Option<PathBuf>) -> anyhow::R
     // Under another name, with mode 0600, until it is whole and on disk.
     let temporary = tempfile::Builder::new().prefix(".berth-backup-").tempfile_in(directory);
     let mut temporary = temporary.with_context(|| format!("cannot write into {}", directory.display()))?;
-    let (_, summary) = write(&config, io::BufWriter::new(&mut temporary), now)?;
+    let (_, summary, whole) = write(&config, io::BufWriter::new(&mut temporary), now)?;
     temporary.as_file().sync_all()?;
     let size = temporary.as_file().metadata()?.len();
     temporary.persist_noclobber(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -60,20 +62,26 @@ pub(in super::super) fn run(place: &Place, output: Option<PathBuf>) -> anyhow::R
         size as f64 / 1_048_576.0,
         began.elapsed().as_secs_f64()
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(ended(whole))
 }
 
-/// Writes everything; what it came to, in words.
-fn write<W: Write>(config: &Config, to: W, now: Timestamp) -> anyhow::Result<(W, String)> {
+/// So that whoever takes backups by the clock notices one that lacks something.
+fn ended(whole: bool) -> ExitCode {
+    if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Writes everything; what it came to, in words, and whether nothing is missing.
+fn write<W: Write>(config: &Config, to: W, now: Timestamp) -> anyhow::Result<(W, String, bool)> {
     let data = &config.data_dir;
     if !data.join("instance").exists() {
         bail!("{} is not a data directory of Berth; name it with --data-dir", data.display());
     }
     let repositories = Repositories::new(data.join("repositories"));
     // What the records name must still be there when it is read.
-    let _held = client::hold(&config.control_socket())?;
+    let held = client::hold(&config.control_socket())?;
+    let source = Source::open(config, held)?;
     let before = branches(&repositories)?;
-    let snapshot = snapshot(config)?;
+    let mut snapshot = source.snapshot()?;
     let mut writer = Writer::new(to, now);
     writer.file("instance", &data.join("instance"))?;
     for entry in fs::read_dir(data.join("keys"))? {
@@ -82,14 +90,21 @@ fn write<W: Write>(config: &Config, to: W, now: Timestamp) -> anyhow::Result<(W,
             writer.file(&format!("keys/{name}"), &path)?;
         }
     }
+    let mut environments: Vec<Environment> = records(&snapshot)?;
+    let git = Git { binary: Git::find()?, hooks: data.join("hooks"), max_input: config.git.max_input_size.0 };
+    let mut destroyed = BTreeSet::new();
+    for env in &environments {
+        match repository(&mut writer, &git, &repositories, env, before.get(&env.name)) {
+            Err(_) if !source.still_has(env)? => drop(destroyed.insert(env.name.clone())),
+            written => written?,
+        }
+    }
+    // As if it had been taken a moment later. What was written of them is not restored, since no record names it.
+    snapshot.entries.retain(|entry| !is_of(entry, &destroyed));
+    environments.retain(|env| !destroyed.contains(&env.name));
     let mut pieces = writer.pieces("store");
     pieces.write_all(&snapshot.to_lines()?)?;
     pieces.finish()?;
-    let environments: Vec<Environment> = records(&snapshot)?;
-    let git = Git { binary: Git::find()?, hooks: data.join("hooks"), max_input: config.git.max_input_size.0 };
-    for env in &environments {
-        repository(&mut writer, &git, &repositories, env, before.get(&env.name))?;
-    }
     let (images, missing) = if config.registry.managed {
         images(&mut writer, &RegistryFiles::new(&data.join("registry")), &wanted(&snapshot, &environments)?)?
     } else {
@@ -104,17 +119,53 @@ fn write<W: Write>(config: &Config, to: W, now: Timestamp) -> anyhow::Result<(W,
         environments.len(),
         if config.registry.managed { "" } else { " (the registry is not Berth's: back it up by itself)" }
     );
-    Ok((writer.finish(missing)?, summary))
+    let whole = missing.is_empty();
+    Ok((writer.finish(missing)?, summary, whole))
 }
 
-/// Of the server, or of the store when none runs.
-fn snapshot(config: &Config) -> anyhow::Result<Snapshot> {
-    if let Some(lines) = client::snapshot(&config.control_socket())? {
-        return Snapshot::from_lines(lines.as_slice());
+/// Where the records are read.
+enum Source {
+    /// The server, which keeps collections away for as long as the connection lasts.
+    Server(PathBuf, #[expect(dead_code, reason = "held for its drop")] UnixStream),
+    /// No server runs, and none can start meanwhile.
+    Files(Store, #[expect(dead_code, reason = "held for its lock")] DataDir),
+}
+
+impl Source {
+    fn open(config: &Config, held: Option<UnixStream>) -> anyhow::Result<Self> {
+        if let Some(held) = held {
+            return Ok(Self::Server(config.control_socket(), held));
+        }
+        let data = DataDir::open(&config.data_dir)?;
+        Ok(Self::Files(open_store(&data.join("store"))?, data))
     }
-    let data = DataDir::open(&config.data_dir)?;
-    let store = open_store(&data.join("store"))?;
-    Ok(tokio::runtime::Runtime::new()?.block_on(store.snapshot())?)
+
+    fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        match self {
+            Self::Server(socket, _) => {
+                let lines = client::snapshot(socket)?.context("the server has ended; take the backup again")?;
+                Snapshot::from_lines(lines.as_slice())
+            }
+            Self::Files(store, _) => Ok(tokio::runtime::Runtime::new()?.block_on(store.snapshot())?),
+        }
+    }
+
+    /// Whether this environment, and not another one of its name, is there.
+    fn still_has(&self, env: &Environment) -> anyhow::Result<bool> {
+        let now: Vec<Environment> = records(&self.snapshot()?)?;
+        Ok(now.iter().any(|other| other.name == env.name && other.created_at == env.created_at))
+    }
+}
+
+/// Whether a record belongs to one of these environments.
+fn is_of(entry: &Entry, environments: &BTreeSet<EnvRef>) -> bool {
+    let Some((kind, key)) = entry.key.split_once('/') else { return false };
+    if kind == DomainClaim::KIND {
+        let claim = serde_json::from_slice::<DomainClaim>(&entry.value);
+        return claim.is_ok_and(|claim| environments.contains(&claim.env));
+    }
+    let is_below = |rest: &str| rest.is_empty() || rest.starts_with('/');
+    environments.iter().any(|env| key.strip_prefix(&env.to_string()).is_some_and(is_below))
 }
 
 fn records<R: Record>(snapshot: &Snapshot) -> anyhow::Result<Vec<R>> {

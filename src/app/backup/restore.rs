@@ -4,7 +4,7 @@
 //! disk are the parts moved up; the last step removes the mark. What a restore leaves that was killed is removed by the next.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, Permissions},
     io::{self, BufReader, Read},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
@@ -20,10 +20,10 @@ use super::{
     archive,
 };
 use crate::{
-    domain::{Digest, EnvRef},
+    domain::{Digest, EnvRef, Environment},
     git::{Git, Refs, Repositories},
     registry::{RegistryFiles, StoredImage},
-    store::Snapshot,
+    store::{Record, Snapshot},
 };
 
 /// Where it happens, and the mark of a data directory that is not whole.
@@ -135,7 +135,9 @@ fn build(config: &Config, members: &Path, fresh: &Path) -> anyhow::Result<String
     }
     let records = Snapshot::from_lines(BufReader::new(joined(&members.join("store"))?))?;
     records.restore(&fresh.join("store"))?;
-    let repositories = restore_repositories(config, &members.join("repositories"), fresh)?;
+    let known = records.entries.iter().filter_map(|entry| entry.key.strip_prefix(Environment::KIND)?.strip_prefix('/'));
+    let known: BTreeSet<EnvRef> = known.filter_map(|name| name.parse().ok()).collect();
+    let repositories = restore_repositories(config, &members.join("repositories"), fresh, &known)?;
     let images = restore_images(&members.join("registry"), &fresh.join("registry"))?;
     Ok(format!("{} records, {repositories} repositories and {images} images", records.entries.len()))
 }
@@ -151,7 +153,13 @@ fn joined(directory: &Path) -> anyhow::Result<impl Read> {
     Ok(files.into_iter().fold(Box::new(io::empty()) as Box<dyn Read>, |all, file| Box::new(all.chain(file))))
 }
 
-fn restore_repositories(config: &Config, members: &Path, fresh: &Path) -> anyhow::Result<usize> {
+/// Those of the environments that there are records of: others were destroyed while the backup was taken.
+fn restore_repositories(
+    config: &Config,
+    members: &Path,
+    fresh: &Path,
+    known: &BTreeSet<EnvRef>,
+) -> anyhow::Result<usize> {
     let repositories = Repositories::new(fresh.join("repositories"));
     fs::create_dir(repositories.root())?;
     if !members.exists() {
@@ -159,7 +167,8 @@ fn restore_repositories(config: &Config, members: &Path, fresh: &Path) -> anyhow
     }
     let git = Git { binary: Git::find()?, hooks: fresh.join("hooks"), max_input: config.git.max_input_size.0 };
     // Laid out like repositories.
-    let environments: Vec<EnvRef> = Repositories::new(members).environments()?;
+    let mut environments: Vec<EnvRef> = Repositories::new(members).environments()?;
+    environments.retain(|env| known.contains(env));
     for env in &environments {
         let member = Repositories::new(members).path(env);
         let refs: Refs = serde_json::from_slice(&fs::read(member.join("refs.json"))?)?;

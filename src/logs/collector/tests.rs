@@ -225,6 +225,25 @@ async fn a_restart_neither_loses_nor_doubles_lines() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_set_back_while_nobody_collected_loses_no_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::new();
+    let (ahead, now) = (Timestamp::now().as_second() + 86_400, Timestamp::now().as_second());
+    engine.start("one", 1);
+    engine.say("one", now, "before");
+    engine.say("one", ahead, "a day ahead");
+    let server = Server::start(dir.path(), &engine);
+    server.has(&["web.1 before", "web.1 a day ahead"]).await;
+    server.stop().await;
+    engine.say("one", now + 1, "set back");
+    let server = Server::start(dir.path(), &engine);
+    server.has(&["web.1 before", "web.1 a day ahead", "web.1 set back"]).await;
+    engine.say("one", now + 2, "and on");
+    server.has(&["web.1 before", "web.1 a day ahead", "web.1 set back", "web.1 and on"]).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn replicas_that_start_later_or_die_at_once_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::new();
