@@ -217,11 +217,12 @@ impl World {
             }
             What::Stopped(id) => environment.replicas.retain(|one| one.seen.id != id),
         }
-        // A replica that has run well for long says that its set is fine.
+        // A set all of whose replicas have run well for long is fine.
         let fine = |one: &Replica| one.seen.phase == Phase::Ready && now >= one.seen.since + Duration::from_secs(60);
         let environment = &mut self.environments[place];
-        for one in environment.replicas.iter().filter(|one| fine(one)) {
-            if let Some(backoff) = environment.backoffs.get_mut(&one.seen.set) {
+        for (set, backoff) in &mut environment.backoffs {
+            let of_set = || environment.replicas.iter().filter(|one| one.seen.set == *set);
+            if of_set().count() >= REPLICAS as usize && of_set().all(fine) {
                 backoff.healthy(Duration::from_secs(30));
             }
         }

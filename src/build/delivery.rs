@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::output::Transcript;
 use crate::{
-    deploy::{DeployFailure, Deployed, Deployer, NewRelease, Progress},
+    deploy::{CancelFailure, DeployFailure, Deployed, Deployer, NewRelease, Progress},
     domain::{BuildNumber, EnvRef, Release, ReleaseVersion},
     logs::{BuildLogWriter, Logs},
     store::StoreError,
@@ -25,7 +25,7 @@ pub trait Delivery: Send + Sync {
         progress: &dyn Progress,
     ) -> Result<Deployed, DeployFailure>;
     /// As [`Deployer::abandon`].
-    async fn abandon(&self, env: &EnvRef, version: ReleaseVersion, reason: &str);
+    async fn abandon(&self, env: &EnvRef, version: ReleaseVersion, reason: &str) -> Result<(), CancelFailure>;
 }
 
 #[async_trait]
@@ -43,8 +43,8 @@ impl Delivery for Deployer {
         Self::deploy(self, env, version, progress).await
     }
 
-    async fn abandon(&self, env: &EnvRef, version: ReleaseVersion, reason: &str) {
-        Self::abandon(self, env, version, reason).await;
+    async fn abandon(&self, env: &EnvRef, version: ReleaseVersion, reason: &str) -> Result<(), CancelFailure> {
+        Self::abandon(self, env, version, reason).await
     }
 }
 

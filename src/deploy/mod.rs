@@ -178,20 +178,23 @@ impl Deployer {
     }
 
     /// Gives a deployment up that is under way: what served before serves, and whoever waits for it hears `reason`. Over or unknown ones
-    /// are left as they are.
-    pub async fn abandon(&self, env: &EnvRef, version: ReleaseVersion, reason: &str) {
-        let Some(address) = self.directory.open(env).await else { return };
+    /// are left as they are. Once this has returned well, no server deploys it any more.
+    ///
+    /// # Errors
+    /// [`CancelFailure::Busy`] when the actor does not answer in time or is stopping, [`CancelFailure::Store`] when that cannot be written
+    /// down: then it may still be deployed, and this is to be asked again.
+    pub async fn abandon(&self, env: &EnvRef, version: ReleaseVersion, reason: &str) -> Result<(), CancelFailure> {
+        if self.parts.store.get::<Environment>(env).await?.is_none() {
+            return Ok(());
+        }
         let (done, abandoned) = oneshot::channel();
         let ask = async {
-            let message = Message::Abandon { version, reason: reason.to_owned(), done };
-            // An actor that has ended has nothing under way.
-            if address.inbox.send(message).await.is_ok() {
-                let _ = abandoned.await;
-            }
+            let address = self.directory.open(env).await?;
+            address.inbox.send(Message::Abandon { version, reason: reason.to_owned(), done }).await.ok()?;
+            abandoned.await.ok()
         };
-        if timeout(REFRESH_DEADLINE, ask).await.is_err() {
-            tracing::warn!(%env, %version, "a deployment is given up later: its actor is busy");
-        }
+        let given_up = timeout(REFRESH_DEADLINE, ask).await.ok().flatten().ok_or(CancelFailure::Busy)?;
+        Ok(given_up?)
     }
 
     /// Gives the deployment under way up because `by` wants it (that of `version`, if given): what served before serves, and whoever

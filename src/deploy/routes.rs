@@ -248,6 +248,8 @@ impl RoutesTask {
         let environments: BTreeMap<EnvRef, Route> =
             self.wanted.iter().map(|(env, routes)| (env.clone(), routes.route.clone())).collect();
         if self.now.table.hosts == given.hosts && self.now.table.environments == environments {
+            // What could not be published is not wanted any more.
+            self.now.error = None;
             return;
         }
         let generation = self.now.table.generation + 1;

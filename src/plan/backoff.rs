@@ -12,8 +12,8 @@ const FACTOR: f64 = 1.15;
 pub const LONGEST: Duration = Duration::from_secs(300);
 /// So many failures in a row are a crash loop.
 const CRASH_LOOP: u32 = 3;
-/// A replica that was ready for this long before it died says nothing against its set: the delay begins anew, and the replacement
-/// is started at once.
+/// A replica that was ready for this long before it died says nothing against its set: the replacement is started at once. When all have
+/// been, the past is forgotten and the delay begins anew.
 pub const HEALTHY_WHILE: Duration = Duration::from_secs(10);
 
 /// How far apart sets are started again whose replicas were found dead: a server that comes back must not start all that crash at once.
@@ -30,11 +30,18 @@ impl Backoff {
     /// A replica died, or could not be started. `ready_for` is how long it had been ready, if it ever was.
     pub fn failed(&mut self, now: Timestamp, ready_for: Option<Duration>) {
         if ready_for.is_some_and(|time| time >= HEALTHY_WHILE) {
-            *self = Self::default();
+            // Another one of the set may be in a crash loop all the same.
+            self.until = None;
             return;
         }
         let until = now + delay(self.failures);
         self.failures = self.failures.saturating_add(1);
+        self.until = Some(self.until.map_or(until, |before| before.max(until)));
+    }
+
+    /// Nothing is to be started for `pause`, for a reason that says nothing against the replicas.
+    pub fn pause(&mut self, now: Timestamp, pause: Duration) {
+        let until = now + pause;
         self.until = Some(self.until.map_or(until, |before| before.max(until)));
     }
 
@@ -45,7 +52,7 @@ impl Backoff {
         self.until = self.until.map(|until| until + SPREAD.mul_f64(share.clamp(0.0, 1.0)));
     }
 
-    /// A replica has been ready for `time`: the past is forgotten after a healthy while.
+    /// All replicas have been ready for `time`: the past is forgotten after a healthy while.
     pub fn healthy(&mut self, time: Duration) {
         if time >= HEALTHY_WHILE {
             *self = Self::default();
@@ -95,7 +102,20 @@ mod tests {
         assert!(backoff.failures() > 0);
         assert!(backoff.is_crash_looping());
         backoff.failed(now, Some(HEALTHY_WHILE));
+        assert_eq!(backoff.until(now), None, "it is made up for at once");
+        assert!(backoff.is_crash_looping(), "another one may die still");
+        backoff.healthy(HEALTHY_WHILE);
         assert_eq!(backoff, Backoff::default());
+    }
+
+    #[test]
+    fn a_pause_is_no_failure() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut backoff = Backoff::default();
+        (0..100).for_each(|_| backoff.pause(now, Duration::from_secs(2)));
+        assert_eq!((backoff.until(now), backoff.failures()), (Some(now + Duration::from_secs(2)), 0));
+        backoff.failed(now, None);
+        assert_eq!(backoff.until(now), Some(now + Duration::from_secs(2)), "the later one counts");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use berth::{
     build::{BuildParts, BuildSettings, Builds, Delivery, NewBuild},
-    deploy::{DeployFailure, Deployed, NewRelease, Progress},
+    deploy::{CancelFailure, DeployFailure, Deployed, NewRelease, Progress},
     domain::{Build, EnvRef, Environment, Limits, Release, ReleaseVersion},
     git::Repositories,
     logs::{LogLimits, Logs},
@@ -122,7 +122,9 @@ impl Delivery for RunOnce {
         Ok(Deployed { release: version, url: "http://nowhere/".to_owned(), healthy: Vec::new(), timings })
     }
 
-    async fn abandon(&self, _: &EnvRef, _: ReleaseVersion, _: &str) {}
+    async fn abandon(&self, _: &EnvRef, _: ReleaseVersion, _: &str) -> Result<(), CancelFailure> {
+        Ok(())
+    }
 }
 
 /// Everything, with one app: `acme/shop`, environments `dev` and `prod`.

@@ -5,16 +5,23 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{Builds, Shared, unbroken};
 use crate::{
-    domain::{Build, BuildNumber, BuildState, EnvRef, Stage},
+    domain::{Build, BuildNumber, BuildState, EnvRef, ReleaseVersion, Stage},
     store::StoreError,
 };
 
 /// How long a cancelled build may take to end.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Pause before the deployer is asked again.
+const GIVE_UP_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a record was not changed.
 enum Refused {
@@ -172,6 +179,24 @@ impl Shared {
             self.end_cancelled(env).await;
         }
         Found::Cancels(done)
+    }
+
+    /// Has the deployer give a release up, and asks until it has: only then may its build be said to be cancelled. `false`: the server stops
+    /// before, and the next one does.
+    pub(super) async fn give_up_deployment(
+        &self,
+        env: &EnvRef,
+        version: ReleaseVersion,
+        reason: &str,
+        stop: &CancellationToken,
+    ) -> bool {
+        let given_up = async {
+            while let Err(error) = self.pipeline.parts.delivery.abandon(env, version, reason).await {
+                tracing::warn!(%env, %version, %error, "a deployment is not given up yet; trying again");
+                sleep(GIVE_UP_AGAIN).await;
+            }
+        };
+        stop.run_until_cancelled(given_up).await.is_some()
     }
 
     fn deciding(&self, env: &EnvRef, number: BuildNumber) -> Option<Arc<tokio::sync::Mutex<()>>> {

@@ -88,8 +88,10 @@ impl Shared {
             () = shutdown.cancelled() => return self.put_back(&env).await,
             () = cancel.cancelled() => {
                 let build = self.active(&env).unwrap_or(queued.clone());
-                if let Some(version) = build.release {
-                    self.pipeline.parts.delivery.abandon(&env, version, &self.reason(&env)).await;
+                if let Some(version) = build.release
+                    && !self.give_up_deployment(&env, version, &self.reason(&env), &shutdown).await
+                {
+                    return self.put_back(&env).await;
                 }
                 Ended { build, state: BuildState::Cancelled { reason: self.reason(&env) } }
             }

@@ -104,14 +104,8 @@ impl Shared {
                     let active = Active::new(build.clone(), false, false);
                     self.queue().active.insert(build.env.clone(), active);
                 }
-                if let (Some(version), BuildState::Cancelled { reason }) = (build.release, &state) {
-                    self.pipeline.parts.delivery.abandon(&build.env, version, reason).await;
-                }
-                let output = self.output(&build);
-                if let BuildState::Failed { reason } = &state {
-                    output.error(&format!("Build #{} failed: {reason}", build.number));
-                }
-                self.end(Ended { build, state }, &output).await;
+                // In a task of its own: the deployer may take a while to know what it is to give up.
+                self.unwritten.spawn(self.clone().end_left(Ended { build, state }));
                 return;
             }
         }
@@ -119,6 +113,23 @@ impl Shared {
         let mut queue = self.queue();
         queue.line.join(build.env.clone());
         queue.active.insert(build.env.clone(), Active::new(build, begun, false));
+    }
+}
+
+impl Shared {
+    /// Ends a build that the last server left.
+    async fn end_left(self: Arc<Self>, ended: Ended) {
+        let Ended { build, state } = &ended;
+        if let (Some(version), BuildState::Cancelled { reason }) = (build.release, state)
+            && !self.give_up_deployment(&build.env, version, reason, &self.stopping).await
+        {
+            return;
+        }
+        let output = self.output(build);
+        if let BuildState::Failed { reason } = state {
+            output.error(&format!("Build #{} failed: {reason}", build.number));
+        }
+        self.end(ended, &output).await;
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
         BuildLogs, BuildParts, BuildSettings, Delivery, Transcript,
         testing::{Files, Fixture, commit, fake_stacks},
     },
-    deploy::{DeployFailure, Deployed, NewRelease, Progress},
+    deploy::{CancelFailure, DeployFailure, Deployed, NewRelease, Progress},
     disk::DiskFloor,
     domain::{Release, ReleaseVersion},
     git::Repositories,
@@ -237,6 +237,39 @@ async fn a_superseded_deployment_is_given_up() {
     let newer = world.builds.enqueue(newer).await.unwrap();
     assert!(matches!(world.end_of(&first).await.state, BuildState::Cancelled { .. }));
     assert!(matches!(world.end_of(&newer).await.state, BuildState::Failed { .. }));
+    assert_eq!(*world.abandoned.lock().unwrap(), [ReleaseVersion(1)]);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_is_not_cancelled_before_its_deployment_is_given_up() {
+    let world = World::with(tempfile::tempdir().unwrap(), MemoryKv::new(), FakeRegistry::new(), true).await;
+    let build = world.builds.enqueue(world.new_build("dev", &APP)).await.unwrap();
+    let deploying = async {
+        while world.builds.active(&build.env).await.unwrap().is_none_or(|build| build.release.is_none()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), deploying).await.unwrap();
+    // The deployer never does while this server lives.
+    world.stubborn.store(u64::MAX, Ordering::Relaxed);
+    let newer = NewBuild { supersede: true, ..world.new_build("dev", &APP) };
+    let builds = world.builds.clone();
+    let superseding = tokio::spawn(async move { builds.enqueue(newer).await });
+    let store = Store::new(Arc::new(world.kv.clone()));
+    let id = (build.env.clone(), build.number);
+    let intended = async {
+        while store.need::<Build>(&id).await.unwrap().cancelling.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), intended).await.unwrap();
+    let (directory, kv, registry) = world.stop().await;
+    superseding.abort();
+    let left = store.need::<Build>(&id).await.unwrap().record;
+    assert!(!left.state.is_final() && left.cancelling.is_some(), "{left:?}");
+    let world = World::with(directory, kv, registry, true).await;
+    assert!(matches!(world.end_of(&build).await.state, BuildState::Cancelled { .. }));
     assert_eq!(*world.abandoned.lock().unwrap(), [ReleaseVersion(1)]);
     world.stop().await;
 }

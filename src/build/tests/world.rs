@@ -23,6 +23,8 @@ impl Transcript for LogOf {
 /// Deploys at once, or never.
 pub(super) struct Deploys {
     pub(super) abandoned: Arc<Mutex<Vec<ReleaseVersion>>>,
+    /// So often it does not give a deployment up.
+    pub(super) stubborn: Arc<AtomicU64>,
     pub(super) store: Store,
     pub(super) hang: bool,
     pub(super) next: AtomicU64,
@@ -81,8 +83,12 @@ impl Delivery for Deploys {
         Ok(Deployed { release: version, url: format!("http://{env}/"), healthy: vec![], timings: vec![] })
     }
 
-    async fn abandon(&self, _: &EnvRef, version: ReleaseVersion, _: &str) {
+    async fn abandon(&self, _: &EnvRef, version: ReleaseVersion, _: &str) -> Result<(), CancelFailure> {
+        if self.stubborn.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return Err(CancelFailure::Busy);
+        }
         self.abandoned.lock().unwrap().push(version);
+        Ok(())
     }
 }
 
@@ -97,6 +103,7 @@ pub(super) struct World {
     pub(super) service: tokio::task::JoinHandle<()>,
     pub(super) compiled: Arc<AtomicU64>,
     pub(super) abandoned: Arc<Mutex<Vec<ReleaseVersion>>>,
+    pub(super) stubborn: Arc<AtomicU64>,
     pub(super) unguarded: Arc<AtomicU64>,
 }
 
@@ -163,9 +170,11 @@ impl World {
         let log = Log::default();
         let made = store.list::<Release>("").await.unwrap().len() as u64;
         let abandoned = Arc::<Mutex<Vec<ReleaseVersion>>>::default();
+        let stubborn = Arc::<AtomicU64>::default();
         let (gate, unguarded) = (PublishGate::default(), Arc::<AtomicU64>::default());
         let deploys = Deploys {
             abandoned: abandoned.clone(),
+            stubborn: stubborn.clone(),
             next: AtomicU64::new(made),
             store: store.clone(),
             hang,
@@ -193,7 +202,7 @@ impl World {
         let (builds, service) = Builds::start(parts, settings).await.unwrap();
         let shutdown = CancellationToken::new();
         let service = tokio::spawn(service.run(shutdown.clone()));
-        Self { directory, kv, registry, log, builds, shutdown, service, compiled, abandoned, unguarded }
+        Self { directory, kv, registry, log, builds, shutdown, service, compiled, abandoned, stubborn, unguarded }
     }
 
     pub(super) fn new_build(&self, name: &str, files: &[(&str, &str)]) -> NewBuild {

@@ -14,7 +14,7 @@ use crate::{
     domain::{
         EventKind, FailPoint, Health, HealthProbe, Replica, ReplicaId, ReplicaState, Timestamp, fail_point::reached,
     },
-    plan::{Observed, Phase, RouteState, Seen, backoff::HEALTHY_WHILE},
+    plan::{Goal, Observed, Phase, RouteState, Seen, backoff::HEALTHY_WHILE},
     router::table::Upstream,
 };
 
@@ -82,7 +82,8 @@ impl Actor {
         }
     }
 
-    /// Begins to probe a replica that runs. One that was there before this process and is in the routes table goes on serving.
+    /// Begins to probe a replica that runs. One that was there before this process and is in the routes table, or is of
+    /// the release that serves and has no routes, goes on serving.
     fn watch(&mut self, id: &ReplicaId, found: bool) {
         let now = self.parts.steady.now();
         let view = self.views.borrow().clone();
@@ -95,7 +96,10 @@ impl Actor {
         let upstream = upstream(&one.replica, port);
         let published = upstream.is_some_and(|upstream| view.published(&self.env).contains(&upstream));
         let started_at = one.replica.started_at.filter(|started| found && *started < now).unwrap_or(now);
-        let adopted = found && published;
+        // One that no router sends to cannot be found in its table.
+        let unseen = !set.process.is_web() && health.probe != HealthProbe::Running;
+        let current = self.record.as_ref().and_then(|record| record.current);
+        let adopted = found && (published || unseen && current == Some(set.release));
         let stable = health.probe == HealthProbe::Running && elapsed(started_at, now) >= self.parts.settings.stability;
         let watcher = Watcher {
             replica: id.clone(),
@@ -135,6 +139,8 @@ impl Actor {
     /// Takes in what a watcher found out.
     pub(super) fn judge(&mut self, verdict: Verdict) {
         let now = self.parts.steady.now();
+        // While it still counts as what it was.
+        self.forget_failures(&self.goal(), now);
         let Some(one) = self.replicas.get_mut(&verdict.replica) else { return };
         if one.phase == Phase::Exited {
             return;
@@ -163,6 +169,7 @@ impl Actor {
 
     fn died(&mut self, id: &ReplicaId, how: &str) {
         let now = self.parts.steady.now();
+        self.forget_failures(&self.goal(), now);
         let Some(one) = self.replicas.get_mut(id) else { return };
         let lived = one.ready_since.map(|since| elapsed(since, now)).or_else(|| lived_before(&one.replica, self.met));
         one.phase = Phase::Exited;
@@ -191,8 +198,9 @@ impl Actor {
     }
 
     /// What the planner is to know.
-    pub(super) fn observed(&mut self) -> Observed {
+    pub(super) fn observed(&mut self, goal: &Goal) -> Observed {
         let now = self.parts.steady.now();
+        self.forget_failures(goal, now);
         let view = self.views.borrow().clone();
         let mut observed = Observed::default();
         let mut running: Vec<Upstream> = Vec::new();
@@ -218,16 +226,25 @@ impl Actor {
         }
         observed.stale_routes = view.published(&self.env).iter().any(|upstream| !running.contains(upstream));
         observed.starting = self.starting.iter().map(|(set, launch)| (set.clone(), launch.count)).collect();
-        for one in self.replicas.values() {
-            if let (Phase::Ready, Some(since)) = (one.phase, one.ready_since) {
-                self.sets.entry(one.replica.set.clone()).or_default().backoff.healthy(elapsed(since, now));
-            }
-        }
         let held = self.sets.iter().filter_map(|(set, state)| Some((set.clone(), state.backoff.until(now)?)));
         observed.held = held.collect();
         let busy = self.sets.iter().filter(|(_, state)| !state.tails.is_empty());
         observed.busy = busy.map(|(set, _)| set.clone()).collect();
         observed
+    }
+
+    /// A set is well again when all that it should have has been ready for a while: one healthy replica says nothing of another that dies
+    /// whenever it is started.
+    fn forget_failures(&mut self, goal: &Goal, now: Timestamp) {
+        for (set, state) in self.sets.iter_mut().filter(|(_, state)| state.backoff.failures() > 0) {
+            let wanted = goal.processes.values().find(|process| process.set == *set).map_or(1, |process| process.count);
+            let of_set = || self.replicas.values().filter(|one| one.replica.set == *set && !one.stopping);
+            let ready = |one: &Tracked| one.ready_since.filter(|_| one.phase == Phase::Ready);
+            let Some(newest) = of_set().map(ready).collect::<Option<Vec<_>>>() else { continue };
+            if let Some(newest) = newest.iter().max().filter(|_| newest.len() >= wanted as usize) {
+                state.backoff.healthy(elapsed(*newest, now));
+            }
+        }
     }
 
     /// The replica as the routes table has it, if it runs and takes requests.

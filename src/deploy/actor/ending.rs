@@ -50,12 +50,30 @@ impl Actor {
         rollout.end(&outcome);
     }
 
+    /// Knows the deployment that the records say is under way, though nothing of what runs may have been seen yet.
+    async fn know_rollout(&mut self) -> Result<(), StoreError> {
+        let picture = self.pictures.borrow().clone();
+        self.reload(&picture).await?;
+        self.adopt_rollout().await
+    }
+
+    /// Ends the deployment of `version`, if it is under way; afterwards no server deploys it.
+    pub(super) async fn give_up(&mut self, version: ReleaseVersion, reason: String) -> Result<(), StoreError> {
+        self.know_rollout().await?;
+        let is_it = |actor: &Self| actor.rollout.as_ref().is_some_and(|rollout| rollout.version == version);
+        if is_it(self) {
+            self.fail(reason, Vec::new()).await;
+        }
+        if is_it(self) { Err(unwritten()) } else { Ok(()) }
+    }
+
     /// Ends the deployment under way because `by` wants it.
     pub(super) async fn cancel(
         &mut self,
         version: Option<ReleaseVersion>,
         by: UserName,
     ) -> Result<ReleaseVersion, CancelFailure> {
+        self.know_rollout().await.map_err(CancelFailure::Store)?;
         let under_way = self.rollout.as_ref().map(|rollout| rollout.version).ok_or(CancelFailure::Idle)?;
         if version.is_some_and(|version| version != under_way) {
             return Err(CancelFailure::Other(under_way));
@@ -64,7 +82,7 @@ impl Actor {
         self.go_back(DeploymentState::Cancelled { by }, reason, Vec::new()).await;
         match &self.rollout {
             None => Ok(under_way),
-            Some(_) => Err(CancelFailure::Store(StoreError::Failed("the end could not be written down".to_owned()))),
+            Some(_) => Err(CancelFailure::Store(unwritten())),
         }
     }
 
@@ -96,8 +114,13 @@ impl Actor {
             self.rollout = Some(rollout);
             return self.wake_by(Instant::now() + STORE_AGAIN);
         }
-        tracing::warn!(env = %self.env, %version, reason, "a deployment failed");
+        // Without the reason, which may quote what an app has said.
+        tracing::warn!(env = %self.env, %version, "a deployment failed");
         self.note(EventKind::DeploymentFinished, format!("{version} was not deployed: {reason}"));
         rollout.end(&Outcome::Failed { release: version, reason, last_log_lines });
     }
+}
+
+fn unwritten() -> StoreError {
+    StoreError::Failed("the end could not be written down".to_owned())
 }

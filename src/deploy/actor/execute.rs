@@ -20,6 +20,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Pause before a stop that failed is tried again.
 const STOP_AGAIN: Duration = Duration::from_secs(1);
 
+/// Pause before a start is tried again for which the engine or the registry was away.
+const ENGINE_AGAIN: Duration = Duration::from_secs(3);
+
 /// A start that is under way, or over and not seen yet.
 pub(super) struct Launch {
     pub(super) count: u32,
@@ -174,9 +177,13 @@ impl Actor {
         tracing::warn!(%set, %error, "replicas cannot be started");
         let now = self.parts.steady.now();
         let state = self.sets.entry(set).or_default();
-        state.backoff.failed(now, None);
-        // An engine or a registry that does not answer says nothing about the release.
-        state.refusals += u32::from(!error.is_passing());
+        if error.is_passing() {
+            // An engine or a registry that does not answer says nothing about the release, and is to find it waiting when it is back.
+            state.backoff.pause(now, ENGINE_AGAIN);
+        } else {
+            state.backoff.failed(now, None);
+            state.refusals += 1;
+        }
         state.trouble = Some(error.to_string());
     }
 }

@@ -60,7 +60,7 @@ pub(super) enum Message {
     /// Move to this release and say how it went.
     Deploy { version: ReleaseVersion, notes: mpsc::Sender<Note>, reply: oneshot::Sender<Outcome> },
     /// Give this deployment up if it is under way, then answer.
-    Abandon { version: ReleaseVersion, reason: String, done: oneshot::Sender<()> },
+    Abandon { version: ReleaseVersion, reason: String, done: oneshot::Sender<Result<(), StoreError>> },
     /// Give the deployment under way up because somebody wants it, if it is of this version.
     Cancel {
         version: Option<ReleaseVersion>,
@@ -257,12 +257,7 @@ impl Actor {
         self.stale = true;
         match message {
             Message::Deploy { version, notes, reply } => self.begin(version, notes, reply).await,
-            Message::Abandon { version, reason, done } => {
-                if self.rollout.as_ref().is_some_and(|rollout| rollout.version == version) {
-                    self.fail(reason, Vec::new()).await;
-                }
-                let _ = done.send(());
-            }
+            Message::Abandon { version, reason, done } => drop(done.send(self.give_up(version, reason).await)),
             Message::Cancel { version, by, reply } => drop(reply.send(self.cancel(version, by).await)),
             Message::Refresh(done) => self.refreshes.push(done),
             Message::Retire(done) => match &mut self.retiring {
@@ -299,11 +294,11 @@ impl Actor {
             return self.report(&self.goal(), None);
         }
         let mut goal = self.goal();
-        let mut plan = plan::plan(&goal, &self.observed(), self.parts.steady.now());
+        let mut plan = plan::plan(&goal, &self.observed(&goal), self.parts.steady.now());
         if plan.deployed && plan.switched && self.rolls_out_now() {
             self.succeed(&goal).await;
             goal = self.goal();
-            plan = plan::plan(&goal, &self.observed(), self.parts.steady.now());
+            plan = plan::plan(&goal, &self.observed(&goal), self.parts.steady.now());
         }
         self.execute(&plan).await;
         self.report(&goal, Some(&plan));

@@ -93,7 +93,7 @@ impl Actor {
         let now = self.parts.clock.now();
         let given_up = self.rollout.as_ref().and_then(|rollout| {
             let policy = &self.releases.get(&rollout.version)?.upgrade;
-            Some(rollout.progress_at + policy.progress_deadline)
+            Some(rollout.progress_at + rollout.allowance(policy.progress_deadline))
         });
         let mut waiting = BTreeMap::new();
         let mut whys = Vec::new();

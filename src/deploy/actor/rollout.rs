@@ -67,12 +67,15 @@ impl Actor {
         let mut deployments = vec![rollout.record(&self.env, DeploymentState::Running, None)];
         let superseded = DeploymentState::Superseded { by: version };
         deployments.extend(self.rollout.as_ref().map(|old| old.record(&self.env, superseded, Some(now))));
-        self.change(&deployments, |environment| environment.target = Some(version)).await?;
+        // A newer one may have been made the target since the record was read.
+        self.change(&deployments, |environment| environment.target = environment.target.max(Some(version))).await?;
         reached(FailPoint::Start);
         if let Some(old) = self.rollout.replace(rollout) {
             old.end(&Outcome::Superseded { by: version });
         }
-        Ok(None)
+        self.adopt_rollout().await?;
+        let under_way = self.rollout.as_ref().map(|rollout| rollout.version);
+        Ok(under_way.filter(|newer| *newer != version).map(|by| Outcome::Superseded { by }))
     }
 
     fn known_end(&self, deployment: &Deployment) -> Option<Outcome> {
@@ -97,7 +100,7 @@ impl Actor {
     }
 
     /// Goes on with what an earlier process began.
-    async fn adopt_rollout(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn adopt_rollout(&mut self) -> Result<(), StoreError> {
         let Some(record) = self.record.as_ref().filter(|_| self.retiring.is_none()) else { return Ok(()) };
         let Some(target) = record.target.filter(|target| Some(*target) != record.current) else { return Ok(()) };
         if self.rollout.as_ref().is_some_and(|rollout| rollout.version == target) {
@@ -108,13 +111,15 @@ impl Actor {
         let now = self.parts.clock.now();
         let started_at = deployment.as_ref().map_or(now, |stored| stored.record.started_at);
         let mut rollout = Rollout::new(target, current, started_at);
-        if let Some(stored) = &deployment {
-            rollout.adopt(&stored.record, now);
-        } else {
-            let mut deployments = vec![rollout.record(&self.env, DeploymentState::Running, None)];
-            let superseded = DeploymentState::Superseded { by: target };
-            deployments.extend(self.rollout.as_ref().map(|old| old.record(&self.env, superseded, Some(now))));
-            self.change(&deployments, |_| {}).await?;
+        let mut changed = Vec::new();
+        match &deployment {
+            Some(stored) => rollout.adopt(&stored.record, now),
+            None => changed.push(rollout.record(&self.env, DeploymentState::Running, None)),
+        }
+        let superseded = DeploymentState::Superseded { by: target };
+        changed.extend(self.rollout.as_ref().map(|old| old.record(&self.env, superseded, Some(now))));
+        if !changed.is_empty() {
+            self.change(&changed, |_| {}).await?;
         }
         if let Some(old) = self.rollout.replace(rollout) {
             old.end(&Outcome::Superseded { by: target });
@@ -262,8 +267,11 @@ impl Actor {
         }
     }
 
-    /// Lets the progress deadline pass though nothing can be done.
+    /// Ends what has failed, and lets the progress deadline pass, though nothing can be done about replicas.
     pub(super) async fn check_deadline(&mut self) {
+        if let Some((reason, lines)) = self.rollout.as_mut().and_then(|rollout| rollout.phase_failure.take()) {
+            return self.fail(reason, lines).await;
+        }
         let version = self.rollout.as_ref().map(|rollout| rollout.version).filter(|_| self.phase.is_none());
         if let Some(release) = version.and_then(|version| self.releases.get(&version)).cloned() {
             self.watch_progress(&release).await;

@@ -32,6 +32,8 @@ pub(super) enum Behaviour {
     Good,
     /// Ends this long after its start.
     Crashes(Duration),
+    /// Only the one of this index ends, this long after its start.
+    OneCrashes(u32, Duration),
     /// Runs and never answers on its port, but on this one.
     Elsewhere(u16),
     /// Its image cannot be pulled.
@@ -140,7 +142,11 @@ impl Engine {
         let found = state.replicas.iter().find(|(replica, _)| replica.address == Some(address.ip()));
         let Some((replica, since)) = found else { return false };
         let behaviour = state.behaviours.get(&replica.set.release.0).cloned().unwrap_or_default();
-        let ready = behaviour == Behaviour::Good && since.elapsed() >= READY_TIME;
+        let good = match behaviour {
+            Behaviour::OneCrashes(index, _) => replica.index != index,
+            behaviour => behaviour == Behaviour::Good,
+        };
+        let ready = good && since.elapsed() >= READY_TIME;
         replica.state == ReplicaState::Running && ready && !state.sick.contains(&address)
     }
 
@@ -208,7 +214,12 @@ impl Engine {
         state.replicas.push((replica, Instant::now()));
         let behaviour = state.behaviours.get(&set.id.release.0).cloned();
         drop(state);
-        if let Some(Behaviour::Crashes(after)) = behaviour {
+        let crashes = match behaviour {
+            Some(Behaviour::Crashes(after)) => Some(after),
+            Some(Behaviour::OneCrashes(which, after)) => Some(after).filter(|_| which == index),
+            _ => None,
+        };
+        if let Some(after) = crashes {
             let (engine, id) = (self.clone(), id.clone());
             tokio::spawn(async move {
                 sleep(after).await;

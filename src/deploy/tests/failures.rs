@@ -313,9 +313,9 @@ async fn a_deployment_that_is_given_up_leaves_what_served() {
     let waiting = tokio::spawn(async move { deployer.deploy(&env(), second, &SilentProgress).await });
     platform.until("the new replica", |platform| platform.engine.containers() == 2).await;
     // Of another version: nothing happens.
-    platform.deployer.abandon(&env(), ReleaseVersion(7), "not this one").await;
+    platform.deployer.abandon(&env(), ReleaseVersion(7), "not this one").await.unwrap();
     assert!(!waiting.is_finished());
-    platform.deployer.abandon(&env(), second, "superseded by a push of bob").await;
+    platform.deployer.abandon(&env(), second, "superseded by a push of bob").await.unwrap();
     let failure = waiting.await.unwrap().unwrap_err();
     assert!(
         matches!(&failure, DeployFailure::Failed { reason, .. } if reason == "superseded by a push of bob"),

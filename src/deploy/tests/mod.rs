@@ -3,6 +3,7 @@
 mod domains;
 mod engine;
 mod failures;
+mod faults;
 mod promises;
 mod rollouts;
 pub(crate) mod support;
