@@ -50,8 +50,8 @@ pub(super) enum Command {
     /// What runs, and how it is
     Ps {
         env: Option<EnvRef>,
-        /// What each process type waits for, since when and until when
-        #[arg(long, requires = "env")]
+        /// What each process type waits for, since when and until when (without ENV: in all your environments)
+        #[arg(long)]
         why: bool,
     },
     /// Set the number of replicas: `scale acme/shop/dev web=3 worker=1`
@@ -279,7 +279,7 @@ pub(super) enum Deployments {
     List { env: EnvRef },
     /// One deployment (the newest, unless named), and what it waits for
     Info { env: EnvRef, version: Option<ReleaseVersion> },
-    /// Give the deployment under way up: what served before goes on serving
+    /// Give the deployment under way up: what served before, if anything did, goes on serving
     Cancel { env: EnvRef, version: Option<ReleaseVersion> },
 }
 
@@ -425,6 +425,7 @@ mod tests {
             "envs list acme/shop --json",
             "ps",
             "ps acme/shop/dev",
+            "ps --why --json",
             "scale acme/shop/dev web=3 worker=1",
             "scale acme/shop/dev --reset",
             "restart acme/shop/dev",

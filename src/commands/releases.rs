@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, now, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, deployments::still_serving, now, parse};
 use crate::{
     deploy::{DeployFailure, Derive, Progress},
     domain::{BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Stage, Verb},
@@ -107,8 +107,10 @@ impl Commands {
             Err(DeployFailure::Failed { reason, last_log_lines, .. }) => {
                 let lines: String =
                     last_log_lines.iter().map(|line| format!("\n         {}", answer::clean(line))).collect();
+                let serves = still_serving(self.store.need::<Environment>(env).await?.current);
                 Err(CommandError::Failed(format!(
-                    "{version} was not deployed to {env}: {reason}; what ran before still serves{lines}"
+                    "{version} was not deployed to {env}: {reason}; {serves}{lines}\n\
+                     See what it said: logs {env}\nSee how it went: deployments info {env} {version}"
                 )))
             }
             Err(DeployFailure::Superseded { by }) => Err(CommandError::Conflict(format!(

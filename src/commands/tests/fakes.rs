@@ -133,6 +133,15 @@ impl Deployments for FakeDeployer {
         };
         super::deployment(&self.store, env, version, state).await;
         if let Some(reason) = failure {
+            let failed = self.store.need::<Release>(&(env.clone(), version)).await?.record;
+            let current = self.store.need::<Environment>(env).await?.current.unwrap_or(version);
+            let serving = self.store.need::<Release>(&(env.clone(), current)).await?.record;
+            self.change(env, |record| {
+                if record.config == failed.config {
+                    record.config = serving.config.clone();
+                }
+            })
+            .await?;
             return Err(DeployFailure::Failed { release: version, reason, last_log_lines: vec!["Error: x".into()] });
         }
         self.change(env, |record| (record.target, record.current) = (Some(version), Some(version))).await?;
@@ -168,7 +177,8 @@ impl Deployments for FakeDeployer {
                 release: release.as_ref().unwrap().version,
                 state: ReplicaState::Running,
                 health: ReplicaHealth::Ready,
-                started_at: Some(Timestamp::now()),
+                since: Timestamp::now(),
+                started_at: Some(Timestamp::now() - Duration::from_secs(7200)),
                 reason: None,
             };
             ProcessStatus {
