@@ -70,10 +70,13 @@ fn failure(build: &Build, undeployed: Option<&Undeployed>) -> Refusal {
 /// What a push is told whose build has ended, which the server cannot write down.
 pub(super) fn unrecorded(build: &Build) -> Refusal {
     let (env, number) = (&build.env, build.number);
-    let (ended, then) = match build.state {
-        BuildState::Succeeded => ("succeeded and its release serves", " The branch moves as soon as it can."),
-        BuildState::Cancelled { .. } => ("was cancelled", ""),
-        _ => ("failed", ""),
+    let (ended, then) = match (&build.state, build.release) {
+        (BuildState::Succeeded, _) => {
+            ("succeeded and its release serves".to_owned(), " The branch moves as soon as it can.")
+        }
+        (BuildState::Cancelled { .. }, _) => ("was cancelled".to_owned(), ""),
+        (_, Some(version)) => (format!("succeeded and its release {version} was not deployed"), ""),
+        (_, None) => ("failed".to_owned(), ""),
     };
     Refusal::new(format!("Build {number} {ended}, but the server could not record that yet: its store takes nothing."))
         .detail(format!("It goes on trying.{then}"))
@@ -131,6 +134,12 @@ mod tests {
             assert_eq!(text.contains("--process release"), !phase_done, "{text}");
             assert!(!text.contains("failed") || !phase_done, "{text}");
         }
+        let text = unrecorded(&build(Some(3))).render();
+        assert!(
+            text.contains("Build 5 succeeded and its release v3 was not deployed, but the server could not"),
+            "{text}"
+        );
+        assert!(unrecorded(&build(None)).render().contains("Build 5 failed, but the server could not"));
         let text = failure(&build(None), None).render();
         assert!(
             text.contains("Push rejected: build 5 failed\n") && text.contains("builds logs acme/shop/dev 5"),

@@ -198,12 +198,19 @@ async fn a_replica_is_told_since_when_it_is_what_it_is() {
     platform.engine.kill("web", 1);
     let mut before = replica().await;
     let mut seen = std::collections::BTreeSet::new();
+    let mut waited = None;
     // It comes up, dies and waits, longer each time; each of these begins when the one before ends.
     for _ in 0..600 {
         sleep(Duration::from_millis(50)).await;
         let status = platform.deployer.status(&env()).await.unwrap();
         let Some(now) = status.processes[0].replicas.first().cloned() else { continue };
         let word = format!("{:?}", now.health);
+        // So does what is waited for: a pause has one beginning, which is after the death, and one end.
+        if let Some(wait) = status.why.iter().find(|wait| wait.why.contains("waiting until")) {
+            assert!(wait.since >= now.since && wait.until > Some(wait.since), "{wait:?} {now:?}");
+            let before = waited.replace(wait.clone()).filter(|before: &WaitStatus| before.until == wait.until);
+            assert!(before.is_none_or(|before| before.since == wait.since), "{wait:?}");
+        }
         if now.health != before.health {
             assert!(seconds(before.since, now.since) > 0.0, "{before:?} → {now:?}");
         } else if now.health == ReplicaHealth::CrashLooping && before.state == now.state && now.since != before.since {
