@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Answer, Caller, CommandError, Commands, answer, now, parse};
 use crate::{
     deploy::CancelFailure,
-    domain::{Deployment, DeploymentState, EnvRef, Environment, ReleaseVersion, Verb},
+    domain::{Deployment, DeploymentState, EnvRef, Environment, ReleaseVersion, Verb, still_serving},
 };
 
 fn state(deployment: &Deployment) -> &'static str {
@@ -24,14 +24,6 @@ fn reason(deployment: &Deployment) -> Option<String> {
         DeploymentState::Failed { reason } => Some(reason.clone()),
         DeploymentState::Cancelled { by } => Some(format!("by {by}")),
         DeploymentState::Superseded { by } => Some(format!("by {by}")),
-    }
-}
-
-/// What serves after a deployment that has come to nothing; `serves` is what was deployed with success before.
-pub(super) fn still_serving(serves: Option<ReleaseVersion>) -> String {
-    match serves {
-        Some(version) => format!("{version}, the one before, goes on serving"),
-        None => "nothing served before, so nothing serves now".to_owned(),
     }
 }
 

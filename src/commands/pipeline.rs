@@ -3,13 +3,12 @@
 use super::{
     Answer, Caller, CommandError, CommandIo, Commands,
     builds::Form,
-    deployments::still_serving,
     error::{blocking, logged},
     releases::no_release,
 };
 use crate::{
     build::{EnqueueError, NewBuild},
-    domain::{Build, BuildState, EnvRef, Environment, Verb},
+    domain::{Build, BuildState, EnvRef, Environment, Verb, still_serving},
     store::Stored,
 };
 

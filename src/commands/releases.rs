@@ -5,10 +5,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, deployments::still_serving, now, parse};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, now, parse};
 use crate::{
     deploy::{DeployFailure, Derive, Progress},
-    domain::{BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Stage, Verb},
+    domain::{
+        BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Stage, Verb,
+        still_serving,
+    },
     logs::{OutputLines, render_line},
     store::Stored,
 };

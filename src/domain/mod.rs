@@ -27,6 +27,7 @@ pub use people::{App, DomainClaim, Environment, Invite, PublicKey, Tenant, Tombs
 pub use process::{Health, HealthProbe, ProcessSpec, UpgradePolicy};
 pub use release::{
     Deployment, DeploymentState, LAST_LOG_LINE_CHARS, LAST_LOG_LINES, Release, ReleaseVersion, RolloutProgress,
+    still_serving,
 };
 pub use replica::{Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};
 

@@ -27,6 +27,14 @@ impl FromStr for ReleaseVersion {
     }
 }
 
+/// For people: what serves after a deployment that has come to nothing; `serves` is what was deployed with success before.
+pub fn still_serving(serves: Option<ReleaseVersion>) -> String {
+    match serves {
+        Some(version) => format!("{version}, the one before, goes on serving"),
+        None => "nothing served before, so nothing serves now".to_owned(),
+    }
+}
+
 /// Immutable: image + config + process definitions + who, when and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {

@@ -2,7 +2,7 @@
 
 use super::{Receive, Refusal};
 use crate::{
-    domain::{Build, BuildState, Deployment, DeploymentState, Environment, Release, ReleaseVersion},
+    domain::{Build, BuildState, Deployment, DeploymentState, Environment, Release, ReleaseVersion, still_serving},
     store::StoreError,
 };
 
@@ -56,10 +56,7 @@ fn failure(build: &Build, undeployed: Option<&Undeployed>) -> Refusal {
         Some(DeploymentState::Failed { .. }) => format!("its release {version} did not become ready"),
         _ => format!("its release {version} is not deployed yet"),
     };
-    let serving = match serves {
-        Some(serves) => format!("{serves}, the one before, goes on serving"),
-        None => "nothing served before, so nothing serves now".to_owned(),
-    };
+    let serving = still_serving(*serves);
     let logs = if *phase_done { String::new() } else { " --process release".to_owned() };
     Refusal::new(format!("Push rejected: build {number} succeeded, but {what}; {serving}"))
         .detail(format!("See what it said:      logs {env}{logs}"))
