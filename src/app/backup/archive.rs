@@ -207,6 +207,12 @@ pub(super) fn unpack(from: impl Read, directory: &Path) -> anyhow::Result<Manife
         manifest.format,
         manifest.berth
     );
+    compare(&members, &manifest)?;
+    Ok(manifest)
+}
+
+/// Whether what was unpacked is what was written.
+fn compare(members: &BTreeMap<String, Member>, manifest: &Manifest) -> anyhow::Result<()> {
     for (name, member) in &manifest.members {
         match members.get(name) {
             Some(found) if found == member => {}
@@ -224,7 +230,7 @@ pub(super) fn unpack(from: impl Read, directory: &Path) -> anyhow::Result<Manife
     if let Some(name) = members.keys().find(|name| !manifest.members.contains_key(*name)) {
         bail!("{name:?} is in the backup, and its manifest does not name it");
     }
-    Ok(manifest)
+    Ok(())
 }
 
 fn unreadable(name: &str) -> String {

@@ -224,17 +224,19 @@ impl Deployments for FakeDeployer {
     }
 }
 
-/// Builds succeed at once; one that is put into `active` stays there until it is cancelled.
+/// Builds end at once, as `ends` says; one that is put into `active` stays there until it is cancelled.
 pub struct FakeBuilds {
     pub store: Store,
     pub logs: Logs,
     pub active: Mutex<BTreeMap<EnvRef, Build>>,
     pub purged: Mutex<Vec<AppRef>>,
+    pub ends: Mutex<BuildState>,
 }
 
 impl FakeBuilds {
     pub fn new(store: Store, logs: Logs) -> Self {
-        Self { store, logs, active: Mutex::default(), purged: Mutex::default() }
+        let ends = Mutex::new(BuildState::Succeeded);
+        Self { store, logs, active: Mutex::default(), purged: Mutex::default(), ends }
     }
 
     /// A build that is under way.
@@ -250,7 +252,7 @@ impl BuildQueue for FakeBuilds {
         if let Some(build) = self.active.lock().unwrap().get(&new.env) {
             return Err(EnqueueError::Busy(Box::new(build.clone())));
         }
-        let mut build = super::build(&new.env, 20, BuildState::Succeeded);
+        let mut build = super::build(&new.env, 20, self.ends.lock().unwrap().clone());
         (build.commit, build.no_cache, build.pushed_by) = (new.commit, new.no_cache, new.pushed_by);
         self.store.transaction().put(&build).commit().await?;
         let mut writer = self.logs.build_writer(&new.env, build.number).unwrap();

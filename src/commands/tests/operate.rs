@@ -241,6 +241,16 @@ async fn builds_are_listed_followed_and_cancelled() {
     assert!(redeployed.stderr.contains("Reusing the slug"), "{redeployed:?}");
     let build = world.store.need::<Build>(&(shop(), BuildNumber(20))).await.unwrap();
     assert!(build.no_cache && build.pushed_by.as_str() == "dan");
+    *world.builds.ends.lock().unwrap() =
+        BuildState::Failed { reason: "release v2 was not deployed: it crashed".into() };
+    let said = world
+        .run("dan", "redeploy acme/shop/dev")
+        .await
+        .fails(1, "build 20 succeeded, but release v2 was not deployed");
+    assert!(
+        said.stderr.contains("it crashed; v2, the one before") && said.stderr.contains("deployments info"),
+        "{said:?}"
+    );
     world.run("dan", "redeploy acme/shop/prod").await.fails(4, "no release yet");
     world.run("dan", "promote acme/shop/dev other/app/dev").await.fails(2, "one app");
 }
