@@ -160,6 +160,9 @@ def mend(chaos, platform, apps):
     chaos.check(found.status != 0, "doctor is content")
     chaos.check(stray.exists() and not repository[2].exists(), "doctor without --repair changed something")
     mended = platform.host("doctor", "--repair")
+    # In the same run: what was repaired, and what only an empty repository has brought to light.
+    for sign in ["repaired: make an empty one", f"of {apps[2].env} v", "is not in the repository", "4 repaired, 1 not repaired"]:
+        chaos.check(sign in mended.out, f"doctor --repair does not say {sign!r}: {mended.out}")
     again = platform.host("doctor")
     # The branch of the lost repository cannot be made out of nothing: the next push brings it.
     left = [line for line in again.out.splitlines() if line.startswith("FAIL  records") and apps[2].env not in line]

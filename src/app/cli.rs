@@ -8,6 +8,7 @@ use super::{cli_validate, config::Config};
 use crate::{
     control::client,
     domain::{EnvName, UserName},
+    logs::render_line,
 };
 
 /// A self-hosted git-push build-and-deploy server.
@@ -139,7 +140,8 @@ pub fn main() -> ExitCode {
         Command::Hook { name } => Err(anyhow::anyhow!("there is no hook {name:?}")),
     };
     done.unwrap_or_else(|error| {
-        eprintln!(" !     {error:#}");
+        // It may quote what an archive or a file holds.
+        format!("{error:#}").lines().for_each(|line| eprintln!(" !     {}", render_line(line)));
         ExitCode::FAILURE
     })
 }

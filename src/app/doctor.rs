@@ -8,7 +8,12 @@ use std::{
 
 use bollard::Docker;
 
-use super::{check::Problem, cli::Place, config::Config, data_dir::DataDir};
+use super::{
+    check::{MendState, Problem},
+    cli::Place,
+    config::Config,
+    data_dir::DataDir,
+};
 use crate::{
     control::client,
     disk::{DiskFloor, human},
@@ -76,16 +81,41 @@ fn records(config: &Config, repair: bool) -> usize {
     if problems.is_empty() {
         println!("ok    {name:<15} they fit the repositories, the registry and the engine");
     }
-    for problem in &problems {
-        match &problem.mended {
-            Some(done) => println!("mended {name:<14} {}\n      {:<15} → done: {done}", problem.what, ""),
-            None => {
-                let how = if problem.mendable && !repair { "berth doctor --repair would " } else { "" };
-                println!("FAIL  {name:<15} {}\n      {:<15} → {how}{}", problem.what, "", problem.next);
-            }
-        }
+    problems.iter().for_each(|problem| print!("{}", told(problem, repair, name)));
+    let left = problems.iter().filter(|problem| !problem.is_mended()).count();
+    if repair && !problems.is_empty() {
+        let mark = if left == 0 { "ok  " } else { "FAIL" };
+        println!("{mark}  {name:<15} {} repaired, {left} not repaired", problems.len() - left);
     }
-    problems.iter().filter(|problem| problem.mended.is_none()).count()
+    left
+}
+
+/// What is wrong, what a repair has done about it (or would do), and what is left to do.
+fn told(problem: &Problem, repair: bool, name: &str) -> String {
+    let mut steps = Vec::new();
+    let how = problem.how.as_deref();
+    match (&problem.state, how) {
+        (MendState::Mended, Some(how)) => steps.push(format!("repaired: {how}")),
+        (MendState::Failed(error), Some(how)) => steps.push(format!("not repaired: to {how} failed: {error}")),
+        (MendState::Back, Some(how)) => {
+            steps.push(format!("not repaired: {how} did not help, or it came back at once"))
+        }
+        (_, Some(how)) if repair => {
+            steps.push(format!("not repaired: it came to light at the end; repair again ({how})"))
+        }
+        (_, Some(how)) => steps.push(format!("`berth doctor --repair` would {how}")),
+        (_, None) if repair => steps.push("not repaired: berth cannot do this by itself".to_owned()),
+        (_, None) => {}
+    }
+    steps.extend(problem.next.as_ref().map(|next| match how {
+        Some(_) => format!("then: {next}"),
+        None => format!("next: {next}"),
+    }));
+    // As wide as the marks of the other checks with the two spaces after them.
+    let mark = if problem.is_mended() { "done  " } else { "FAIL  " };
+    let mut text = format!("{mark}{name:<15} {}\n", problem.what);
+    steps.iter().for_each(|step| text.push_str(&format!("      {:<15} → {step}\n", "")));
+    text
 }
 
 /// Without a server: whether the store is whole.
@@ -273,4 +303,58 @@ fn server(config: &Config) -> Finding {
         format!("not running, and {} cannot be listened on", taken.join(", ")),
         "end what listens there, or change ssh.listen".into(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_clear_what_was_repaired_and_what_was_not() {
+        let problem = |state, how: Option<&str>, next: Option<&str>| Problem {
+            what: "a repository is missing".to_owned(),
+            how: how.map(str::to_owned),
+            state,
+            next: next.map(str::to_owned),
+        };
+        let make = Some("make an empty one");
+        for (problem, repair, want) in [
+            (
+                problem(MendState::Found, make, Some("push again")),
+                false,
+                "FAIL  records  W → `berth doctor --repair` would make an empty one → then: push again",
+            ),
+            (
+                problem(MendState::Mended, make, Some("push again")),
+                true,
+                "done records W → repaired: make an empty one → then: push again",
+            ),
+            (problem(MendState::Mended, make, None), true, "done records W → repaired: make an empty one"),
+            (
+                problem(MendState::Failed("no room".into()), make, None),
+                true,
+                "FAIL  records  W → not repaired: to make an empty one failed: no room",
+            ),
+            (
+                problem(MendState::Back, make, None),
+                true,
+                "FAIL  records  W → not repaired: make an empty one did not help, or it came back at once",
+            ),
+            (
+                problem(MendState::Found, make, None),
+                true,
+                "FAIL  records  W → not repaired: it came to light at the end; repair again (make an empty one)",
+            ),
+            (
+                problem(MendState::Found, None, Some("push it")),
+                true,
+                "FAIL  records  W → not repaired: berth cannot do this by itself → next: push it",
+            ),
+            (problem(MendState::Found, None, Some("push it")), false, "FAIL  records  W → next: push it"),
+        ] {
+            let text = told(&problem, repair, "records").replace("a repository is missing", "W");
+            let words: Vec<&str> = text.split_whitespace().collect();
+            assert_eq!(words.join(" "), want.split_whitespace().collect::<Vec<_>>().join(" "));
+        }
+    }
 }

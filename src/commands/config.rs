@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, nouns};
 use crate::{
     deploy::Derive,
-    domain::{EnvRef, Environment, Verb},
+    domain::{EnvRef, Environment, ReleaseVersion, Verb},
 };
 
 /// Largest value, and all names and values of an environment together, in bytes.
@@ -136,8 +136,31 @@ impl Commands {
         };
         let names: Vec<&str> = changes.keys().map(String::as_str).collect();
         let why = format!("config {verb} {}", names.join(" "));
-        let release = self.deployer.derive_release(env, current, Derive::Config(changes), &caller.user, &why).await?;
-        self.deploy_and_say(env, release.version, io).await
+        let derive = Derive::Config(changes.clone());
+        let version = self.deployer.derive_release(env, current, derive, &caller.user, &why).await?.version;
+        match self.deploy_and_say(env, version, io).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.with_fate(env, version, verb, &changes, error).await),
+        }
+    }
+
+    /// The error of a release that was to bring a change of config, and what has become of that.
+    async fn with_fate(
+        &self,
+        env: &EnvRef,
+        version: ReleaseVersion,
+        verb: &str,
+        changes: &Changes,
+        error: CommandError,
+    ) -> CommandError {
+        // That it cannot be read is what the error says already, or the next command.
+        let Ok(stored) = self.store.need::<Environment>(env).await else { return error };
+        let fate = fate(&stored, version, verb, changes);
+        match error {
+            CommandError::Failed(text) => CommandError::Failed(format!("{text}\n{fate}")),
+            CommandError::Conflict(text) => CommandError::Conflict(format!("{text}\n{fate}")),
+            other => other,
+        }
     }
 
     /// The environment, unless it is on its way to another release: what that ends with would be undone, or undo this.
@@ -164,6 +187,33 @@ fn apply(changes: &Changes, config: &mut BTreeMap<String, String>) {
     }
 }
 
+/// What has become of a change whose release was not deployed, and what to do next. Values are never told.
+fn fate(env: &Environment, version: ReleaseVersion, verb: &str, changes: &Changes) -> String {
+    let list = |names: &[&str]| names.join(", ");
+    let name = &env.name;
+    if env.target == Some(version) && env.current != Some(version) {
+        let names: Vec<&str> = changes.keys().map(String::as_str).collect();
+        return format!(
+            "{version} is still being deployed, and brings the change of {}: see `ps {name}`",
+            list(&names)
+        );
+    }
+    let in_force = |(variable, value): &(&String, &Option<String>)| env.config.get(*variable) == value.as_ref();
+    let (kept, taken_back): (Vec<_>, Vec<_>) = changes.iter().partition(in_force);
+    let names = |of: &[(&String, &Option<String>)]| list(&of.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
+    let mut lines = Vec::new();
+    if !taken_back.is_empty() {
+        lines.push(format!(
+            "The change of {} was taken back with its release: the config is as it was. When the cause is mended: config {verb} {name} …",
+            names(&taken_back)
+        ));
+    }
+    if !kept.is_empty() {
+        lines.push(format!("The change of {} is stored, and every later release has it", names(&kept)));
+    }
+    lines.join("\n")
+}
+
 fn check_size(config: &BTreeMap<String, String>) -> Result<(), CommandError> {
     let size: usize = config.iter().map(|(name, value)| name.len() + value.len()).sum();
     if size > MAX_CONFIG {
@@ -175,6 +225,36 @@ fn check_size(config: &BTreeMap<String, String>) -> Result<(), CommandError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_becomes_of_a_change_is_told_as_it_is() {
+        let set: Changes = [("A".to_owned(), Some("new-secret".to_owned())), ("B".to_owned(), None)].into();
+        for (a, b, target, want) in [
+            (Some("old"), Some("x"), 1, &["The change of A, B was taken back", "config set acme/shop/dev"][..]),
+            (Some("new-secret"), None, 3, &["The change of A, B is stored"]),
+            (Some("old"), None, 1, &["change of A was taken back", "change of B is stored"]),
+            (Some("new-secret"), None, 2, &["v2 is still being deployed", "the change of A, B"]),
+        ] {
+            let mut config = BTreeMap::new();
+            config.extend(a.map(|value| ("A".to_owned(), value.to_owned())));
+            config.extend(b.map(|value| ("B".to_owned(), value.to_owned())));
+            let env = Environment {
+                name: "acme/shop/dev".parse().unwrap(),
+                created_at: crate::domain::Timestamp::UNIX_EPOCH,
+                deploy_branch: None,
+                config,
+                scale: BTreeMap::new(),
+                domains: Vec::new(),
+                target: Some(ReleaseVersion(target)),
+                current: Some(ReleaseVersion(if target == 3 { 3 } else { 1 })),
+                last_release: 3,
+                last_build: 1,
+                restarts: 0,
+            };
+            let text = fate(&env, ReleaseVersion(2), "set", &set);
+            assert!(want.iter().all(|part| text.contains(part)) && !text.contains("new-secret"), "{want:?}: {text}");
+        }
+    }
 
     #[test]
     fn names_of_variables() {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Answer, Caller, CommandError, Commands, answer, nouns, now};
 use crate::{
     deploy::CancelFailure,
-    domain::{Deployment, DeploymentState, EnvRef, ReleaseVersion, Verb},
+    domain::{Deployment, DeploymentState, EnvRef, Environment, ReleaseVersion, Verb, still_serving},
 };
 
 fn state(deployment: &Deployment) -> &'static str {
@@ -98,6 +98,7 @@ impl Commands {
         let list = format!("see `deployments list {env}`");
         let deployment = found.ok_or_else(|| CommandError::NotFound(format!("{env} has {what}; {list}")))?.record;
         let mut json = value(&deployment);
+        json["last_log_lines"] = json!(deployment.last_log_lines);
         let mut rows = vec![
             ["release".to_owned(), deployment.to.to_string()].to_vec(),
             ["from".to_owned(), version_or_dash(deployment.from)].to_vec(),
@@ -107,6 +108,12 @@ impl Commands {
         ];
         rows.extend(reason(&deployment).map(|why| vec!["why".to_owned(), why]));
         let mut human = answer::table(&["deployment", ""], &rows);
+        if !deployment.last_log_lines.is_empty() {
+            human.push_str("The last lines of its log:\n");
+            // Plain text from the day they were written on; nobody has to rely on it.
+            let lines = deployment.last_log_lines.iter().map(|line| format!("  {}\n", answer::clean(line)));
+            human.extend(lines);
+        }
         if deployment.state == DeploymentState::Running {
             let status = self.deployer.status(env).await?;
             json["waiting"] = json!(status.waits);
@@ -132,7 +139,8 @@ impl Commands {
             CancelFailure::Busy => CommandError::TryLater(failure.to_string()),
             CancelFailure::Store(error) => error.into(),
         })?;
-        let text = format!("Cancelled the deployment of {cancelled} to {env}; what served before goes on serving");
-        Ok(Answer::new(text, json!({"env": env, "cancelled": cancelled})))
+        let serves = self.store.need::<Environment>(env).await?.current;
+        let text = format!("Cancelled the deployment of {cancelled} to {env}; {}", still_serving(serves));
+        Ok(Answer::new(text, json!({"env": env, "cancelled": cancelled, "serving": serves})))
     }
 }

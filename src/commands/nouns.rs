@@ -151,7 +151,7 @@ pub(super) enum Deployments {
     List { env: EnvRef },
     /// One deployment (the newest, unless named), and what it waits for
     Info { env: EnvRef, version: Option<ReleaseVersion> },
-    /// Give the deployment under way up: what served before goes on serving
+    /// Give the deployment under way up: what served before, if anything did, goes on serving
     Cancel { env: EnvRef, version: Option<ReleaseVersion> },
 }
 

@@ -50,8 +50,8 @@ pub(super) enum Command {
     /// What runs, and how it is
     Ps {
         env: Option<EnvRef>,
-        /// What each process type waits for, since when and until when
-        #[arg(long, requires = "env")]
+        /// What each process type waits for, since when and until when (without ENV: in all your environments)
+        #[arg(long)]
         why: bool,
     },
     /// Set the number of replicas: `scale acme/shop/dev web=3 worker=1`
@@ -212,6 +212,7 @@ mod tests {
             "envs list acme/shop --json",
             "ps",
             "ps acme/shop/dev",
+            "ps --why --json",
             "scale acme/shop/dev web=3 worker=1",
             "scale acme/shop/dev --reset",
             "restart acme/shop/dev",

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     build::{EnqueueError, NewBuild},
-    domain::{Build, BuildState, EnvRef, Verb},
+    domain::{Build, BuildState, EnvRef, Environment, Verb, still_serving},
     store::Stored,
 };
 
@@ -84,15 +84,23 @@ impl Commands {
         let form = if json { Form::Aside } else { Form::Text };
         self.relay_build(caller, env, build.number, form, io).await?;
         let build = self.builds.wait(env, build.number).await?;
-        match &build.state {
-            BuildState::Succeeded => Ok(Answer {
+        match (&build.state, build.release) {
+            (BuildState::Succeeded, _) => Ok(Answer {
                 human: String::new(),
                 json: serde_json::json!({"env": env, "build": build.number, "release": build.release}),
             }),
-            BuildState::Failed { reason } | BuildState::Cancelled { reason } => {
+            (BuildState::Failed { reason }, Some(version)) => {
+                let serves = still_serving(self.store.need::<Environment>(env).await?.current);
+                Err(CommandError::Failed(format!(
+                    "build {} succeeded, but {reason}; {serves}\nSee what it said: logs {env}\n\
+                     See how it went: deployments info {env} {version}",
+                    build.number
+                )))
+            }
+            (BuildState::Failed { reason } | BuildState::Cancelled { reason }, _) => {
                 Err(CommandError::Failed(format!("build {} did not succeed: {reason}", build.number)))
             }
-            BuildState::Queued | BuildState::Running { .. } => {
+            (BuildState::Queued | BuildState::Running { .. }, _) => {
                 Err(CommandError::TryLater("the server is stopping; the build will go on".into()))
             }
         }

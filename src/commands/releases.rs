@@ -8,7 +8,10 @@ use tokio::sync::mpsc;
 use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, nouns, now};
 use crate::{
     deploy::{DeployFailure, Derive, Progress},
-    domain::{BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Stage, Verb},
+    domain::{
+        BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Stage, Verb,
+        still_serving,
+    },
     logs::{OutputLines, render_line},
     store::Stored,
 };
@@ -107,8 +110,10 @@ impl Commands {
             Err(DeployFailure::Failed { reason, last_log_lines, .. }) => {
                 let lines: String =
                     last_log_lines.iter().map(|line| format!("\n         {}", answer::clean(line))).collect();
+                let serves = still_serving(self.store.need::<Environment>(env).await?.current);
                 Err(CommandError::Failed(format!(
-                    "{version} was not deployed to {env}: {reason}; what ran before still serves{lines}"
+                    "{version} was not deployed to {env}: {reason}; {serves}{lines}\n\
+                     See what it said: logs {env}\nSee how it went: deployments info {env} {version}"
                 )))
             }
             Err(DeployFailure::Superseded { by }) => Err(CommandError::Conflict(format!(

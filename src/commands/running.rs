@@ -17,6 +17,7 @@ use crate::{
 
 /// How long `scale` and `restart` wait for what they asked for.
 const SETTLE: Duration = Duration::from_secs(600);
+const NO_ENVIRONMENTS: &str = "No environments. Make an app: apps create TENANT/APP";
 /// How often those who wait are told what for, when that has changed.
 const SPEAK_EVERY: Duration = Duration::from_secs(3);
 
@@ -25,28 +26,32 @@ fn word(value: impl serde::Serialize) -> String {
     json!(value).as_str().unwrap_or_default().to_owned()
 }
 
+/// `5m ago`.
+fn ago(at: Timestamp) -> String {
+    format!("{} ago", answer::age(now().duration_since(at).as_secs()))
+}
+
 fn replica_row(process: &ProcessType, replica: &ReplicaStatus) -> Vec<String> {
-    let age = replica.started_at.map_or_else(|| "-".to_owned(), |at| answer::age(now().duration_since(at).as_secs()));
     let name = format!("{process}.{}", replica.index);
-    vec![name, word(replica.health), replica.release.to_string(), age, replica.reason.clone().unwrap_or_default()]
+    let reason = replica.reason.clone().unwrap_or_default();
+    vec![name, word(replica.health), ago(replica.since), replica.release.to_string(), reason]
 }
 
 fn replica_value(process: &ProcessType, replica: &ReplicaStatus) -> Value {
     json!({
         "process": process, "index": replica.index, "state": replica.health, "release": replica.release,
-        "started_at": replica.started_at, "reason": replica.reason,
+        "since": replica.since, "started_at": replica.started_at, "reason": replica.reason,
     })
 }
 
 /// What is waited for, by process type; then what concerns them all.
 fn why_text(status: &EnvStatus) -> String {
     let row = |wait: &WaitStatus| {
-        let ago = |at: Timestamp| answer::age(now().duration_since(at).as_secs());
         let until = wait
             .until
             .map_or_else(|| "-".to_owned(), |at| format!("in {}", answer::age(at.duration_since(now()).as_secs())));
         let ready = format!("{}/{}", wait.ready, wait.wanted);
-        vec![wait.process.to_string(), ready, format!("{} ago", ago(wait.since)), until, answer::clean(&wait.why)]
+        vec![wait.process.to_string(), ready, ago(wait.since), until, answer::clean(&wait.why)]
     };
     let mut text = match status.why.is_empty() {
         true => "Nothing is waited for: what runs is what should.\n".to_owned(),
@@ -99,7 +104,7 @@ impl Commands {
         } else {
             let rows: Vec<Vec<String>> =
                 replicas.iter().map(|(process, replica)| replica_row(process, replica)).collect();
-            human.push_str(&answer::table(&["replica", "state", "release", "age", "why"], &rows));
+            human.push_str(&answer::table(&["replica", "state", "since", "release", "why"], &rows));
         }
         if why {
             human.push_str(&why_text(&status));
@@ -131,8 +136,33 @@ impl Commands {
                 .collect();
             values.push(json!({"env": env.name, "release": status.current, "settled": status.settled, "processes": processes, "waiting": status.waits}));
         }
-        let empty = "No environments. Make an app: apps create TENANT/APP";
-        Ok(Answer::table(&["environment", "release", "ready", "waiting"], rows, values, empty))
+        Ok(Answer::table(&["environment", "release", "ready", "waiting"], rows, values, NO_ENVIRONMENTS))
+    }
+
+    /// `ps --why` of everything that the caller sees: what is waited for, environment by environment. Of a single one, all there is
+    /// to say for people; programs get a list in any case.
+    pub(super) async fn why_all(&self, caller: &Caller) -> Result<Answer, CommandError> {
+        let environments = self.visible_environments(caller, "").await?;
+        let single = environments.len() == 1;
+        let (mut human, mut values, mut quiet) = (String::new(), Vec::new(), 0_usize);
+        for env in &environments {
+            let status = self.deployer.status(&env.name).await?;
+            let json = json!({"env": env.name, "release": status.current, "settled": status.settled, "waiting": status.waits, "why": status.why});
+            values.push(json);
+            if status.settled && status.waits.is_empty() && status.why.is_empty() {
+                quiet += 1;
+                continue;
+            }
+            human.push_str(&format!("{}:\n{}", env.name, why_text(&status)));
+        }
+        match environments.first() {
+            None => human.push_str(NO_ENVIRONMENTS),
+            Some(env) if single => human = self.ps(caller, &env.name, true).await?.human,
+            Some(_) if quiet == environments.len() => human.push_str("Nothing is waited for in any environment"),
+            Some(_) if quiet > 0 => human.push_str(&format!("Nothing is waited for in {quiet} more")),
+            Some(_) => {}
+        }
+        Ok(Answer::new(human, Value::Array(values)))
     }
 
     /// `scale`.

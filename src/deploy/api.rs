@@ -152,6 +152,8 @@ pub struct ReplicaStatus {
     #[serde(flatten)]
     pub state: ReplicaState,
     pub health: ReplicaHealth,
+    /// Since when it has been so (`health`), by the time of day.
+    pub since: Timestamp,
     pub started_at: Option<Timestamp>,
     /// Why it is not ready, in words.
     pub reason: Option<String>,

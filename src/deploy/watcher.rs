@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     domain::{FailPoint, Health, HealthProbe, ReplicaId, Timestamp, fail_point::reached},
+    logs::plain_line,
     plan::{Phase, ProbeSchedule, Tracker},
     runtime::{Listener, Runtime, RuntimeError},
 };
@@ -170,8 +171,8 @@ impl Watcher {
             Err(error) => return Some(Err(ProbeError::Wrong(format!("the health command cannot be run: {error}")))),
         };
         let said = String::from_utf8_lossy(&ended.output);
-        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        let last: String = last.chars().filter(|c| !c.is_control()).take(SAID).collect();
+        let mut lines = said.lines().rev().map(|line| plain_line(line, SAID));
+        let last = lines.find(|line| !line.trim().is_empty()).unwrap_or_default();
         let said = if last.is_empty() { last } else { format!(": {last}") };
         Some(match ended.code {
             Some(0) => Ok(()),

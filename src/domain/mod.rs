@@ -25,7 +25,10 @@ pub use image::{Digest, ImageRef};
 pub use names::{AppName, AppRef, EnvName, EnvRef, JobName, NameError, ProcessType, TenantName, UserName};
 pub use people::{App, DomainClaim, Environment, Invite, PublicKey, Tenant, Tombstone, User};
 pub use process::{Health, HealthProbe, ProcessSpec, UpgradePolicy};
-pub use release::{Deployment, DeploymentState, Release, ReleaseVersion, RolloutProgress};
+pub use release::{
+    Deployment, DeploymentState, LAST_LOG_LINE_CHARS, LAST_LOG_LINES, Release, ReleaseVersion, RolloutProgress,
+    still_serving,
+};
 pub use replica::{Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};
 
 /// A moment, UTC, nanosecond resolution, RFC 3339 when serialised.

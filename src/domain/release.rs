@@ -27,6 +27,14 @@ impl FromStr for ReleaseVersion {
     }
 }
 
+/// For people: what serves after a deployment that has come to nothing; `serves` is what was deployed with success before.
+pub fn still_serving(serves: Option<ReleaseVersion>) -> String {
+    match serves {
+        Some(version) => format!("{version}, the one before, goes on serving"),
+        None => "nothing served before, so nothing serves now".to_owned(),
+    }
+}
+
 /// Immutable: image + config + process definitions + who, when and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
@@ -80,6 +88,11 @@ pub enum DeploymentState {
     },
 }
 
+/// Log lines that the record of a deployment keeps at most.
+pub const LAST_LOG_LINES: usize = 20;
+/// Characters that are kept of each.
+pub const LAST_LOG_LINE_CHARS: usize = 500;
+
 /// The act of moving an environment to a release. Keyed by the release: a release is deployed once; doing it again
 /// makes a new release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +107,9 @@ pub struct Deployment {
     /// How far it had come while it was under way, for a server that takes it up; `None`: no further than begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<RolloutProgress>,
+    /// The last lines of what failed, in the order in which they were written: plain text, [`LAST_LOG_LINES`] at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_log_lines: Vec<String>,
 }
 
 /// How far a deployment under way has come.
@@ -105,4 +121,21 @@ pub struct RolloutProgress {
     pub closest: u32,
     /// Servers that took it up since.
     pub adoptions: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deployment_of_before_is_read() {
+        let old = r#"{"env":"acme/shop/dev","to":3,"from":2,"state":"failed","reason":"x",
+            "started_at":"2026-01-01T00:00:00Z","finished_at":"2026-01-01T00:00:10Z"}"#;
+        let mut deployment: Deployment = serde_json::from_str(old).unwrap();
+        assert!(deployment.last_log_lines.is_empty() && deployment.to == ReleaseVersion(3));
+        assert!(!serde_json::to_string(&deployment).unwrap().contains("last_log_lines"));
+        deployment.last_log_lines = vec!["Error: x".to_owned()];
+        let text = serde_json::to_string(&deployment).unwrap();
+        assert_eq!(serde_json::from_str::<Deployment>(&text).unwrap(), deployment);
+    }
 }

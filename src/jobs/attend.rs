@@ -6,7 +6,11 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::runtime::{Job, JobExit, JobSpec, Output, Runtime, RuntimeError};
+use crate::{
+    domain::LAST_LOG_LINE_CHARS,
+    logs::{OutputLines, plain_line},
+    runtime::{Job, JobExit, JobSpec, Output, Runtime, RuntimeError, Source},
+};
 
 /// How long making and starting the job may take; it may have to wait for the image.
 const START_DEADLINE: Duration = Duration::from_secs(300);
@@ -14,8 +18,7 @@ const START_DEADLINE: Duration = Duration::from_secs(300);
 const FINISH_DEADLINE: Duration = Duration::from_secs(30);
 /// The audience is told that the job still runs when there was no output for this long.
 const SILENCE: Duration = Duration::from_secs(8);
-/// Last output that is kept, in bytes and in lines.
-const TAIL: usize = 4096;
+/// Last lines of output that are kept.
 const TAIL_LINES: usize = 30;
 
 /// What is never there.
@@ -120,7 +123,7 @@ impl Ending {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attended {
     pub ending: Ending,
-    /// The last lines of its output, at most 4 KiB.
+    /// The last lines of its output, 30 at most, each as plain text of at most 500 characters.
     pub tail: Vec<String>,
 }
 
@@ -141,12 +144,12 @@ pub async fn attend(
         Ok(started) => started,
         Err(reason) => return Ok(Attended { ending: Ending::NotBegun(reason), tail: Vec::new() }),
     };
-    let mut watched = Watched { output: started.job().output(), tail: VecDeque::with_capacity(TAIL), audience };
+    let mut watched = Watched { output: started.job().output(), tail: Tail::default(), audience };
     let ending = watched.until_over(started.job(), limit, stopped).await;
     if let Ok(Ending::TimeLimit(_) | Ending::Stopped(_)) = ending {
         watched.stop(started.job(), spec.stop_grace).await;
     }
-    let tail = watched.tail();
+    let tail = watched.tail.lines();
     if let Err(error) = started.finish().await {
         tracing::warn!(job = spec.name, %error, "a job cannot be cleared up");
     }
@@ -155,7 +158,7 @@ pub async fn attend(
 
 struct Watched<'a> {
     output: BoxStream<'static, Result<Output, RuntimeError>>,
-    tail: VecDeque<u8>,
+    tail: Tail,
     audience: &'a mut dyn Audience,
 }
 
@@ -191,8 +194,7 @@ impl Watched<'_> {
     }
 
     async fn take(&mut self, output: Output) {
-        self.tail.extend(&output.bytes);
-        self.tail.drain(..self.tail.len().saturating_sub(TAIL));
+        self.tail.take(&output);
         self.audience.output(output).await;
     }
 
@@ -211,11 +213,61 @@ impl Watched<'_> {
         // One that does not end in time is killed by its clearing up.
         let _ = timeout(grace, last_words).await;
     }
+}
 
-    fn tail(&mut self) -> Vec<String> {
-        let text = String::from_utf8_lossy(self.tail.make_contiguous()).into_owned();
-        let mut lines: Vec<String> = text.lines().rev().take(TAIL_LINES).map(str::to_owned).collect();
-        lines.reverse();
-        lines
+/// The last lines of both streams, in the order in which they ended.
+#[derive(Default)]
+struct Tail {
+    last: VecDeque<String>,
+    /// What has no end yet, of standard output and of standard error: neither runs into the other.
+    partial: [OutputLines; 2],
+}
+
+impl Tail {
+    fn take(&mut self, output: &Output) {
+        let last = &mut self.last;
+        self.partial[usize::from(output.source == Source::Stderr)].take(&output.bytes, |line| keep(last, line));
+    }
+
+    /// What is kept; lines without an end are the last.
+    fn lines(mut self) -> Vec<String> {
+        for partial in &mut self.partial {
+            if let Some(line) = partial.rest() {
+                keep(&mut self.last, &line);
+            }
+        }
+        self.last.into()
+    }
+}
+
+fn keep(last: &mut VecDeque<String>, line: &str) {
+    if last.len() == TAIL_LINES {
+        last.pop_front();
+    }
+    last.push_back(plain_line(line, LAST_LOG_LINE_CHARS));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_is_plain_lines_of_both_streams() {
+        let mut tail = Tail::default();
+        for (source, text) in [
+            (Source::Stdout, "\u{1b}[32mmigr"),
+            (Source::Stderr, "Err"),
+            (Source::Stdout, "ating\u{1b}[0m\n10%\r20%\n"),
+            (Source::Stderr, "or: no table\n"),
+            (Source::Stdout, "half a line"),
+        ] {
+            tail.take(&Output { source, bytes: text.as_bytes().to_vec().into() });
+        }
+        assert_eq!(tail.lines(), ["migrating", "20%", "Error: no table", "half a line"]);
+        let mut tail = Tail::default();
+        let bytes = format!("{}\n", "x".repeat(2000)).repeat(100).into_bytes().into();
+        tail.take(&Output { source: Source::Stdout, bytes });
+        let lines = tail.lines();
+        assert!(lines.len() == TAIL_LINES && lines.iter().all(|line| line.len() == LAST_LOG_LINE_CHARS));
     }
 }

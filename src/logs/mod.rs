@@ -5,7 +5,7 @@
 //! handle that everyone clones. Replicas ([`collector`]) and jobs ([`JobOutput`]) are taken at a pace, and of the lines that wait for the
 //! writer one tenant has a share, so that none who writes without end is in the way of others. Build
 //! logs (`builds`) are files of their own. [`collector`] and [`access`] bring in what replicas and the router write. [`render_record`]
-//! makes a line safe for a terminal.
+//! makes a line safe for a terminal, [`plain_line`] plain text of it.
 
 pub mod access;
 mod builds;
@@ -14,6 +14,7 @@ mod follow;
 mod job;
 mod lines;
 mod pace;
+mod plain;
 mod record;
 mod render;
 mod ring;
@@ -36,6 +37,7 @@ pub use self::{
     follow::LogItem,
     job::JobOutput,
     lines::OutputLines,
+    plain::plain_line,
     record::{LogFilter, LogRecord, LogSource, LogStream, MAX_TEXT},
     render::{render_line, render_record},
 };

@@ -39,7 +39,7 @@ pub fn render_line(text: &str) -> String {
 }
 
 /// Control characters, and those that change the direction of text.
-fn is_unsafe(c: char) -> bool {
+pub(super) fn is_unsafe(c: char) -> bool {
     (c.is_control() && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

@@ -165,7 +165,8 @@ mod tests {
         };
         let (to, from) = (ReleaseVersion(to), from.map(ReleaseVersion));
         let env = "acme/shop/dev".parse().unwrap();
-        Deployment { env, to, from, state, started_at: Timestamp::UNIX_EPOCH, finished_at: None, progress: None }
+        let (started_at, last_log_lines) = (Timestamp::UNIX_EPOCH, Vec::new());
+        Deployment { env, to, from, state, started_at, finished_at: None, progress: None, last_log_lines }
     }
 
     fn build(number: u64, state: u8, release: Option<u64>, image_byte: Option<u8>) -> Build {

@@ -13,6 +13,7 @@ use tokio::{sync::mpsc, time::timeout};
 use super::{
     Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update,
     Verdict,
+    ended::unrecorded,
     policy::decide,
     waiting::{in_queue, patiently},
 };
@@ -268,18 +269,17 @@ impl Receive {
             self.outcome(env, number).await
         };
         let text = tokio::select! {
-            ended = relay => match ended.map(|build| build.state) {
+            ended = relay => match ended.map(|build| (build.state.clone(), build)) {
                 Err(Unknown::Unrecorded(build)) => unrecorded(&build),
-                Ok(BuildState::Succeeded) => match self.settled(push, build).await {
+                Ok((BuildState::Succeeded, _)) => match self.settled(push, build).await {
                     Ok(()) => return Verdict::Accept,
                     Err(error) => {
                         tracing::error!(%env, %number, error = format!("{error:#}"), "a push could not be completed");
                         Refusal::new("The build succeeded, but the branch could not be recorded; push again.")
                     }
                 },
-                Ok(BuildState::Cancelled { reason }) => Refusal::new(format!("Push rejected: build {number} was cancelled: {reason}")),
-                Ok(_) => Refusal::new(format!("Push rejected: build {number} failed"))
-                    .detail(format!("See its output again with: builds logs {env} {number}")),
+                Ok((BuildState::Cancelled { reason }, _)) => Refusal::new(format!("Push rejected: build {number} was cancelled: {reason}")),
+                Ok((_, failed)) => self.failure(&failed).await,
                 Err(Unknown::Store(error)) => {
                     tracing::error!(%env, %number, %error, "the outcome of a build could not be read");
                     Refusal::new(format!("The outcome of build {number} could not be read; see builds info {env} {number}"))
@@ -293,19 +293,6 @@ impl Receive {
         let _ = output.send(Bytes::from(text.render())).await;
         Verdict::Reject
     }
-}
-
-/// What a push is told whose build has ended, which the server cannot write down.
-fn unrecorded(build: &Build) -> Refusal {
-    let (env, number) = (&build.env, build.number);
-    let (ended, then) = match build.state {
-        BuildState::Succeeded => ("succeeded and its release serves", " The branch moves as soon as it can."),
-        BuildState::Cancelled { .. } => ("was cancelled", ""),
-        _ => ("failed", ""),
-    };
-    Refusal::new(format!("Build {number} {ended}, but the server could not record that yet: its store takes nothing."))
-        .detail(format!("It goes on trying.{then}"))
-        .detail(format!("See what is recorded: builds info {env} {number}"))
 }
 
 /// What a push is told that the server could not judge.

@@ -6,6 +6,7 @@
 //! process: `settle` moves the branch when nobody else does.
 
 mod accept;
+mod ended;
 mod judge;
 mod policy;
 mod settle;

@@ -28,6 +28,7 @@ pub const CASES: &[Case] = &[
     ),
     ("a_failed_release_phase_rejects_the_push", a_failed_release_phase_rejects_the_push),
     ("an_unhealthy_release_rejects_the_push", an_unhealthy_release_rejects_the_push),
+    ("config_that_breaks_the_app_is_taken_back_and_says_so", config_that_breaks_the_app_is_taken_back_and_says_so),
     ("listening_on_the_wrong_place_is_told", listening_on_the_wrong_place_is_told),
     ("a_second_push_while_one_builds", a_second_push_while_one_builds),
     ("a_detached_push_goes_on_alone", a_detached_push_goes_on_alone),
@@ -264,7 +265,9 @@ fn a_failed_release_phase_rejects_the_push(platform: &Platform) {
     repository.push().ok().says(&["migrating"]);
     repository.write("berth.yaml", "release: echo no database >&2; exit 1\n");
     repository.commit("Break the migration");
-    repository.push().refused(&["no database", "release"]);
+    repository
+        .push()
+        .refused(&["no database", "build 2 succeeded, but the release phase of its release v2 failed; v1"]);
     assert_eq!(platform.get(&dev_host(&app), "/").1, "version one");
 }
 
@@ -272,13 +275,45 @@ fn an_unhealthy_release_rejects_the_push(platform: &Platform) {
     let (app, user) = platform.new_app();
     let repository = node_app(platform, &user, &app, SERVER, "upgrade: {progress_deadline: 90s}\n");
     repository.push().ok();
-    repository.write("server.js", "console.log('cannot find the database'); process.exit(7);\n");
+    repository.write("server.js", CRASH);
     repository.commit("Crash");
-    repository.push().refused(&["cannot find the database"]);
+    let said = repository.push().refused(&[
+        "cannot find the database",
+        "build 2 succeeded, but its release v2 did not become ready; v1, the one before, goes on serving",
+        &format!("deployments info {app}/dev v2"),
+    ]);
+    assert!(!said.all().contains("[31m") && !said.all().contains("u{1b}"), "colours are left: {}", said.all());
     assert_eq!(platform.get(&dev_host(&app), "/").1, "version one");
+    // Both streams, in the order in which they were written, and for good.
+    let info = platform.ssh(&user, &["deployments", "info", &format!("{app}/dev"), "v2", "--json"]).ok().json();
+    let lines: Vec<&str> =
+        info["last_log_lines"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    let wanted = ["out 0", "err 1", "out 2", "err 3", "out 4", "err 5", "cannot find the database"];
+    assert!(lines.ends_with(&wanted), "{lines:?}");
     let current = platform.ssh(&user, &["releases", "list", &format!("{app}/dev"), "--json"]).ok().json();
     let current = current.as_array().unwrap().iter().find(|release| release["state"] == "current").unwrap().clone();
     assert_eq!(current["version"], 1);
+}
+
+/// Writes to both streams in turn, and ends.
+const CRASH: &str = "const fs = require('fs'); const pause = new Int32Array(new SharedArrayBuffer(4));
+for (let n = 0; n < 6; n++) { fs.writeSync(1 + n % 2, `\\u001b[31m${n % 2 ? 'err' : 'out'} ${n}\\u001b[0m\\n`); Atomics.wait(pause, 0, 0, 5); }
+fs.writeSync(2, 'cannot find the database\\n'); process.exit(7);\n";
+
+fn config_that_breaks_the_app_is_taken_back_and_says_so(platform: &Platform) {
+    let (app, user) = platform.new_app();
+    let repository = node_app(platform, &user, &app, &format!("if (process.env.BREAK) process.exit(9);\n{SERVER}"), "");
+    repository.push().ok();
+    let env = format!("{app}/dev");
+    platform.ssh(&user, &["config", "set", &env, "BREAK=1"]).refused(&[
+        "exited with status 9",
+        "v1, the one before, goes on serving",
+        "The change of BREAK was taken back with its release",
+        &format!("deployments info {env} v2"),
+    ]);
+    platform.ssh(&user, &["config", "get", &env, "BREAK"]).refused(&["not set"]);
+    platform.ssh(&user, &["config", "set", &env, "OTHER=1"]).ok();
+    assert_eq!(platform.get(&dev_host(&app), "/").1, "version one");
 }
 
 fn listening_on_the_wrong_place_is_told(platform: &Platform) {

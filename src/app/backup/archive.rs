@@ -167,40 +167,72 @@ impl<W: Write> Write for Pieces<'_, W> {
 pub(super) fn unpack(from: impl Read, directory: &Path) -> anyhow::Result<Manifest> {
     let mut archive = tar::Archive::new(GzDecoder::new(from));
     let (mut members, mut manifest) = (BTreeMap::new(), None);
+    let mut before = "its beginning".to_owned();
     for entry in archive.entries()? {
-        let mut entry = entry.context("the backup is damaged or cut off")?;
-        ensure!(entry.header().entry_type().is_file(), "the backup holds something else than files");
-        let path = entry.path()?.into_owned();
-        let name = path.to_str().context("a name in the backup is not text")?.to_owned();
+        let mut entry = entry.with_context(|| format!("the backup is damaged or cut off after {before}"))?;
+        let path = entry.path().with_context(|| format!("the backup is damaged after {before}"))?.into_owned();
+        let name =
+            path.to_str().with_context(|| format!("{path:?} in the backup is a name that is not text"))?.to_owned();
+        before = format!("{name:?}");
+        ensure!(entry.header().entry_type().is_file(), "{name:?} in the backup is something else than a file");
         let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
         ensure!(plain && !name.is_empty(), "{name:?} is no name for a member of a backup");
-        ensure!(manifest.is_none(), "something follows the manifest");
+        ensure!(manifest.is_none(), "{name:?} follows the manifest, which should be the last in the backup");
         if name == MANIFEST {
             let mut text = Vec::new();
-            entry.take(LARGEST_MANIFEST).read_to_end(&mut text).context("the backup is damaged or cut off")?;
-            manifest = Some(serde_json::from_slice::<Manifest>(&text).context("the manifest cannot be read")?);
+            entry.take(LARGEST_MANIFEST).read_to_end(&mut text).with_context(|| unreadable(&name))?;
+            manifest = Some(
+                serde_json::from_slice::<Manifest>(&text)
+                    .with_context(|| format!("{name:?} in the backup is no manifest"))?,
+            );
             continue;
         }
         let target = directory.join(&path);
-        std::fs::create_dir_all(target.parent().unwrap_or(directory))?;
-        let mut file = File::create_new(&target).with_context(|| format!("{name} cannot be unpacked"))?;
+        let unpacked = || format!("{name:?} of the backup cannot be unpacked");
+        std::fs::create_dir_all(target.parent().unwrap_or(directory)).with_context(unpacked)?;
+        let mut file = File::create_new(&target).with_context(unpacked)?;
         let mut read = Hashing::new(&mut entry);
-        io::copy(&mut read, &mut file)
-            .with_context(|| format!("{name} cannot be unpacked: damaged, cut off, or no room"))?;
+        io::copy(&mut read, &mut file).with_context(|| unreadable(&name))?;
         members.insert(name, read.member());
     }
     // Reads the checksum of gzip too.
-    io::copy(&mut archive.into_inner(), &mut io::sink()).context("the backup is damaged or cut off")?;
-    let Some(manifest) = manifest else { bail!("the backup is cut off: its manifest, which comes last, is missing") };
+    io::copy(&mut archive.into_inner(), &mut io::sink())
+        .with_context(|| format!("the backup is damaged or cut off after {before}"))?;
+    let Some(manifest) = manifest else {
+        bail!("the backup is cut off after {before}: {MANIFEST}, which comes last, is missing")
+    };
     ensure!(
         manifest.format == FORMAT,
         "the backup is of format {}, this berth knows {FORMAT}; use the berth that wrote it ({})",
         manifest.format,
         manifest.berth
     );
-    for (name, member) in &manifest.members {
-        ensure!(members.get(name) == Some(member), "{name} in the backup is damaged");
-    }
-    ensure!(members.len() == manifest.members.len(), "the backup holds members that its manifest does not name");
+    compare(&members, &manifest)?;
     Ok(manifest)
+}
+
+/// Whether what was unpacked is what was written.
+fn compare(members: &BTreeMap<String, Member>, manifest: &Manifest) -> anyhow::Result<()> {
+    for (name, member) in &manifest.members {
+        match members.get(name) {
+            Some(found) if found == member => {}
+            Some(found) if found.size != member.size => {
+                bail!(
+                    "{name:?} in the backup is damaged: it has {} bytes, and {} were written",
+                    found.size,
+                    member.size
+                )
+            }
+            Some(_) => bail!("{name:?} in the backup is damaged: its checksum is another one than was written"),
+            None => bail!("{name:?} is missing in the backup"),
+        }
+    }
+    if let Some(name) = members.keys().find(|name| !manifest.members.contains_key(*name)) {
+        bail!("{name:?} is in the backup, and its manifest does not name it");
+    }
+    Ok(())
+}
+
+fn unreadable(name: &str) -> String {
+    format!("{name:?} of the backup cannot be unpacked: it is damaged or cut off, or there is no room")
 }

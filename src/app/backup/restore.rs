@@ -128,13 +128,14 @@ fn clear(data: &Path) -> anyhow::Result<()> {
 
 /// Makes a data directory of the members; checks everything that can be.
 fn build(config: &Config, members: &Path, fresh: &Path) -> anyhow::Result<String> {
-    fs::rename(members.join("instance"), fresh.join("instance")).context("the backup names no instance")?;
-    fs::rename(members.join("keys"), fresh.join("keys")).context("the backup holds no keys")?;
+    fs::rename(members.join("instance"), fresh.join("instance")).context("\"instance\" is missing in the backup")?;
+    fs::rename(members.join("keys"), fresh.join("keys")).context("\"keys\" are missing in the backup")?;
     for entry in fs::read_dir(fresh.join("keys"))? {
         fs::set_permissions(entry?.path(), Permissions::from_mode(0o600))?;
     }
-    let records = Snapshot::from_lines(BufReader::new(joined(&members.join("store"))?))?;
-    records.restore(&fresh.join("store"))?;
+    let records = joined(&members.join("store")).and_then(|lines| Snapshot::from_lines(BufReader::new(lines)));
+    let records = records.context("the records of the backup, \"store\", cannot be read")?;
+    records.restore(&fresh.join("store")).context("the records of the backup, \"store\", cannot be written")?;
     let known = records.entries.iter().filter_map(|entry| entry.key.strip_prefix(Environment::KIND)?.strip_prefix('/'));
     let known: BTreeSet<EnvRef> = known.filter_map(|name| name.parse().ok()).collect();
     let repositories = restore_repositories(config, &members.join("repositories"), fresh, &known)?;
@@ -146,7 +147,7 @@ fn build(config: &Config, members: &Path, fresh: &Path) -> anyhow::Result<String
 fn joined(directory: &Path) -> anyhow::Result<impl Read> {
     let mut pieces: Vec<PathBuf> = match fs::read_dir(directory) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,
-        Err(error) => return Err(error).with_context(|| format!("{} is not in the backup", directory.display())),
+        Err(error) => return Err(error).context("it is not in the backup"),
     };
     pieces.sort();
     let files = pieces.iter().map(File::open).collect::<io::Result<Vec<_>>>()?;
@@ -171,18 +172,26 @@ fn restore_repositories(
     environments.retain(|env| known.contains(env));
     for env in &environments {
         let member = Repositories::new(members).path(env);
-        let refs: Refs = serde_json::from_slice(&fs::read(member.join("refs.json"))?)?;
-        let pack = member.join("pack");
-        let whole = member.join("whole.pack");
-        if pack.exists() {
-            io::copy(&mut joined(&pack)?, &mut File::create(&whole)?)?;
-            // Twice is enough of a large one.
-            fs::remove_dir_all(&pack)?;
-        }
-        repositories.restore(&git, env, &refs, whole.exists().then_some(whole.as_path()))?;
-        fs::remove_dir_all(&member)?;
+        // As the archive calls it.
+        let name = member.strip_prefix(members.parent().unwrap_or(members)).unwrap_or(&member).to_owned();
+        restore_repository(&repositories, &git, env, &member)
+            .with_context(|| format!("the repository of {env}, {name:?} in the backup, cannot be restored"))?;
     }
     Ok(environments.len())
+}
+
+fn restore_repository(repositories: &Repositories, git: &Git, env: &EnvRef, member: &Path) -> anyhow::Result<()> {
+    let refs = fs::read(member.join("refs.json")).map_err(anyhow::Error::from);
+    let refs: Refs =
+        refs.and_then(|text| Ok(serde_json::from_slice(&text)?)).context("its refs.json cannot be read")?;
+    let (pack, whole) = (member.join("pack"), member.join("whole.pack"));
+    if pack.exists() {
+        io::copy(&mut joined(&pack)?, &mut File::create(&whole)?).context("its pack cannot be put together")?;
+        // Twice is enough of a large one.
+        fs::remove_dir_all(&pack)?;
+    }
+    repositories.restore(git, env, &refs, whole.exists().then_some(whole.as_path()))?;
+    Ok(fs::remove_dir_all(member)?)
 }
 
 fn restore_images(members: &Path, directory: &Path) -> anyhow::Result<usize> {
@@ -190,22 +199,33 @@ fn restore_images(members: &Path, directory: &Path) -> anyhow::Result<usize> {
     if !list.exists() {
         return Ok(0);
     }
-    let images: Vec<StoredImage> = serde_json::from_slice(&fs::read(&list)?)?;
+    let images = fs::read(&list).map_err(anyhow::Error::from);
+    let images: Vec<StoredImage> = images
+        .and_then(|text| Ok(serde_json::from_slice(&text)?))
+        .context("the images, \"registry/images.json\" in the backup, cannot be read")?;
     let files = RegistryFiles::new(directory);
     let mut blobs = BTreeMap::new();
     for stored in &images {
         blobs.extend(stored.blobs.iter().chain([&stored.image.digest]).map(|digest| (digest.hex(), digest)));
-        ensure!(is_repository(&stored.image.repository), "{:?} is no repository", stored.image.repository);
+        ensure!(
+            is_repository(&stored.image.repository),
+            "\"registry/images.json\" in the backup names {:?}, which is no repository",
+            stored.image.repository
+        );
         files.link(stored)?;
     }
     for (hex, digest) in blobs {
         let (from, to) = (members.join("blobs").join(hex), files.blob(digest));
         let mut hash = Sha256::new();
         io::copy(
-            &mut File::open(&from).with_context(|| format!("the blob {digest} is not in the backup"))?,
+            &mut File::open(&from)
+                .with_context(|| format!("the blob \"registry/blobs/{hex}\" is not in the backup"))?,
             &mut hash,
         )?;
-        ensure!(Digest::from_sha256(hash.finalize()) == *digest, "the blob {digest} in the backup is another one");
+        ensure!(
+            Digest::from_sha256(hash.finalize()) == *digest,
+            "the blob \"registry/blobs/{hex}\" in the backup is another one"
+        );
         fs::create_dir_all(to.parent().context("a blob has a directory")?)?;
         fs::rename(&from, &to)?;
     }

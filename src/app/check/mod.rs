@@ -42,35 +42,60 @@ const DESTROYED_WITHIN: SignedDuration = SignedDuration::from_mins(15);
 /// For all images together.
 const IMAGES_DEADLINE: Duration = Duration::from_secs(300);
 
+/// How often a repair looks again for what its mending has brought to light.
+const ROUNDS: usize = 3;
+
 /// Something that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Problem {
     /// What is wrong.
     pub(super) what: String,
-    /// What a repair has done about it, or `None`.
-    pub(super) mended: Option<String>,
-    /// What is to be done: by a repair, or by the operator.
-    pub(super) next: String,
-    /// Whether a repair can mend it.
-    pub(super) mendable: bool,
+    /// How a repair mends it (`delete them`); `None`: it cannot.
+    pub(super) how: Option<String>,
+    pub(super) state: MendState,
+    /// What is left to the operator.
+    pub(super) next: Option<String>,
+}
+
+/// What a repair has come to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum MendState {
+    /// Nothing was tried.
+    Found,
+    Mended,
+    /// Why mending it failed.
+    Failed(String),
+    /// It was mended, and is there again.
+    Back,
 }
 
 impl Problem {
+    /// For what only the operator can mend.
     fn new(what: String, next: impl Into<String>) -> Self {
-        Self { what, mended: None, next: next.into(), mendable: false }
+        Self { what, how: None, state: MendState::Found, next: Some(next.into()) }
     }
 
     /// For what a repair mends by doing `how`.
     fn mendable(what: String, how: &str) -> Self {
-        Self { mendable: true, ..Self::new(what, how) }
+        Self { what, how: Some(how.to_owned()), state: MendState::Found, next: None }
+    }
+
+    /// With what a repair leaves to do.
+    fn then(self, next: &str) -> Self {
+        Self { next: Some(next.to_owned()), ..self }
+    }
+
+    pub(super) fn is_mended(&self) -> bool {
+        self.state == MendState::Mended
     }
 
     /// What came of mending it.
     fn tried(mut self, result: anyhow::Result<()>) -> Self {
-        match result {
-            Ok(()) => self.mended = Some(self.next.clone()),
-            Err(error) => self.next = format!("{}; it failed: {error:#}", self.next),
-        }
+        self.state = match result {
+            Ok(()) => MendState::Mended,
+            Err(error) => MendState::Failed(format!("{error:#}")),
+        };
         self
     }
 }
@@ -86,7 +111,7 @@ struct Mending {
 
 impl Mending {
     fn may(&self, problem: &Problem) -> bool {
-        self.repair && problem.mendable && self.seen.contains(&problem.what)
+        self.repair && problem.how.is_some() && self.seen.contains(&problem.what)
     }
 }
 
@@ -137,17 +162,43 @@ fn is_fresh(stone: &Tombstone, now: Timestamp) -> bool {
 }
 
 impl Check {
-    /// Everything that does not fit, and still does not `LOOK_AGAIN` later; mends what may be mended, when asked to.
+    /// Everything that does not fit, and still does not `LOOK_AGAIN` later; mends what may be mended, when asked to, and then looks again
+    /// for what that has brought to light. What was mended comes first.
     pub(super) async fn run(&self, repair: bool, now: Timestamp) -> anyhow::Result<Vec<Problem>> {
-        let mut problems = self.look(&Mending { now, repair: false, seen: BTreeSet::new() }).await?;
-        if !problems.is_empty() {
-            tokio::time::sleep(LOOK_AGAIN).await;
-            let seen = problems.into_iter().map(|problem| problem.what).collect();
-            let mending = Mending { now: now + LOOK_AGAIN, repair, seen };
-            problems = self.look(&mending).await?;
-            problems.retain(|problem| mending.seen.contains(&problem.what));
+        let began = Instant::now();
+        let (mut mended, mut left) = (Vec::<Problem>::new(), Vec::new());
+        for round in 0..=ROUNDS {
+            // After the last round it is only told what is left.
+            let found = self.look_twice(repair && round < ROUNDS, now + began.elapsed()).await?;
+            let done;
+            (done, left) = found.into_iter().partition::<Vec<_>, _>(Problem::is_mended);
+            if done.is_empty() {
+                break;
+            }
+            mended.extend(done);
         }
-        self.images(&mut problems, &self.records().await?, repair).await?;
+        for problem in &mut left {
+            if mended.iter().any(|before| before.what == problem.what) {
+                problem.state = MendState::Back;
+            }
+        }
+        mended.retain(|problem| !left.iter().any(|again| again.what == problem.what));
+        mended.append(&mut left);
+        self.images(&mut mended, &self.records().await?, repair).await?;
+        Ok(mended)
+    }
+
+    /// What does not fit twice in a row; mends it the second time, when asked to.
+    async fn look_twice(&self, repair: bool, now: Timestamp) -> anyhow::Result<Vec<Problem>> {
+        let problems = self.look(&Mending { now, repair: false, seen: BTreeSet::new() }).await?;
+        if problems.is_empty() {
+            return Ok(problems);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let seen = problems.into_iter().map(|problem| problem.what).collect();
+        let mending = Mending { now: now + LOOK_AGAIN, repair, seen };
+        let mut problems = self.look(&mending).await?;
+        problems.retain(|problem| mending.seen.contains(&problem.what));
         Ok(problems)
     }
 

@@ -60,8 +60,8 @@ fn compare(
     if !repositories.path(name).exists() {
         if env.last_build > 0 {
             let what = format!("the repository of {name} is missing; what runs goes on, redeploy and promote cannot");
-            let how = "make an empty one; then push again, or restore a backup";
-            found.push((Problem::mendable(what, how), Some(Mend::Make)));
+            let problem = Problem::mendable(what, "make an empty one").then("push again, or restore a backup");
+            found.push((problem, Some(Mend::Make)));
         }
         return found;
     }

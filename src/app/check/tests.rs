@@ -147,10 +147,7 @@ impl World {
                 let found = self.run(repair).await;
                 let fits = found.iter().zip(wanted).all(|(problem, text)| problem.what.contains(text));
                 assert!(fits && found.len() == wanted.len(), "{caller}: {found:#?}");
-                assert!(
-                    found.iter().all(|problem| problem.mended.is_some() == repair && problem.mendable),
-                    "{found:?}"
-                );
+                assert!(found.iter().all(|one| one.is_mended() == repair && one.how.is_some()), "{found:?}");
             }
             assert_eq!(self.run(false).await, []);
         }
@@ -234,8 +231,8 @@ async fn a_lost_repository_is_made_and_a_lost_image_is_told() {
     let found = world.run(true).await;
     let wanted = ["which runs, is not in the repository", "image of acme/shop/dev v1 is not in the registry"];
     assert!(found.iter().zip(wanted).all(|(problem, text)| problem.what.contains(text)), "{found:#?}");
-    assert!(found.len() == 2 && found.iter().all(|problem| problem.mended.is_none()), "{found:#?}");
-    assert!(found[1].next.contains("redeploy acme/shop/dev"), "{found:#?}");
+    assert!(found.len() == 2 && !found.iter().any(Problem::is_mended), "{found:#?}");
+    assert!(found[1].next.as_ref().unwrap().contains("redeploy acme/shop/dev"), "{found:#?}");
     let config = Digest::from_sha256(Sha256::digest(b"{}"));
     let manifest = serde_json::json!({"config": {"digest": config}, "layers": []}).to_string().into_bytes();
     world.registry.push_bytes(&image().repository, &config, b"{}".to_vec()).await.unwrap();
@@ -243,4 +240,55 @@ async fn a_lost_repository_is_made_and_a_lost_image_is_told() {
     world.put(Release { image: ImageRef { digest, ..image() }, ..release("dev") }).await;
     let left = world.run(false).await;
     assert!(left.len() == 1 && left[0].what.contains("not in the repository"), "{left:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_finds_what_it_brings_to_light_and_says_what_it_could_not_mend() {
+    let world = World::new();
+    let mut dev = environment("dev", 1);
+    dev.current = Some(ReleaseVersion(1));
+    world.put(dev).await;
+    world.put(release("dev")).await;
+    let found = world.run(false).await;
+    assert!(found.len() == 2 && found[0].what.contains("the repository of acme/shop/dev is missing"), "{found:#?}");
+    let found = world.run(true).await;
+    let told: Vec<(&str, bool)> = found.iter().map(|problem| (problem.what.as_str(), problem.is_mended())).collect();
+    let [(missing, true), (commit, false), (image, false)] = told[..] else { panic!("{found:#?}") };
+    assert!(missing.contains("the repository of acme/shop/dev is missing"), "{found:#?}");
+    assert!(commit.contains("v1, which runs, is not in the repository"), "{found:#?}");
+    assert!(image.contains("is not in the registry"), "{found:#?}");
+}
+
+/// Says that it has removed what it has not.
+struct Pretends;
+
+#[async_trait]
+impl Remover for Pretends {
+    async fn remove_leftovers(&self, _: &EnvRef) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+/// Cannot remove anything.
+struct Fails;
+
+#[async_trait]
+impl Remover for Fails {
+    async fn remove_leftovers(&self, _: &EnvRef) -> anyhow::Result<()> {
+        anyhow::bail!("read-only file system")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_does_not_hold_ends_and_is_told() {
+    for (remover, want) in [
+        (Arc::new(Pretends) as Arc<dyn Remover>, MendState::Back),
+        (Arc::new(Fails), MendState::Failed("read-only file system".to_owned())),
+    ] {
+        let mut world = World::new();
+        world.check.remover = remover;
+        world.leave("gone").await;
+        let found = world.run(true).await;
+        assert!(found.len() == 1 && found[0].state == want, "{found:#?}");
+    }
 }

@@ -133,6 +133,15 @@ impl Deployments for FakeDeployer {
         };
         super::deployment(&self.store, env, version, state).await;
         if let Some(reason) = failure {
+            let failed = self.store.need::<Release>(&(env.clone(), version)).await?.record;
+            let current = self.store.need::<Environment>(env).await?.current.unwrap_or(version);
+            let serving = self.store.need::<Release>(&(env.clone(), current)).await?.record;
+            self.change(env, |record| {
+                if record.config == failed.config {
+                    record.config = serving.config.clone();
+                }
+            })
+            .await?;
             return Err(DeployFailure::Failed { release: version, reason, last_log_lines: vec!["Error: x".into()] });
         }
         self.change(env, |record| (record.target, record.current) = (Some(version), Some(version))).await?;
@@ -168,7 +177,8 @@ impl Deployments for FakeDeployer {
                 release: release.as_ref().unwrap().version,
                 state: ReplicaState::Running,
                 health: ReplicaHealth::Ready,
-                started_at: Some(Timestamp::now()),
+                since: Timestamp::now(),
+                started_at: Some(Timestamp::now() - Duration::from_secs(7200)),
                 reason: None,
             };
             ProcessStatus {
@@ -214,17 +224,19 @@ impl Deployments for FakeDeployer {
     }
 }
 
-/// Builds succeed at once; one that is put into `active` stays there until it is cancelled.
+/// Builds end at once, as `ends` says; one that is put into `active` stays there until it is cancelled.
 pub struct FakeBuilds {
     pub store: Store,
     pub logs: Logs,
     pub active: Mutex<BTreeMap<EnvRef, Build>>,
     pub purged: Mutex<Vec<AppRef>>,
+    pub ends: Mutex<BuildState>,
 }
 
 impl FakeBuilds {
     pub fn new(store: Store, logs: Logs) -> Self {
-        Self { store, logs, active: Mutex::default(), purged: Mutex::default() }
+        let ends = Mutex::new(BuildState::Succeeded);
+        Self { store, logs, active: Mutex::default(), purged: Mutex::default(), ends }
     }
 
     /// A build that is under way.
@@ -240,7 +252,7 @@ impl BuildQueue for FakeBuilds {
         if let Some(build) = self.active.lock().unwrap().get(&new.env) {
             return Err(EnqueueError::Busy(Box::new(build.clone())));
         }
-        let mut build = super::build(&new.env, 20, BuildState::Succeeded);
+        let mut build = super::build(&new.env, 20, self.ends.lock().unwrap().clone());
         (build.commit, build.no_cache, build.pushed_by) = (new.commit, new.no_cache, new.pushed_by);
         self.store.transaction().put(&build).commit().await?;
         let mut writer = self.logs.build_writer(&new.env, build.number).unwrap();

@@ -35,6 +35,7 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     ("envs destroy acme/shop/dev --confirm acme/shop/dev", [3, 3, 0, 0, 4, 0]),
     ("ps", [0; 6]),
     ("ps acme/shop/dev", [0, 0, 0, 0, 4, 0]),
+    ("ps --why", [0; 6]),
     ("ps acme/shop/dev --why", [0, 0, 0, 0, 4, 0]),
     ("scale acme/shop/dev", [0, 0, 0, 0, 4, 0]),
     ("scale acme/shop/dev web=3", [3, 0, 0, 0, 4, 0]),

@@ -69,8 +69,13 @@ fn build(env: &EnvRef, number: u64, state: BuildState) -> Build {
 
 async fn deployment(store: &Store, env: &EnvRef, to: ReleaseVersion, state: DeploymentState) {
     let now = Timestamp::now();
+    let last_log_lines = match state {
+        DeploymentState::Failed { .. } => vec!["Error: x".to_owned()],
+        _ => Vec::new(),
+    };
+    let (env, finished_at) = (env.clone(), Some(now));
     let record =
-        Deployment { env: env.clone(), to, from: None, state, started_at: now, finished_at: Some(now), progress: None };
+        Deployment { env, to, from: None, state, started_at: now, finished_at, progress: None, last_log_lines };
     store.transaction().put(&record).commit().await.unwrap();
 }
 

@@ -20,6 +20,64 @@ async fn ps_shows_replicas() {
 }
 
 #[tokio::test]
+async fn ps_says_since_when_a_replica_is_what_it_is() {
+    let world = World::new().await;
+    // They were started two hours ago and have been ready since just now.
+    let said = world.run("vera", "ps acme/shop/dev").await.ok().says("REPLICA   STATE  SINCE").says("ready  0s ago");
+    assert!(!said.stdout.contains("2h"), "{said:?}");
+    let json = world.run("vera", "ps acme/shop/dev --json").await.ok().json();
+    let moment = |name: &str| json["replicas"][0][name].as_str().unwrap().parse::<Timestamp>().unwrap();
+    assert!(moment("since").duration_since(moment("started_at")).as_hours() >= 1, "{json}");
+}
+
+#[tokio::test]
+async fn ps_why_without_an_environment_tells_of_all_that_are_seen() {
+    let world = World::new().await;
+    world.run("dan", "ps --why").await.ok().says("Nothing is waited for in any environment\n");
+    *world.deployer.waits.lock().unwrap() = vec!["web: the registry is away".into()];
+    let said = world
+        .run("vera", "ps --why")
+        .await
+        .ok()
+        .says("acme/shop/dev:\n")
+        .says("acme/shop/prod:\n")
+        .says("registry is away");
+    assert!(!said.stdout.contains("other/app"), "{said:?}");
+    let json = world.run("vera", "ps --why --json").await.ok().json();
+    assert_eq!((json.as_array().unwrap().len(), &json[0]["env"]), (2, &"acme/shop/dev".into()));
+    assert_eq!(json[0]["waiting"], serde_json::json!(["web: the registry is away"]));
+    assert!(json[0]["why"][0]["since"].is_string(), "{json}");
+    // Of one alone, all there is to say.
+    let one = world.run("stan", "ps --why").await.ok();
+    assert_eq!(one.stdout, world.run("stan", "ps other/app/dev --why").await.ok().stdout);
+    assert_eq!(world.run("stan", "ps --why --json").await.ok().json().as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_cancelled_deployment_says_what_serves() {
+    let world = World::new().await;
+    for (name, serves, text) in [
+        ("acme/shop/dev", Some(2), "v2, the one before, goes on serving"),
+        ("acme/shop/prod", None, "nothing served before, so nothing serves now"),
+    ] {
+        let env = env(name);
+        let change = world.store.modify::<Environment, StoreError>(&env, |record| {
+            record.target = Some(ReleaseVersion(9));
+            Ok(())
+        });
+        change.await.unwrap();
+        let answer = world.run("dan", &format!("deployments cancel {name} --json")).await.ok().json();
+        assert_eq!((&answer["cancelled"], &answer["serving"]), (&9.into(), &serde_json::json!(serves)));
+        let change = world.store.modify::<Environment, StoreError>(&env, |record| {
+            record.target = Some(ReleaseVersion(10));
+            Ok(())
+        });
+        change.await.unwrap();
+        world.run("dan", &format!("deployments cancel {name}")).await.ok().says(text);
+    }
+}
+
+#[tokio::test]
 async fn scale_overrides_until_it_is_reset() {
     let world = World::new().await;
     let json = world.run("dan", "scale acme/shop/dev web=5 worker=0 --json").await.ok().json();
@@ -114,7 +172,30 @@ async fn a_failed_deployment_is_told_with_its_last_lines() {
     let world = World::new().await;
     *world.deployer.fails.lock().unwrap() = Some("web.1 exited with status 3".into());
     let said = world.run("dan", "config set acme/shop/dev A=1").await.fails(1, "exited with status 3");
-    assert!(said.stderr.contains("Error: x") && said.stderr.contains("what ran before still serves"), "{said:?}");
+    for text in [
+        "v3 was not deployed to acme/shop/dev: web.1 exited with status 3; v2, the one before, goes on serving\n",
+        "Error: x\n",
+        "logs acme/shop/dev\n",
+        "deployments info acme/shop/dev v3\n",
+        "The change of A was taken back with its release",
+        "config set acme/shop/dev …\n",
+    ] {
+        assert!(said.stderr.contains(text), "{text:?} is not said: {said:?}");
+    }
+    assert!(!world.shop().await.config.contains_key("A"));
+    let said =
+        world.run("dan", "config unset acme/shop/dev SECRET").await.fails(1, "The change of SECRET was taken back");
+    assert!(said.stderr.contains("config unset acme/shop/dev …") && !said.stderr.contains("hunter2"), "{said:?}");
+    let info = world
+        .run("vera", "deployments info acme/shop/dev v3")
+        .await
+        .ok()
+        .says("The last lines of its log:\n  Error: x\n");
+    info.says("web.1 exited with status 3");
+    let json = world.run("vera", "deployments info acme/shop/dev v3 --json").await.ok().json();
+    assert_eq!(json["last_log_lines"], serde_json::json!(["Error: x"]));
+    let json = world.run("vera", "deployments info acme/shop/dev v2 --json").await.ok().json();
+    assert_eq!(json["last_log_lines"], serde_json::json!([]));
     let json = world.run("dan", "rollback acme/shop/dev --json").await.fails(1, "exit_status");
     assert_eq!(
         serde_json::from_str::<serde_json::Value>(json.stderr.lines().last().unwrap()).unwrap()["exit_status"],
@@ -160,6 +241,16 @@ async fn builds_are_listed_followed_and_cancelled() {
     assert!(redeployed.stderr.contains("Reusing the slug"), "{redeployed:?}");
     let build = world.store.need::<Build>(&(shop(), BuildNumber(20))).await.unwrap();
     assert!(build.no_cache && build.pushed_by.as_str() == "dan");
+    *world.builds.ends.lock().unwrap() =
+        BuildState::Failed { reason: "release v2 was not deployed: it crashed".into() };
+    let said = world
+        .run("dan", "redeploy acme/shop/dev")
+        .await
+        .fails(1, "build 20 succeeded, but release v2 was not deployed");
+    assert!(
+        said.stderr.contains("it crashed; v2, the one before") && said.stderr.contains("deployments info"),
+        "{said:?}"
+    );
     world.run("dan", "redeploy acme/shop/prod").await.fails(4, "no release yet");
     world.run("dan", "promote acme/shop/dev other/app/dev").await.fails(2, "one app");
 }

@@ -65,6 +65,7 @@ impl Actor {
             was_routed: false,
             stopping: false,
             stop_again: false,
+            shown: None,
             watcher: None,
         });
         tracked.replica = replica.clone();

@@ -139,7 +139,16 @@ impl Rollout {
 
     pub(super) fn record(&self, env: &EnvRef, state: DeploymentState, end: Option<Timestamp>) -> Deployment {
         let (to, from, started_at) = (self.version, self.from, self.started_at);
-        Deployment { env: env.clone(), to, from, state, started_at, finished_at: end, progress: None }
+        Deployment {
+            env: env.clone(),
+            to,
+            from,
+            state,
+            started_at,
+            finished_at: end,
+            progress: None,
+            last_log_lines: Vec::new(),
+        }
     }
 
     pub(super) fn end(self, outcome: &Outcome) {

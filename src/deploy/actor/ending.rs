@@ -8,7 +8,10 @@ use crate::{
         api::{CancelFailure, Deployed},
         progress::Note,
     },
-    domain::{DeploymentState, Environment, EventKind, FailPoint, ReleaseVersion, UserName, fail_point::reached},
+    domain::{
+        DeploymentState, Environment, EventKind, FailPoint, LAST_LOG_LINES, ReleaseVersion, UserName,
+        fail_point::reached,
+    },
     plan::Goal,
     store::StoreError,
 };
@@ -94,7 +97,9 @@ impl Actor {
     async fn go_back(&mut self, state: DeploymentState, reason: String, last_log_lines: Vec<String>) {
         let Some(mut rollout) = self.rollout.take() else { return };
         let version = rollout.version;
-        let deployment = rollout.record(&self.env, state, Some(self.parts.clock.now()));
+        let mut deployment = rollout.record(&self.env, state, Some(self.parts.clock.now()));
+        let older = last_log_lines.len().saturating_sub(LAST_LOG_LINES);
+        deployment.last_log_lines = last_log_lines[older..].to_vec();
         let config = |version| self.releases.get(&version).map(|release| release.config.clone());
         let (failed, serving) = (config(version), self.record.as_ref().and_then(|record| config(record.current?)));
         let back = |environment: &mut Environment| {

@@ -32,7 +32,7 @@ use self::{
     execute::{Done, Launch},
 };
 use super::{
-    CancelFailure, EnvStatus, Parts,
+    CancelFailure, EnvStatus, Parts, ReplicaHealth,
     domains::Asked,
     progress::Note,
     routes::{EnvRoutes, RoutesView},
@@ -95,6 +95,8 @@ struct Tracked {
     stopping: bool,
     /// Stopping it did not come to its end, and is tried again. It may be stopping all the same, and hidden by the engine for that.
     stop_again: bool,
+    /// What people were told last that it is, and since when by the time of day.
+    shown: Option<(ReplicaHealth, Timestamp)>,
     /// Probes it; ends when dropped.
     watcher: Option<AbortOnDropHandle<()>>,
 }

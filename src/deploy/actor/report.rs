@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{Actor, Tracked};
 use crate::{
     deploy::api::{EnvStatus, ProcessStatus, ReplicaHealth, ReplicaStatus, WaitStatus},
-    domain::{DeploymentState, ProcessType, ReplicaState, Timestamp},
+    domain::{DeploymentState, ProcessType, ReplicaId, ReplicaState, Timestamp},
     plan::{Goal, Phase, Plan, Why},
 };
 
@@ -37,6 +37,7 @@ impl Actor {
         if let Some(plan) = plan.filter(|_| self.rolls_out_now()) {
             self.mark_stages(plan, goal);
         }
+        self.note_health();
         let waits = self.waits(plan);
         let why = self.why(plan);
         let deployment = self.rollout.as_ref().map(|rollout| rollout.record(&self.env, DeploymentState::Running, None));
@@ -165,11 +166,13 @@ impl Actor {
             let status = processes.entry(set.process.clone()).or_insert_with(|| empty(&set.process, 0));
             let wanted = goal.processes.get(&set.process).is_some_and(|goal| goal.set == *set);
             status.ready += u32::from(wanted && one.phase == Phase::Ready && !one.stopping);
+            let (health, since) = one.shown.unwrap_or_else(|| (self.health(one), self.parts.clock.now()));
             status.replicas.push(ReplicaStatus {
                 index: one.replica.index,
                 release: set.release,
                 state: one.replica.state.clone(),
-                health: self.health(one),
+                health,
+                since,
                 started_at: one.replica.started_at,
                 reason: one.reason.clone().filter(|_| one.phase != Phase::Ready),
             });
@@ -179,6 +182,22 @@ impl Actor {
             status.replicas.sort_by_key(|replica| (replica.release, replica.index));
         }
         processes
+    }
+
+    /// Keeps since when each replica has been what it is.
+    fn note_health(&mut self) {
+        let now = self.parts.clock.now();
+        let changed = |(id, one): (&ReplicaId, &Tracked)| {
+            let health = self.health(one);
+            let known = one.shown.is_some_and(|(before, _)| before == health);
+            (!known).then(|| (id.clone(), (health, since(health, one, now))))
+        };
+        let changed: Vec<_> = self.replicas.iter().filter_map(changed).collect();
+        for (id, shown) in changed {
+            if let Some(one) = self.replicas.get_mut(&id) {
+                one.shown = Some(shown);
+            }
+        }
     }
 
     fn health(&self, one: &Tracked) -> ReplicaHealth {
@@ -220,8 +239,68 @@ impl Actor {
     }
 }
 
+/// Since when a replica has been what it has just been found to be. What it was before this server came is in its record: when it was
+/// started, when it ended, and (of one that was adopted) since when it has been ready.
+fn since(health: ReplicaHealth, one: &Tracked, now: Timestamp) -> Timestamp {
+    let moment = match health {
+        ReplicaHealth::Exited | ReplicaHealth::OomKilled | ReplicaHealth::CrashLooping => one.replica.finished_at,
+        ReplicaHealth::Starting => one.replica.started_at,
+        ReplicaHealth::Ready if one.shown.is_none() => one.ready_since,
+        ReplicaHealth::Ready | ReplicaHealth::Unhealthy | ReplicaHealth::Stopping => None,
+    };
+    moment.map_or(now, |moment| moment.min(now))
+}
+
 /// `web: 1/2 ready, worker: 1/1 ready`, of (type, ready, wanted).
 pub(super) fn counts<'a>(processes: impl Iterator<Item = (&'a ProcessType, u32, u32)>) -> String {
     let wanted = processes.filter(|(_, _, wanted)| *wanted > 0);
     wanted.map(|(process, ready, wanted)| format!("{process}: {ready}/{wanted} ready")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{ReleaseVersion, Replica, SetId};
+
+    #[test]
+    fn since_is_the_time_in_the_present_state() {
+        let at = |second: i64| Timestamp::from_second(1_000_000 + second).unwrap();
+        let set = SetId {
+            env: "acme/shop/dev".parse().unwrap(),
+            process: "web".parse().unwrap(),
+            release: ReleaseVersion(1),
+            restarts: 0,
+        };
+        let replica = Replica {
+            id: ReplicaId("c1".to_owned()),
+            set,
+            index: 1,
+            state: ReplicaState::Running,
+            address: None,
+            started_at: Some(at(10)),
+            finished_at: Some(at(50)),
+        };
+        let mut one = Tracked {
+            replica,
+            phase: Phase::Ready,
+            reason: None,
+            ready_since: Some(at(20)),
+            since: at(10),
+            was_routed: false,
+            stopping: false,
+            stop_again: false,
+            shown: None,
+            watcher: None,
+        };
+        let now = at(60);
+        for health in [ReplicaHealth::Exited, ReplicaHealth::OomKilled, ReplicaHealth::CrashLooping] {
+            assert_eq!(since(health, &one, now), at(50), "{health:?}: when it ended, not when it was started");
+        }
+        assert_eq!(since(ReplicaHealth::Starting, &one, now), at(10));
+        assert_eq!(since(ReplicaHealth::Ready, &one, now), at(20), "found ready");
+        assert_eq!(since(ReplicaHealth::Unhealthy, &one, now), now);
+        one.shown = Some((ReplicaHealth::Unhealthy, at(40)));
+        assert_eq!(since(ReplicaHealth::Ready, &one, now), now, "ready again, not for the first time");
+        assert_eq!(since(ReplicaHealth::Exited, &one, at(0)), at(0), "the engine's clock is ahead");
+    }
 }

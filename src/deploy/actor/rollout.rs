@@ -88,7 +88,8 @@ impl Actor {
                 timings: Vec::new(),
             })),
             DeploymentState::Failed { reason } => {
-                Some(Outcome::Failed { release: deployment.to, reason: reason.clone(), last_log_lines: Vec::new() })
+                let last_log_lines = deployment.last_log_lines.clone();
+                Some(Outcome::Failed { release: deployment.to, reason: reason.clone(), last_log_lines })
             }
             DeploymentState::Cancelled { by } => Some(Outcome::Failed {
                 release: deployment.to,

@@ -352,7 +352,7 @@ impl Runtime for Engine {
         };
         let address = address.ok_or_else(|| RuntimeError::Gone(replica.0.clone()))?;
         let answers = self.answers(SocketAddr::new(address, 5000));
-        Ok(Executed { code: Some(i64::from(!answers)), output: Bytes::from_static(b"no queue\n") })
+        Ok(Executed { code: Some(i64::from(!answers)), output: Bytes::from_static(b"\x1b[31mno queue\x1b[0m\n") })
     }
 
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {

@@ -49,6 +49,11 @@ async fn failing_releases_are_rolled_back_with_a_reason() {
         );
         let record = platform.record().await;
         assert_eq!((record.target, record.current), (Some(ReleaseVersion(1)), Some(ReleaseVersion(1))));
+        // Whoever asks later reads the same.
+        let kept = platform.store.need::<Deployment>(&(env(), second)).await.unwrap().record;
+        assert_eq!(kept.last_log_lines, last_log_lines);
+        let again = platform.deploy(second).await.unwrap_err();
+        assert!(matches!(again, DeployFailure::Failed { last_log_lines: lines, .. } if lines == last_log_lines));
         platform.settle().await;
         assert_eq!(platform.engine.running(), ["web.1 v1 r0", "web.2 v1 r0"]);
         assert_eq!(platform.engine.containers(), 2);
@@ -98,6 +103,8 @@ async fn failed_release_phase_starts_no_replica() {
     let DeployFailure::Failed { reason, last_log_lines, .. } = failure else { panic!("{failure:?}") };
     assert_eq!(reason, "the release phase failed: it exited with status 1");
     assert_eq!(last_log_lines, ["migrating", "column missing"]);
+    let kept = platform.store.need::<Deployment>(&(env(), version)).await.unwrap().record;
+    assert_eq!(kept.last_log_lines, last_log_lines);
     assert_eq!(platform.engine.running(), ["web.1 v1 r0"]);
     platform.assert_no_faults();
 }
@@ -171,6 +178,48 @@ async fn restart_of_the_control_plane_changes_nothing() {
     assert_eq!(platform.engine.stopped(), []);
     assert_eq!(platform.router.table().generation, generation);
     platform.assert_no_faults();
+}
+
+/// Seconds from one moment to the next.
+fn seconds(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_is_told_since_when_it_is_what_it_is() {
+    let platform = serving(1).await;
+    let replica = async || platform.deployer.status(&env()).await.unwrap().processes[0].replicas[0].clone();
+    let ready = replica().await;
+    assert_eq!(ready.health, ReplicaHealth::Ready);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(replica().await.since, ready.since, "it has been ready all the time");
+    platform.expect(0);
+    platform.engine.behave(1, Behaviour::Crashes(Duration::from_secs(1)));
+    platform.engine.kill("web", 1);
+    let mut before = replica().await;
+    let mut seen = std::collections::BTreeSet::new();
+    let mut waited = None;
+    // It comes up, dies and waits, longer each time; each of these begins when the one before ends.
+    for _ in 0..600 {
+        sleep(Duration::from_millis(50)).await;
+        let status = platform.deployer.status(&env()).await.unwrap();
+        let Some(now) = status.processes[0].replicas.first().cloned() else { continue };
+        let word = format!("{:?}", now.health);
+        // So does what is waited for: a pause has one beginning, which is after the death, and one end.
+        if let Some(wait) = status.why.iter().find(|wait| wait.why.contains("waiting until")) {
+            assert!(wait.since >= now.since && wait.until > Some(wait.since), "{wait:?} {now:?}");
+            let before = waited.replace(wait.clone()).filter(|before: &WaitStatus| before.until == wait.until);
+            assert!(before.is_none_or(|before| before.since == wait.since), "{wait:?}");
+        }
+        if now.health != before.health {
+            assert!(seconds(before.since, now.since) > 0.0, "{before:?} → {now:?}");
+        } else if now.health == ReplicaHealth::CrashLooping && before.state == now.state && now.since != before.since {
+            assert!(seconds(before.since, now.since) > 0.9, "{before:?} → {now:?}");
+        }
+        seen.insert(word);
+        before = now;
+    }
+    assert!(seen.contains("CrashLooping") && seen.contains("Starting"), "{seen:?}");
 }
 
 #[tokio::test(start_paused = true)]
