@@ -156,7 +156,8 @@ impl Disk {
     }
 
     /// After a failed [`Self::write`]: has whoever opens the store next make it what it was before. `undo` has what each of the changed keys
-    /// held. It needs the journal alone, which has its room already, and not the database that has just failed.
+    /// held. It needs the journal alone, and not the database that has just failed. The journal has the room already, unless what was to be deleted
+    /// is larger than all that was written before.
     ///
     /// # Errors
     /// The disk's; then it is not known what the next one to open the store finds.

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::*;
 use crate::{
-    domain::{BuildNumber, Digest, Limits, ReleaseVersion, ReplicaSet, SetId, UpgradePolicy},
+    domain::{BuildNumber, Digest, ImageRef, Limits, ReleaseVersion, ReplicaSet, SetId, UpgradePolicy},
     logs::LogLimits,
     registry::FakeRegistry,
     runtime::fake::{Behaviour, FakeRuntime},
@@ -180,6 +180,17 @@ async fn records_repositories_logs_and_replicas_of_nothing_go() {
     world.replica("dev").await;
     world.finds_and_mends(&[]).await;
     assert_eq!(world.runtime.observe().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn without_the_engine_the_rest_is_mended_all_the_same() {
+    let mut world = World::new();
+    world.check.runtime = Arc::new(crate::runtime::LateRuntime::<FakeRuntime>::new("it is away"));
+    world.put(release("gone")).await;
+    let problems = world.check.run(true, world.now).await.unwrap();
+    let told: Vec<(&str, bool)> = problems.iter().map(|problem| (problem.what.as_str(), problem.is_mended())).collect();
+    let engine = "what runs cannot be compared with the records: the engine does not answer";
+    assert_eq!(told, [("1 release records of acme/shop/gone, which does not exist", true), (engine, false)]);
 }
 
 #[tokio::test]
