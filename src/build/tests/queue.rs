@@ -273,3 +273,6 @@ mod held;
 
 #[path = "refusing.rs"]
 mod refusing;
+
+#[path = "waiting.rs"]
+mod waiting;
