@@ -15,13 +15,14 @@ use crate::{
     store::Store,
 };
 
-/// How long the start of the server waits for the engine. After that it goes on without: who asks is told, and pushes wait.
+/// How long the start of the server waits for the engine. After that it goes on without: who asks is told, and builds and
+/// deployments wait.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// First and longest pause before an engine that is away is looked for again; a socket that is not there yet has no event.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(3));
 /// How long it may take to say what it is; generous, since one that is late is no reason to begin anew.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(120);
-/// How long clearing up what an earlier server left may take before the engine is used all the same.
+/// How long clearing up what an earlier server left may take before the engine is used all the same; what is left then goes beside that.
 const CLEAR_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What is said until it is known better.
@@ -65,28 +66,42 @@ pub(super) async fn attend(
         () = stop.cancelled() => return,
         found = find(&settings, &late) => found,
     };
-    let clear = async {
-        late.still_away("what an earlier server left on it is being cleared away".to_owned());
-        // Before anything that uses it goes on which a killed server was in the middle of.
-        match timeout(CLEAR_DEADLINE, leftovers::clear(&found, &store)).await {
-            Ok(Ok(())) => {}
-            // The deployer and each collection try again, and nothing stands on it.
-            Ok(Err(error)) => tracing::warn!("what an earlier server left on the engine is still there: {error:#}"),
-            Err(_) => tracing::warn!("what an earlier server left on the engine could not be cleared away in time"),
-        }
-        match timeout(PATIENCE, found.root_directory()).await {
-            Ok(Ok(root)) => root.into_iter().for_each(|root| disk.add(root)),
-            _ => {
-                tracing::warn!("the engine does not say where it keeps its images; only the data directory is watched")
+    let cleared = tokio::select! {
+        () = stop.cancelled() => return,
+        cleared = prepare(&found, &late, &store, &disk) => cleared,
+    };
+    late.arrived(found.clone());
+    let clear_on = async {
+        if !cleared {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = leftovers::clear_on(&found, &store) => {}
             }
         }
     };
-    tokio::select! {
-        () = stop.cancelled() => return,
-        () = clear => {}
+    tokio::join!(found.clone().keep_guard(stop.clone()), clear_on);
+}
+
+/// What is done before anything uses the engine. Returns whether all is cleared away that an earlier server left on it.
+async fn prepare(found: &DockerRuntime, late: &LateRuntime<DockerRuntime>, store: &Store, disk: &DiskFloor) -> bool {
+    late.still_away("what an earlier server left on it is being cleared away".to_owned());
+    // Before anything that uses it goes on which a killed server was in the middle of. Nothing stands on it.
+    let cleared = match timeout(CLEAR_DEADLINE, leftovers::clear(found, store)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::warn!("what an earlier server left on the engine is still there; trying again: {error:#}");
+            false
+        }
+        Err(_) => {
+            tracing::warn!("what an earlier server left on the engine could not be cleared away in time; it goes on");
+            false
+        }
+    };
+    match timeout(PATIENCE, found.root_directory()).await {
+        Ok(Ok(root)) => root.into_iter().for_each(|root| disk.add(root)),
+        _ => tracing::warn!("the engine does not say where it keeps its images; only the data directory is watched"),
     }
-    late.arrived(found.clone());
-    found.keep_guard(stop).await;
+    cleared
 }
 
 async fn find(settings: &DockerSettings, late: &LateRuntime<DockerRuntime>) -> DockerRuntime {

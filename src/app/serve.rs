@@ -129,65 +129,53 @@ impl Stopping {
     }
 }
 
+/// What everything else stands on.
+struct Ground<'c> {
+    config: &'c Config,
+    data: &'c DataDir,
+    store: Store,
+    disk: DiskFloor,
+    registry: Arc<dyn Registry>,
+    runtime: Arc<dyn Runtime>,
+    repositories: Repositories,
+    logs: Logs,
+}
+
 impl Server {
     async fn start(config: &Config, data: &DataDir, store: &Store) -> anyhow::Result<Self> {
         let mut ground = Layer::new("ground");
         let (registry, keeper) = start_registry(config, data, &mut ground).await?;
-        let registry: Arc<dyn Registry> = Arc::new(registry);
         let disk = room::disk_floor(config, data);
         let engine = start_engine(config, data, store, &disk, &mut ground).await?;
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
         let logs = start_logs(config, data, &runtime, &mut ground)?;
+        let repositories = Repositories::new(data.join("repositories"));
+        let registry: Arc<dyn Registry> = Arc::new(registry);
+        let on = Ground { config, data, store: store.clone(), disk, registry, runtime, repositories, logs };
 
         let mut work = Layer::new("work");
-        let repositories = Repositories::new(data.join("repositories"));
-        repositories.clean()?;
-        let deployer = start_deployer(config, data, store, &runtime, &logs, &mut work)?;
-        let parts = BuildParts {
-            store: store.clone(),
-            runtime: runtime.clone(),
-            registry: registry.clone(),
-            repositories: repositories.clone(),
-            delivery: Arc::new(deployer.clone()),
-            logs: Arc::new(logs.clone()),
-        };
-        let (builds, service) = Builds::start(parts, settings::builds(config, data, &disk)).await?;
-        look_for_stacks(&builds).await?;
-        work.spawn(service.run(work.stop.clone()));
+        on.repositories.clean()?;
+        let deployer = start_deployer(config, data, store, &on.runtime, &on.logs, &mut work)?;
+        let builds = on.start_builds(&deployer, &mut work).await?;
         let git = find_git(config, data)?;
-        let (gc, collections) = Gc::start(
-            GcParts {
-                store: store.clone(),
-                runtime: runtime.clone(),
-                registry: registry.clone(),
-                room: keeper.map(|keeper| Arc::new(keeper) as Arc<dyn RegistryRoom>),
-                repositories: repositories.clone(),
-                git: git.clone(),
-                logs: logs.clone(),
-                stacks: Arc::new(builds.clone()),
-                publishing: builds.publishing(),
-                disk: disk.clone(),
-            },
-            room::gc_settings(config, data),
-        );
-        work.spawn(collections.run(work.stop.clone()));
+        let gc = on.start_collections(keeper, &git, &builds, &mut work);
 
         let tokens = Arc::new(secrets::token_key(&data.join(TOKEN_KEY))?);
-        let pipeline = BuildPipeline { builds: builds.clone(), logs: logs.clone(), tokens: tokens.clone() };
+        let pipeline = BuildPipeline { builds: builds.clone(), logs: on.logs.clone(), tokens: tokens.clone() };
         let stop = CancellationToken::new();
-        let settings = settings::receive(config, disk.clone())?;
-        let receive =
-            Receive::new(settings, git, repositories.clone(), store.clone(), Arc::new(pipeline), stop.clone());
+        let settings = settings::receive(config, on.disk.clone())?;
+        let repositories = on.repositories.clone();
+        let receive = Receive::new(settings, git, repositories, store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
-        let cron = start_cron(config, store, &runtime, &logs, &mut work);
+        let cron = start_cron(config, store, &on.runtime, &on.logs, &mut work);
         let commands = Commands::new(Services {
             store: store.clone(),
             builds: Arc::new(builds),
             deployer: Arc::new(deployer),
             cron: Arc::new(cron),
-            logs: logs.clone(),
-            runtime,
-            repositories,
+            logs: on.logs.clone(),
+            runtime: on.runtime.clone(),
+            repositories: on.repositories.clone(),
             tokens,
             collections: Arc::new(gc.clone()),
             settings: settings::commands(config),
@@ -195,17 +183,57 @@ impl Server {
         if let Err(error) = commands.finish_destroying().await {
             tracing::warn!(%error, "what is left of destroyed environments stays until the next start");
         }
+        let doors = open_doors(config, data, on.behind_doors(commands, receive.clone(), gc)).await?;
+        Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs: on.logs })
+    }
+}
+
+impl Ground<'_> {
+    async fn start_builds(&self, deployer: &Deployer, work: &mut Layer) -> anyhow::Result<Builds> {
+        let parts = BuildParts {
+            store: self.store.clone(),
+            runtime: self.runtime.clone(),
+            registry: self.registry.clone(),
+            repositories: self.repositories.clone(),
+            delivery: Arc::new(deployer.clone()),
+            logs: Arc::new(self.logs.clone()),
+        };
+        let (builds, service) = Builds::start(parts, settings::builds(self.config, self.data, &self.disk)).await?;
+        look_for_stacks(&builds).await?;
+        work.spawn(service.run(work.stop.clone()));
+        Ok(builds)
+    }
+
+    fn start_collections(&self, keeper: Option<Keeper>, git: &Git, builds: &Builds, work: &mut Layer) -> Gc {
+        let parts = GcParts {
+            store: self.store.clone(),
+            runtime: self.runtime.clone(),
+            registry: self.registry.clone(),
+            room: keeper.map(|keeper| Arc::new(keeper) as Arc<dyn RegistryRoom>),
+            repositories: self.repositories.clone(),
+            git: git.clone(),
+            logs: self.logs.clone(),
+            stacks: Arc::new(builds.clone()),
+            publishing: builds.publishing(),
+            disk: self.disk.clone(),
+        };
+        let (gc, collections) = Gc::start(parts, room::gc_settings(self.config, self.data));
+        work.spawn(collections.run(work.stop.clone()));
+        gc
+    }
+
+    /// What the doors lead to.
+    fn behind_doors(&self, commands: Commands, receive: Receive, gc: Gc) -> Doors {
         let check = Arc::new(Check {
-            store: store.clone(),
-            repositories: commands.repositories.clone(),
-            logs: logs.clone(),
-            runtime: commands.runtime.clone(),
-            registry: registry.clone(),
+            store: self.store.clone(),
+            repositories: self.repositories.clone(),
+            logs: self.logs.clone(),
+            runtime: self.runtime.clone(),
+            registry: self.registry.clone(),
             remover: Arc::new(commands.clone()),
         });
-        let status = Arc::new(Status { runtime: commands.runtime.clone(), registry, disk });
-        let doors = open_doors(config, data, Doors { commands, receive: receive.clone(), check, status, gc }).await?;
-        Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs })
+        let (runtime, registry, disk) = (self.runtime.clone(), self.registry.clone(), self.disk.clone());
+        Doors { commands, receive, check, status: Arc::new(Status { runtime, registry, disk }), gc }
     }
 }
 

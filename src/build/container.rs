@@ -1,11 +1,8 @@
 //! The compile step: `/buildpacks/bin/build` in a container of the build stack (`buildpacks/README.md` is the contract).
 
-use std::{
-    collections::BTreeMap,
-    io::{Read, Write},
-    path::PathBuf,
-    time::Duration,
-};
+mod start;
+
+use std::{collections::BTreeMap, io::Read, path::PathBuf};
 
 use futures::StreamExt;
 use tokio_util::task::TaskTracker;
@@ -16,14 +13,16 @@ use super::{
     error::BuildError,
     inputs::parse_globs,
     output::BuildOutput,
-    slug::{LayerDirectory, Sizes, SplitError, SplitPlan, SplitSlug, Splitter, TarWriter, write_source},
-    source::{SourceEntry, SourceError, SourceTree},
+    slug::{LayerDirectory, SplitError, SplitPlan, SplitSlug, Splitter},
+    source::SourceEntry,
 };
 use crate::{
     deploy::Progress,
     domain::{EnvRef, FailPoint, ImageRef, Limits, ProcessType, fail_point::reached},
-    runtime::{Job, JobKind, JobSpec, Runtime},
+    runtime::{Job, Runtime},
 };
+
+pub(super) use self::start::ENGINE_PATIENCE;
 
 /// Exit status of `bin/build` when no buildpack fits; it has said so.
 const NO_BUILDPACK: i64 = 10;
@@ -32,12 +31,6 @@ const META_FILE: u64 = 1 << 20;
 const META: u64 = 8 << 20;
 /// Files in `/meta`, those below it included.
 const META_FILES: usize = 10_000;
-const STOP_GRACE: Duration = Duration::from_secs(5);
-/// Where the host's CA bundle is in the container.
-const CA_BUNDLE: &str = "/etc/berth/ca.crt";
-/// Variables by which tools find it.
-const CA_VARIABLES: [&str; 6] =
-    ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"];
 
 /// One compile step.
 pub struct CompileSpec {
@@ -73,24 +66,6 @@ pub struct Compiled {
     pub buildpacks: Vec<(String, String)>,
 }
 
-/// A job that is ended in order even when the build is given up: by a task of its own, which `endings` knows of.
-struct Ending<'t> {
-    job: Option<Box<dyn Job>>,
-    endings: &'t TaskTracker,
-}
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        if let Some(job) = self.job.take() {
-            self.endings.spawn(async move {
-                if let Err(error) = job.finish().await {
-                    tracing::warn!(%error, "a build container could not be removed; it is ended with the orphans at the next start");
-                }
-            });
-        }
-    }
-}
-
 /// Runs the compile step. Afterwards, or when the future is dropped, the container is killed and removed by a task in `endings`.
 pub async fn compile(
     runtime: &dyn Runtime,
@@ -98,20 +73,16 @@ pub async fn compile(
     spec: CompileSpec,
     output: &BuildOutput,
 ) -> Result<Compiled, BuildError> {
-    let mut ending = Ending { job: Some(runtime.job(&job_spec(&spec)).await?), endings };
+    let mut ending = start::begin(runtime, endings, &spec, output).await?;
     match &mut ending.job {
-        Some(job) => compile_in(&mut **job, spec, output).await,
+        Some(job) => follow(&mut **job, spec, output).await,
         None => Err(anyhow::anyhow!("the build container is gone").into()),
     }
 }
 
-async fn compile_in(job: &mut dyn Job, spec: CompileSpec, output: &BuildOutput) -> Result<Compiled, BuildError> {
-    output.doing("preparing the build container");
-    upload(job, &spec).await?;
-    reached(FailPoint::Checkout);
+/// From its start to what it left.
+async fn follow(job: &mut dyn Job, spec: CompileSpec, output: &BuildOutput) -> Result<Compiled, BuildError> {
     output.doing("running the buildpack");
-    job.start().await?;
-    reached(FailPoint::Compile);
     let mut chunks = job.output();
     while let Some(chunk) = chunks.next().await {
         output.raw(&chunk?.bytes);
@@ -137,73 +108,6 @@ async fn compile_in(job: &mut dyn Job, spec: CompileSpec, output: &BuildOutput) 
     }
     output.doing("taking the slug apart");
     collect(job, spec).await
-}
-
-fn job_spec(spec: &CompileSpec) -> JobSpec {
-    let mut environment = spec.operator_env.clone();
-    let mut mounts = Vec::new();
-    if let Some(bundle) = &spec.ca_bundle {
-        mounts.push((bundle.to_string_lossy().into_owned(), CA_BUNDLE.to_owned()));
-        environment.extend(CA_VARIABLES.map(|name| (name.to_owned(), CA_BUNDLE.to_owned())));
-    }
-    environment.extend(
-        [
-            ("SOURCE_VERSION", spec.commit.as_str()),
-            ("BERTH_BUILD", "1"),
-            ("HOME", "/home/app"),
-            ("BUILD_DIR", "/app"),
-            ("CACHE_DIR", "/cache"),
-            ("ENV_DIR", "/env"),
-            ("BERTH_META", "/meta"),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned())),
-    );
-    let mut argv = vec!["/buildpacks/bin/build".to_owned()];
-    argv.extend(spec.names.iter().cloned());
-    JobSpec {
-        kind: JobKind::Build,
-        env: spec.env.clone(),
-        name: spec.name.clone(),
-        image: spec.stack.clone(),
-        argv,
-        environment,
-        limits: spec.limits.clone(),
-        cache: true,
-        read_only_mounts: mounts,
-        tty: None,
-        stdin: false,
-        stop_grace: STOP_GRACE,
-    }
-}
-
-/// Source, buildpacks and build variables into the container, streamed.
-async fn upload(job: &mut dyn Job, spec: &CompileSpec) -> Result<(), BuildError> {
-    let (repository, commit, entries) = (spec.repository.clone(), spec.commit.clone(), spec.entries.clone());
-    let source = bridge::produce(move |out| {
-        let tree = SourceTree::open(&repository, None, &commit)?;
-        let mut tar = TarWriter::new(out);
-        write_source(&tree, &entries, b"", &mut tar, &mut Sizes::default())?;
-        tar.finish()?;
-        Ok::<(), SourceError>(())
-    });
-    job.upload("/app", Box::new(source)).await?;
-    let buildpacks = spec.buildpacks.clone();
-    job.upload("/buildpacks", Box::new(bridge::produce(move |out| buildpacks.write(out)))).await?;
-    if !spec.build_env.is_empty() {
-        let variables = spec.build_env.clone();
-        job.upload("/env", Box::new(bridge::produce(move |out| write_env(&variables, out)))).await?;
-    }
-    Ok(())
-}
-
-fn write_env(variables: &BTreeMap<String, String>, out: &mut dyn Write) -> std::io::Result<()> {
-    let mut tar = TarWriter::new(out);
-    // A name with a slash or dots would be a path; the manifest's parser lets none through.
-    let plain = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    for (name, value) in variables.iter().filter(|(name, _)| !name.is_empty() && plain(name)) {
-        tar.file(name.as_bytes(), 0o600, value.len() as u64, value.as_bytes())?;
-    }
-    tar.finish().map(drop)
 }
 
 /// What the container holds now, as layers and facts.
@@ -303,6 +207,7 @@ fn parse_release(text: &str) -> Result<BTreeMap<ProcessType, String>, BuildError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::slug::TarWriter;
 
     #[test]
     fn what_bin_release_prints() {
@@ -340,17 +245,5 @@ mod tests {
             let error = meta(files).unwrap_err().to_string();
             assert!(error.starts_with("the build left too much at /meta/"), "{error}");
         }
-    }
-
-    #[test]
-    fn variables_become_files() {
-        let variables =
-            BTreeMap::from([("A_1".to_owned(), "x\ny".to_owned()), ("../../etc/x".to_owned(), "no".to_owned())]);
-        let mut tar = Vec::new();
-        write_env(&variables, &mut tar).unwrap();
-        let mut archive = tar::Archive::new(tar.as_slice());
-        let names: Vec<_> =
-            archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
-        assert_eq!(names, [PathBuf::from("A_1")]);
     }
 }

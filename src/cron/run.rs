@@ -9,10 +9,10 @@ use tokio::sync::{mpsc, watch};
 use super::CronParts;
 use crate::{
     domain::{CronJob, CronRun, CronState, Limits, Release},
-    jobs::{Attended, Audience, Ending, ReleaseJob, attend},
+    jobs::{Attended, Audience, Ending, ReleaseJob, attend_within},
     logs::{JobOutput, LogRecord},
     places::Place,
-    runtime::{JobKind, Output},
+    runtime::{JobKind, Output, RuntimeError},
 };
 
 /// What a run needs.
@@ -48,9 +48,11 @@ impl Running {
         let spec = spec.spec();
         let mut audience = Listeners {
             parts: &self.parts,
+            run: &self.run,
             log: JobOutput::new(self.parts.logs.clone(), self.run.env.clone(), process.as_str()),
             viewer: self.output.take(),
         };
+        let patience = self.patience();
         let stop = &mut self.stop;
         let stopped = async move {
             let reason = stop.wait_for(Option::is_some).await.map(|reason| reason.clone().unwrap_or_default());
@@ -60,7 +62,8 @@ impl Running {
                 Err(_) => std::future::pending().await,
             }
         };
-        let attended = attend(&*self.parts.runtime, &spec, self.job.timeout, stopped, &mut audience).await;
+        let runtime = &*self.parts.runtime;
+        let attended = attend_within(runtime, &spec, patience, self.job.timeout, stopped, &mut audience).await;
         audience.log.finish(self.parts.clock.now()).await;
         let (state, tail) = match attended {
             Ok(Attended { ending: Ending::Stopped(reason) | Ending::NotBegun(reason), tail, .. }) => {
@@ -79,6 +82,16 @@ impl Running {
         drop(self.place);
         self.run
     }
+
+    /// How long it may wait for the engine: one that came due until the latest moment at which it may be started, one that somebody waits
+    /// for not at all.
+    fn patience(&self) -> Duration {
+        let (deadline, now) = (self.parts.settings.starting_deadline, self.parts.clock.now());
+        self.run.scheduled_at.map_or(Duration::ZERO, |at| {
+            let late = Duration::try_from(now.duration_since(at)).unwrap_or_default();
+            deadline.saturating_sub(late)
+        })
+    }
 }
 
 /// What the job is called in logs and in `BERTH_PROCESS`.
@@ -88,6 +101,7 @@ fn process(run: &CronRun) -> String {
 
 struct Listeners<'a> {
     parts: &'a CronParts,
+    run: &'a CronRun,
     log: JobOutput,
     viewer: Option<mpsc::Sender<Bytes>>,
 }
@@ -103,4 +117,9 @@ impl Audience for Listeners<'_> {
     }
 
     fn silent(&mut self, _: Duration) {}
+
+    fn waiting(&mut self, why: &RuntimeError) {
+        let text = format!("run {} is {}", self.run.number, why.waiting());
+        self.parts.logs.append(&self.run.env, LogRecord::berth(self.parts.clock.now(), &process(self.run), text));
+    }
 }

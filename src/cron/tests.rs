@@ -268,6 +268,42 @@ async fn a_killed_server_runs_nothing_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_comes_due_while_the_engine_is_away_waits_for_it() {
+    let daily = CronJob { schedule: "@daily".into(), ..job(1, Overlap::Skip) };
+    let world = World::new(&[("nightly", daily.clone())]).await;
+    world.runtime.set_dead(true);
+    sleep(MINUTE * 30).await;
+    assert_eq!(world.words().await, ["running"]);
+    world.set_clock(-10 * DAY);
+    world.runtime.set_dead(false);
+    sleep(MINUTE).await;
+    assert_eq!((world.words().await, world.started()), (vec!["succeeded"], vec!["cron-nightly-1 cron.nightly".into()]));
+    world.logs.flush().await;
+    let lines = world.logs.tail(&env(), 100, &LogFilter::process("cron.nightly")).await.unwrap();
+    let waits = "run 1 is waiting for the engine: the engine is dead";
+    assert_eq!(lines.iter().filter(|line| line.text == waits).count(), 1, "{lines:?}");
+    // Not for longer than it may be late, nor when it is to end.
+    let settings = CronSettings { starting_deadline: MINUTE * 10, ..CronSettings::default() };
+    let world = World::with(&[("nightly", daily.clone())], settings).await;
+    world.runtime.set_dead(true);
+    sleep(MINUTE * 9).await;
+    assert_eq!(world.words().await, ["running"]);
+    sleep(MINUTE * 2).await;
+    assert_eq!(world.words().await, ["failed"]);
+    let world = World::new(&[("tick", job(1, Overlap::Replace))]).await;
+    world.runtime.set_dead(true);
+    sleep(MINUTE * 3).await;
+    assert_eq!(world.words().await, ["stopped", "stopped", "running"]);
+    // One by hand: somebody waits for it.
+    let world = World::new(&[("nightly", daily)]).await;
+    world.runtime.set_dead(true);
+    let begun = world.cron.run_now(&env(), &name("nightly"), &"dan".parse().unwrap()).await.unwrap();
+    let asked = Instant::now();
+    assert!(matches!(begun.ended.await.unwrap().state, CronState::Failed { .. }));
+    assert_eq!(asked.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn overlapping_runs_are_left_out_replaced_or_allowed() {
     let jobs = [
         ("skip", job(210, Overlap::Skip)),

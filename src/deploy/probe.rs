@@ -12,7 +12,7 @@ use tokio::{
 use crate::domain::HealthProbe;
 
 /// A first packet that is lost is sent again only after a second; a replica that listens answers in less than a millisecond, so it is
-/// cheaper to give up early and try anew.
+/// cheaper to give up early and try anew, as long as it is waited for. One that has answered before may be busy, and has all of its time.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The status line is within this many bytes, or it is none.
 const HEAD: usize = 512;
@@ -26,6 +26,8 @@ pub struct ProbeTarget {
     pub host: String,
     /// How long the whole probe may take.
     pub timeout: Duration,
+    /// It has not answered yet: it is asked often, and each time is given up on early.
+    pub starting: bool,
 }
 
 /// Why a probe failed.
@@ -63,7 +65,8 @@ impl Prober for NetProber {
 
 async fn ask(target: &ProbeTarget) -> Result<(), ProbeError> {
     let port = target.address.port();
-    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(target.address)).await {
+    let patience = if target.starting { CONNECT_TIMEOUT } else { target.timeout };
+    let stream = match timeout(patience, TcpStream::connect(target.address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             return Err(ProbeError::Refused(port));
@@ -157,13 +160,40 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
-        let target =
-            |probe| ProbeTarget { address, probe, host: "shop.example".into(), timeout: Duration::from_secs(5) };
+        let (host, timeout) = ("shop.example".to_owned(), Duration::from_secs(5));
+        let target = |probe| ProbeTarget { address, probe, host: host.clone(), timeout, starting: true };
         let http = target(HealthProbe::Http { path: "/up".into() });
         assert_eq!(NetProber.probe(&target(HealthProbe::Tcp)).await, Ok(()));
         assert_eq!(NetProber.probe(&http).await, Ok(()));
         assert_eq!(NetProber.probe(&http).await, Err(ProbeError::Wrong("GET /up answers 500".into())));
         server.await.unwrap();
         assert_eq!(NetProber.probe(&http).await, Err(ProbeError::Refused(address.port())));
+    }
+
+    #[tokio::test]
+    async fn one_that_has_answered_before_has_all_its_time() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        // So busy that it takes no further connections: one waits to be accepted, and what comes after gets no answer.
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _waits = TcpStream::connect(address).await.unwrap();
+        let target = |starting| ProbeTarget {
+            address,
+            probe: HealthProbe::Tcp,
+            host: String::new(),
+            timeout: Duration::from_secs(20),
+            starting,
+        };
+        let silent = ProbeError::Silent(format!("port {} does not take the connection", address.port()));
+        assert_eq!(NetProber.probe(&target(true)).await, Err(silent));
+        let asked = tokio::spawn({
+            let target = target(false);
+            async move { NetProber.probe(&target).await }
+        });
+        // Longer than a replica that starts is given.
+        tokio::time::sleep(CONNECT_TIMEOUT * 2).await;
+        let _accepted = listener.accept().await.unwrap();
+        assert_eq!(asked.await.unwrap(), Ok(()));
     }
 }

@@ -83,8 +83,8 @@ impl Watcher {
     pub(super) async fn run(self) {
         match (&self.health.probe, self.address) {
             (HealthProbe::Running, _) => self.wait_for_stability().await,
-            (HealthProbe::Command { command }, _) => self.probe(&Asked::Command(command.clone())).await,
-            (_, Some(address)) => self.probe(&Asked::Network(self.target(SocketAddr::new(address, self.port)))).await,
+            (HealthProbe::Command { command }, _) => self.probe(Asked::Command(command.clone())).await,
+            (_, Some(address)) => self.probe(Asked::Network(self.target(SocketAddr::new(address, self.port)))).await,
             (_, None) => self.tell(Phase::Starting, Some("it has no network address".to_owned())).await,
         }
     }
@@ -107,10 +107,10 @@ impl Watcher {
 
     fn target(&self, address: SocketAddr) -> ProbeTarget {
         let (probe, host, timeout) = (self.health.probe.clone(), self.host.clone(), self.health.timeout);
-        ProbeTarget { address, probe, host, timeout }
+        ProbeTarget { address, probe, host, timeout, starting: !self.adopted }
     }
 
-    async fn probe(&self, asked: &Asked) {
+    async fn probe(&self, mut asked: Asked) {
         let since = self.started_at;
         let mut tracker = match self.adopted {
             true => Tracker::adopted(self.health.clone(), since),
@@ -121,11 +121,14 @@ impl Watcher {
         let mut look_at = LOOK_AFTER;
         let mut hint = None;
         while !self.verdicts.is_closed() {
-            if let Some(result) = self.ask(asked).await {
+            if let Some(result) = self.ask(&asked).await {
                 if tracker.phase() == Phase::Starting {
                     reached(FailPoint::Probe);
                 }
                 let phase = tracker.observe(result.is_ok(), self.steady.now());
+                if let Asked::Network(target) = &mut asked {
+                    target.starting &= result.is_err();
+                }
                 if let Err(ProbeError::Refused(port)) = result
                     && self.age() >= look_at
                 {
@@ -218,6 +221,7 @@ fn explain(found: &[Listener], port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::fake::{Behaviour, FakeRuntime};
 
     #[test]
     fn says_what_is_listened_on_instead() {
@@ -231,6 +235,50 @@ mod tests {
         ] {
             let text = explain(&found, 5000);
             assert!(text.contains(want), "{text}");
+        }
+    }
+
+    /// Fails the first time and whenever it is asked after it has answered; notes who was taken for starting.
+    #[derive(Default)]
+    struct Notes(std::sync::Mutex<Vec<bool>>);
+
+    #[async_trait::async_trait]
+    impl Prober for Notes {
+        async fn probe(&self, target: &ProbeTarget) -> Result<(), ProbeError> {
+            let mut notes = self.0.lock().unwrap();
+            notes.push(target.starting);
+            if notes.len() == 2 { Ok(()) } else { Err(ProbeError::Silent("busy".to_owned())) }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_has_answered_is_not_taken_for_starting_any_more() {
+        let second = Duration::from_secs(1);
+        for (adopted, want) in [(false, [true, true, false, false]), (true, [false; 4])] {
+            let (steady, prober) = (Steady::starting_at(Timestamp::now()), Arc::new(Notes::default()));
+            let (verdicts, _heard) = mpsc::channel(64);
+            let watcher = Watcher {
+                replica: ReplicaId("r1".to_owned()),
+                address: Some([127, 0, 0, 1].into()),
+                port: 5000,
+                host: String::new(),
+                health: Health {
+                    probe: HealthProbe::Tcp,
+                    interval: second,
+                    timeout: second,
+                    grace: second,
+                    failures: 3,
+                },
+                started_at: steady.now(),
+                adopted,
+                stability: Duration::ZERO,
+                steady,
+                prober: prober.clone(),
+                runtime: Arc::new(FakeRuntime::new(Behaviour::default())),
+                verdicts,
+            };
+            let _ = timeout(Duration::from_secs(60), watcher.run()).await;
+            assert_eq!(prober.0.lock().unwrap()[..4], want);
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use crate::{
     domain::LAST_LOG_LINE_CHARS,
     logs::{OutputLines, plain_line},
-    runtime::{Job, JobExit, JobSpec, Output, Runtime, RuntimeError, Source},
+    runtime::{Job, JobExit, JobSpec, Output, Patience, Runtime, RuntimeError, Source},
 };
 
 /// How long making and starting the job may take; it may have to wait for the image.
@@ -36,24 +36,26 @@ impl Started {
     /// # Errors
     /// The engine's.
     pub async fn new(runtime: &dyn Runtime, spec: &JobSpec) -> Result<Self, RuntimeError> {
-        match Self::unless(runtime, spec, std::future::pending::<Never>()).await? {
+        let patience = Patience::new(runtime, Duration::ZERO);
+        match Self::unless(runtime, spec, patience, std::future::pending::<Never>(), |_| {}).await? {
             Ok(started) => Ok(started),
             Err(never) => match never {},
         }
     }
 
-    /// The same, unless `stopped` is there before the job begins to start; then what it gives, and nothing has run.
+    /// The same, unless `stopped` is there before the job begins to start; then what it gives, and nothing has run. Making the container is
+    /// tried again within the patience; a start is not, since one whose answer was lost may have begun the job.
     async fn unless<T>(
         runtime: &dyn Runtime,
         spec: &JobSpec,
+        patience: Patience<'_>,
         stopped: impl Future<Output = T>,
+        tell: impl FnMut(&RuntimeError),
     ) -> Result<Result<Self, T>, RuntimeError> {
-        let deadline = Instant::now() + START_DEADLINE;
-        let late = || RuntimeError::Unavailable(format!("no start within {} s", START_DEADLINE.as_secs()));
-        let mut job = tokio::select! {
+        let (mut job, deadline) = tokio::select! {
             biased;
             stopped = stopped => return Ok(Err(stopped)),
-            job = timeout_at(deadline, runtime.job(spec)) => job.map_err(|_| late())??,
+            made = make(runtime, spec, patience, tell) => made?,
         };
         timeout_at(deadline, job.start()).await.map_err(|_| late())??;
         Ok(Ok(Self { job, name: spec.name.clone() }))
@@ -76,6 +78,26 @@ impl Started {
     }
 }
 
+fn late() -> RuntimeError {
+    RuntimeError::Unavailable(format!("no start within {} s", START_DEADLINE.as_secs()))
+}
+
+/// The job's container, and until when it is to be started.
+async fn make(
+    runtime: &dyn Runtime,
+    spec: &JobSpec,
+    mut patience: Patience<'_>,
+    mut tell: impl FnMut(&RuntimeError),
+) -> Result<(Box<dyn Job>, Instant), RuntimeError> {
+    loop {
+        let deadline = Instant::now() + START_DEADLINE;
+        match timeout_at(deadline, runtime.job(spec)).await.unwrap_or_else(|_| Err(late())) {
+            Ok(job) => return Ok((job, deadline)),
+            Err(error) => patience.again(error, &mut tell).await?,
+        }
+    }
+}
+
 /// Who hears of an attended job.
 #[async_trait]
 pub trait Audience: Send {
@@ -83,6 +105,8 @@ pub trait Audience: Send {
     async fn output(&mut self, output: Output);
     /// There was none for a while; the job has been running for so long.
     fn silent(&mut self, running: Duration);
+    /// The engine does not answer, and is waited for.
+    fn waiting(&mut self, _why: &RuntimeError) {}
 }
 
 /// How an attended job ended.
@@ -139,8 +163,25 @@ pub async fn attend(
     stopped: impl Future<Output = String> + Send,
     audience: &mut dyn Audience,
 ) -> Result<Attended, RuntimeError> {
+    attend_within(runtime, spec, Duration::ZERO, limit, stopped, audience).await
+}
+
+/// As [`attend`], for a job that may begin later, by `patience` at the most: an engine that does not answer yet is waited for.
+///
+/// # Errors
+/// The engine's, when the job could not be started in that time or followed.
+pub async fn attend_within(
+    runtime: &dyn Runtime,
+    spec: &JobSpec,
+    patience: Duration,
+    limit: Duration,
+    stopped: impl Future<Output = String> + Send,
+    audience: &mut dyn Audience,
+) -> Result<Attended, RuntimeError> {
     let mut stopped = std::pin::pin!(stopped);
-    let mut started = match Started::unless(runtime, spec, &mut stopped).await? {
+    let patience = Patience::new(runtime, patience);
+    let tell = |why: &RuntimeError| audience.waiting(why);
+    let mut started = match Started::unless(runtime, spec, patience, &mut stopped, tell).await? {
         Ok(started) => started,
         Err(reason) => return Ok(Attended { ending: Ending::NotBegun(reason), tail: Vec::new() }),
     };

@@ -76,6 +76,10 @@ impl<R: Runtime> Runtime for LateRuntime<R> {
         self.engine().map_or_else(|_| none(), R::capabilities)
     }
 
+    async fn until_there(&self) {
+        Self::until_there(self).await;
+    }
+
     async fn prepare_tenant(&self, tenant: &TenantName) -> Result<(), RuntimeError> {
         self.engine()?.prepare_tenant(tenant).await
     }

@@ -7,6 +7,7 @@
 pub mod docker;
 pub mod fake;
 mod late;
+mod patience;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +20,7 @@ use futures::stream::BoxStream;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use late::LateRuntime;
+pub use patience::Patience;
 
 use crate::domain::{AppRef, EnvRef, ImageRef, Limits, Replica, ReplicaId, ReplicaSet, SetId, TenantName, Timestamp};
 
@@ -36,7 +38,7 @@ pub struct Capabilities {
 }
 
 /// Why the engine did not do as asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuntimeError {
     /// The engine does not answer; worth trying again.
     #[error("the container engine does not answer: {0}")]
@@ -59,6 +61,15 @@ impl RuntimeError {
     /// Whether it says nothing about what was asked for, and may go better in a moment.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Registry { .. })
+    }
+
+    /// What somebody who waits for it to pass is told: `waiting for the engine: REASON`.
+    pub fn waiting(&self) -> String {
+        match self {
+            Self::Unavailable(reason) => format!("waiting for the engine: {reason}"),
+            Self::Registry { image, reason } => format!("waiting for the registry, to pull {image}: {reason}"),
+            other => format!("waiting: {other}"),
+        }
     }
 }
 
@@ -200,13 +211,17 @@ pub trait Runtime: Send + Sync {
     /// What this adapter can do.
     fn capabilities(&self) -> Capabilities;
 
+    /// Returns when there is an engine at all; one that has come may still not answer at the moment.
+    async fn until_there(&self) {}
+
     /// Makes the tenant's isolated network if it is not there. `apply` and `job` do so too; this only takes it off their path.
     async fn prepare_tenant(&self, tenant: &TenantName) -> Result<(), RuntimeError>;
 
     /// Removes what exists for a tenant, app or environment beyond its replicas: networks, caches. `app: None` is the whole tenant.
     async fn forget(&self, tenant: &TenantName, app: Option<&AppRef>) -> Result<(), RuntimeError>;
 
-    /// Removes networks of tenants and caches of apps that are none of these; returns how many. Only while nothing makes new ones.
+    /// Removes networks of tenants and caches of apps that are none of these; returns how many. What this process has made or used is
+    /// kept all the same: its owner may have come after the sets were made.
     async fn forget_others(
         &self,
         tenants: &BTreeSet<TenantName>,

@@ -8,9 +8,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Active, BuildService, Shared};
 use crate::{
-    build::work::{Ended, Watch, work, write},
+    build::{
+        container::ENGINE_PATIENCE,
+        output::BuildOutput,
+        work::{Ended, Watch, work, write},
+    },
     deploy::Progress,
     domain::{Build, BuildState, EnvRef, EventKind, Stage},
+    runtime::{Patience, RuntimeError},
 };
 
 /// Why a build ends that was still held back.
@@ -58,9 +63,12 @@ impl Shared {
             () = self.begin(&mut build) => {}
         }
         if build.no_cache && build.state == (BuildState::Running { stage: Stage::Build }) {
-            output.doing("removing the build cache");
-            if let Err(error) = output.with_signs_of_life(self.purge_cache(&build.env.app_ref())).await {
-                output.detail(&format!("the build cache could not be removed: {error:#}"));
+            tokio::select! {
+                biased;
+                // Seen to below.
+                () = shutdown.cancelled() => {}
+                () = cancel.cancelled() => {}
+                () = output.with_signs_of_life(self.purge_before(&build, &output)) => {}
             }
         }
         let env = build.env.clone();
@@ -98,6 +106,23 @@ impl Shared {
             ended = worked => ended,
         };
         self.end(ended, &output).await;
+    }
+
+    /// Removes the cache for a build that is to do without; the engine is waited for, since the build needs it next.
+    async fn purge_before(&self, build: &Build, output: &BuildOutput) {
+        let mut patience = Patience::new(&*self.pipeline.parts.runtime, ENGINE_PATIENCE);
+        loop {
+            output.doing("removing the build cache");
+            let Err(error) = self.purge_cache(&build.env.app_ref()).await else { return };
+            let error = match error.downcast::<RuntimeError>() {
+                Ok(error) => match patience.again(error, |error| output.detail(&error.waiting())).await {
+                    Ok(()) => continue,
+                    Err(error) => error.into(),
+                },
+                Err(error) => error,
+            };
+            return output.detail(&format!("the build cache could not be removed: {error:#}"));
+        }
     }
 
     /// Waits while it is still being checked whether the build may begin. The error: why it is not to begin any more.

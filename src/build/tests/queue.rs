@@ -306,3 +306,6 @@ mod held;
 
 #[path = "refusing.rs"]
 mod refusing;
+
+#[path = "waiting.rs"]
+mod waiting;

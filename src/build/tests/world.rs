@@ -105,6 +105,7 @@ pub(super) struct World {
     pub(super) abandoned: Arc<Mutex<Vec<ReleaseVersion>>>,
     pub(super) stubborn: Arc<AtomicU64>,
     pub(super) unguarded: Arc<AtomicU64>,
+    pub(super) runtime: Arc<FakeRuntime>,
 }
 
 pub(super) fn env(name: &str) -> EnvRef {
@@ -166,7 +167,7 @@ impl World {
         fake_stacks(&stacks);
         let compiled = Arc::new(AtomicU64::new(0));
         let counted = compiled.clone();
-        let runtime = FakeRuntime::new(Behaviour::default().jobs(move |job| buildpack(job, counted.clone())));
+        let runtime = Arc::new(FakeRuntime::new(Behaviour::default().jobs(move |job| buildpack(job, counted.clone()))));
         let log = Log::default();
         let made = store.list::<Release>("").await.unwrap().len() as u64;
         let abandoned = Arc::<Mutex<Vec<ReleaseVersion>>>::default();
@@ -183,7 +184,7 @@ impl World {
         };
         let parts = BuildParts {
             store: store.clone(),
-            runtime: Arc::new(runtime),
+            runtime: runtime.clone(),
             registry: Arc::new(registry.clone()),
             repositories,
             delivery: Arc::new(deploys),
@@ -202,7 +203,20 @@ impl World {
         let (builds, service) = Builds::start(parts, settings).await.unwrap();
         let shutdown = CancellationToken::new();
         let service = tokio::spawn(service.run(shutdown.clone()));
-        Self { directory, kv, registry, log, builds, shutdown, service, compiled, abandoned, stubborn, unguarded }
+        Self {
+            directory,
+            kv,
+            registry,
+            log,
+            builds,
+            shutdown,
+            service,
+            compiled,
+            abandoned,
+            stubborn,
+            unguarded,
+            runtime,
+        }
     }
 
     pub(super) fn new_build(&self, name: &str, files: &[(&str, &str)]) -> NewBuild {
@@ -233,6 +247,16 @@ impl World {
 
     pub(super) fn log(&self, build: &Build) -> String {
         self.log.0.lock().unwrap().get(&(build.env.clone(), build.number.0)).cloned().unwrap_or_default()
+    }
+
+    /// Waits until the build's log says so.
+    pub(super) async fn says(&self, build: &Build, text: &str) {
+        let said = async {
+            while !self.log(build).contains(text) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), said).await.expect(text);
     }
 
     pub(super) fn compiled(&self) -> u64 {

@@ -13,9 +13,9 @@ use crate::{
         progress::{Audience, Note},
     },
     domain::{Release, ReleaseVersion},
-    jobs::{self, Attended, Ending, ReleaseJob, attend, widest},
+    jobs::{self, Attended, Ending, ReleaseJob, attend_within, widest},
     logs::{JobOutput, LogRecord},
-    runtime::{JobKind, Output},
+    runtime::{JobKind, Output, RuntimeError},
     store::StoreError,
 };
 
@@ -25,6 +25,8 @@ const PROCESS: &str = "release";
 const MAX_ATTEMPTS: u32 = 2;
 const TOO_OFTEN: &str = "the server went down twice while it ran, and it is not run a third time; see what it left half done \
      (`logs --process release`, and the database), then push again or `redeploy`";
+/// How long an engine that does not answer is waited for before a release phase is said to have failed.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(300);
 /// How long a release phase that was told to end may take beyond its grace time to be cleared up.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -163,7 +165,8 @@ impl ReleasePhase {
         let mut listeners =
             Listeners { phase: &self, log: JobOutput::new(self.parts.logs.clone(), self.release.env.clone(), PROCESS) };
         let limit = settings.release_phase_timeout;
-        let attended = attend(&*self.parts.runtime, &spec, limit, self.stopped(), &mut listeners).await;
+        let attended =
+            attend_within(&*self.parts.runtime, &spec, ENGINE_PATIENCE, limit, self.stopped(), &mut listeners).await;
         listeners.log.finish(self.parts.clock.now()).await;
         let (reason, tail) = match attended {
             Ok(Attended { ending: Ending::Stopped(_), .. }) => return PhaseEnd::Interrupted,
@@ -225,6 +228,10 @@ impl jobs::Audience for Listeners<'_> {
     async fn output(&mut self, output: Output) {
         self.log.take(&output, self.phase.parts.clock.now()).await;
         self.phase.audience.tell(Note::Raw(output.bytes));
+    }
+
+    fn waiting(&mut self, why: &RuntimeError) {
+        self.phase.audience.detail(format!("waiting for the engine: {why}"));
     }
 
     fn silent(&mut self, running: Duration) {

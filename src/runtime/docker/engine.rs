@@ -8,7 +8,7 @@ use bollard::{
     models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummary},
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
-        RenameContainerOptionsBuilder, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+        RenameContainerOptionsBuilder, StopContainerOptions, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
 use futures::StreamExt;
@@ -23,6 +23,8 @@ const CALL_DEADLINE: Duration = Duration::from_secs(120);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long moving an archive into or out of a container may take.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(30 * 60);
+/// What the engine gives a container that was made without a time to stop in.
+const ENGINE_GRACE: Duration = Duration::from_secs(10);
 /// How long a removal that somebody else began may take.
 const REMOVAL_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -115,6 +117,19 @@ impl Engine {
     pub async fn stop(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
         let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
         let options = StopContainerOptionsBuilder::default().t(seconds.try_into().unwrap_or(i32::MAX)).build();
+        self.stop_with(id, options, grace).await
+    }
+
+    /// The same with the grace that the container was made with.
+    pub async fn stop_as_made(&self, id: &str) -> Result<(), RuntimeError> {
+        let Some(found) = self.inspect(id).await? else { return Ok(()) };
+        let grace = found.config.and_then(|config| u64::try_from(config.stop_timeout?).ok());
+        let grace = grace.map_or(ENGINE_GRACE, Duration::from_secs);
+        // Without a time the engine takes the container's own.
+        self.stop_with(id, StopContainerOptionsBuilder::default().build(), grace).await
+    }
+
+    async fn stop_with(&self, id: &str, options: StopContainerOptions, grace: Duration) -> Result<(), RuntimeError> {
         let patient = self.docker.clone().with_timeout(grace + CALL_DEADLINE);
         match patient.stop_container(id, Some(options)).await {
             Ok(()) => Ok(()),

@@ -1,6 +1,10 @@
 //! Jobs: builds, release phases and one-off commands, each in a container of its own.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bollard::{
@@ -41,10 +45,14 @@ impl Inner {
         self.networks.doubt(&spec.env.tenant);
         self.prepare_tenant(&spec.env.tenant).await?;
         let name = self.engine.recipe.names.job(spec);
-        let made = match self.create_or_remove(&name, spec).await? {
+        if spec.cache {
+            self.used_caches.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.env.app_ref());
+        }
+        clear_name(&self.engine, &self.stops, &name).await?;
+        let made = match create_or_remove(&self.engine, &self.stops, &name, spec).await? {
             Created::Exists => {
                 self.remove_orphan(&name).await?;
-                self.create_or_remove(&name, spec).await?
+                create_or_remove(&self.engine, &self.stops, &name, spec).await?
             }
             made => made,
         };
@@ -63,20 +71,6 @@ impl Inner {
                 Err(RuntimeError::Refused(format!("a job called {} runs already in {}", spec.name, spec.env)))
             }
         }
-    }
-
-    /// Creates the container. Whoever gives up waiting for it leaves none behind.
-    async fn create_or_remove(&self, name: &str, spec: &JobSpec) -> Result<Created, RuntimeError> {
-        let (engine, stops, name, image) =
-            (self.engine.clone(), self.stops.clone(), name.to_owned(), spec.image.clone());
-        let body = self.engine.recipe.job(spec);
-        let (reply, made) = oneshot::channel();
-        tokio::spawn(async move {
-            if let Err(Ok(Created::New(id))) = reply.send(engine.create(&name, &image, body).await) {
-                stops.begin(&engine, &id, Duration::ZERO);
-            }
-        });
-        made.await.unwrap_or_else(|_| Err(RuntimeError::Unavailable("the container's creation was broken off".into())))
     }
 
     /// Removes a job of this name that an earlier server process left.
@@ -107,11 +101,43 @@ impl Inner {
         for stop in stops {
             match stop.finished().await {
                 Ok(()) => ended += 1,
-                // One that the engine does not let go of must not keep a server from starting; the next collection tries again.
+                // One that the engine does not let go of must not keep a server from starting; the next start tries again.
                 Err(error) => tracing::warn!(%error, "a job that an earlier server left cannot be removed"),
             }
         }
         Ok(ended)
+    }
+}
+
+/// Creates a job's container. Whoever gives up waiting for it leaves none behind, nor does an engine that was killed after it had made it
+/// and before it said so.
+async fn create_or_remove(
+    engine: &Arc<Engine>,
+    stops: &Stops,
+    name: &str,
+    spec: &JobSpec,
+) -> Result<Created, RuntimeError> {
+    let (engine, stops, name, image) = (engine.clone(), stops.clone(), name.to_owned(), spec.image.clone());
+    let body = engine.recipe.job(spec);
+    let (reply, made) = oneshot::channel();
+    tokio::spawn(async move {
+        let made = engine.create(&name, &image, body).await;
+        if let Err(RuntimeError::Unavailable(_)) = made {
+            // By its name, which no other running job has. One that is not there is fine.
+            stops.begin(&engine, &name, Duration::ZERO);
+        }
+        if let Err(Ok(Created::New(id))) = reply.send(made) {
+            stops.begin(&engine, &id, Duration::ZERO);
+        }
+    });
+    made.await.unwrap_or_else(|_| Err(RuntimeError::Unavailable("the container's creation was broken off".into())))
+}
+
+/// Waits until nothing is going to be removed by this name, which would take a new container of it for the old one.
+async fn clear_name(engine: &Arc<Engine>, stops: &Stops, name: &str) -> Result<(), RuntimeError> {
+    match stops.is_under_way(name) {
+        true => stops.begin(engine, name, Duration::ZERO).finished().await,
+        false => Ok(()),
     }
 }
 
@@ -258,5 +284,63 @@ impl JobControl for Control {
         let options = ResizeContainerTTYOptionsBuilder::default().w(i32::from(columns)).h(i32::from(rows)).build();
         let resized = self.engine.docker.resize_container_tty(&self.id, options).await;
         resized.map_err(|error| failed(&format!("resizing the terminal of job {}", self.id), &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::{
+        super::testing::{Answers, NO_CONTENT, engine, json},
+        *,
+    };
+    use crate::{
+        domain::{Digest, ImageRef, Limits},
+        runtime::JobKind,
+    };
+
+    fn spec() -> JobSpec {
+        JobSpec {
+            kind: JobKind::Build,
+            env: "acme/shop/dev".parse().unwrap(),
+            name: "build-1".to_owned(),
+            image: ImageRef { repository: "berth/stack".to_owned(), digest: Digest::from_sha256([0; 32]) },
+            argv: vec!["true".to_owned()],
+            environment: [].into(),
+            limits: Limits { cpu_millis: 100, memory: 1 << 20, pids: 10 },
+            cache: false,
+            read_only_mounts: Vec::new(),
+            tty: None,
+            stdin: false,
+            stop_grace: Duration::from_secs(1),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_container_whose_creation_lost_its_answer_goes_before_the_next_of_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("engine.sock");
+        let (engine, stops) = (engine(&socket), Stops::new());
+        std::fs::remove_file(&socket).unwrap();
+        let killed = Arc::new(AtomicBool::new(true));
+        let is_killed = killed.clone();
+        let answers = Answers::serve(&socket, move |request| {
+            let answer =
+                if request.starts_with("POST ") { json(r#"{"Id":"c1","Warnings":[]}"#) } else { NO_CONTENT.to_owned() };
+            (!is_killed.load(Ordering::SeqCst)).then_some(answer)
+        });
+        let name = engine.recipe.names.job(&spec());
+        let made = create_or_remove(&engine, &stops, &name, &spec()).await;
+        assert!(made.is_err_and(|error| error.is_passing()));
+        // The engine is back, and has it.
+        killed.store(false, Ordering::SeqCst);
+        clear_name(&engine, &stops, &name).await.unwrap();
+        assert!(!stops.is_under_way(&name));
+        assert!(matches!(create_or_remove(&engine, &stops, &name, &spec()).await, Ok(Created::New(_))));
+        let asked: Vec<String> = answers.asked();
+        let removed = asked.iter().rposition(|asked| asked.starts_with("DELETE ") && asked.contains(&name));
+        let (removed, last) = (removed.expect("it was not removed"), asked.last().unwrap());
+        assert!(removed + 2 == asked.len() && last.starts_with("POST "), "{asked:?}");
     }
 }

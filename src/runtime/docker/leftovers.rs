@@ -1,13 +1,16 @@
 //! What tenants and apps leave that are gone: networks and build caches.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::PoisonError,
+};
 
 use bollard::query_parameters::{ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, RemoveVolumeOptions};
 
 use super::{
     Inner,
     engine::{failed, status},
-    names, network,
+    names,
 };
 use crate::{
     domain::{AppRef, TenantName},
@@ -21,7 +24,9 @@ impl Inner {
         tenants: &BTreeSet<TenantName>,
         apps: &BTreeSet<AppRef>,
     ) -> Result<usize, RuntimeError> {
-        Ok(self.remove_other_caches(apps).await? + self.remove_other_networks(tenants).await?)
+        // One of them that is still in use, say by a container that is just being removed, does not keep the others.
+        let (caches, networks) = (self.remove_other_caches(apps).await, self.remove_other_networks(tenants).await);
+        Ok(caches? + networks?)
     }
 
     fn everything(&self) -> HashMap<&'static str, Vec<String>> {
@@ -33,39 +38,40 @@ impl Inner {
         let docker = &self.engine.docker;
         let found = docker.list_volumes(Some(options)).await.map_err(|error| failed("listing build caches", &error))?;
         let others = found.volumes.unwrap_or_default().into_iter().filter(|volume| {
-            // What has no such label is not a cache.
-            app_of(&volume.labels).is_some_and(|app| !apps.contains(&app))
+            // What has no such label is not a cache. What a job of this process has had belongs to an app that has come meanwhile.
+            let used = |app: &AppRef| self.used_caches.lock().unwrap_or_else(PoisonError::into_inner).contains(app);
+            app_of(&volume.labels).is_some_and(|app| !apps.contains(&app) && !used(&app))
         });
-        let mut removed = 0;
+        let (mut removed, mut failure) = (0, None);
         for volume in others {
             tracing::info!(volume = volume.name, "removing the build cache of an app that is gone");
             match docker.remove_volume(&volume.name, None::<RemoveVolumeOptions>).await {
                 Ok(()) => removed += 1,
                 Err(error) if status(&error) == Some(404) => {}
-                Err(error) => return Err(failed("removing a build cache", &error)),
+                Err(error) => failure = Some(failed("removing a build cache", &error)),
             }
         }
-        Ok(removed)
+        failure.map_or(Ok(removed), Err)
     }
 
     async fn remove_other_networks(&self, tenants: &BTreeSet<TenantName>) -> Result<usize, RuntimeError> {
         let options = ListNetworksOptionsBuilder::default().filters(&self.everything()).build();
         let docker = &self.engine.docker;
         let found = docker.list_networks(Some(options)).await.map_err(|error| failed("listing networks", &error))?;
-        let mut removed = 0;
+        let (mut removed, mut failure) = (0, None);
         for network in found {
             let owner: Option<TenantName> =
                 network.labels.as_ref().and_then(|labels| labels.get(names::TENANT)?.parse().ok());
-            let Some(id) = network.id.filter(|_| owner.is_some_and(|owner| !tenants.contains(&owner))) else {
+            let (Some(id), Some(owner)) = (network.id, owner.filter(|owner| !tenants.contains(owner))) else {
                 continue;
             };
             tracing::info!(network = network.name, "removing the network of a tenant that is gone");
-            network::remove(docker, &id)
-                .await
-                .map_err(|error| failed("removing the network of a tenant that is gone", &error))?;
-            removed += 1;
+            match self.networks.remove_left(&self.engine, &owner, &id).await {
+                Ok(gone) => removed += usize::from(gone),
+                Err(error) => failure = Some(failed("removing the network of a tenant that is gone", &error)),
+            }
         }
-        Ok(removed)
+        failure.map_or(Ok(removed), Err)
     }
 }
 

@@ -23,9 +23,11 @@ mod network;
 mod replicas;
 mod settings;
 mod stops;
+#[cfg(test)]
+mod testing;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -75,6 +77,8 @@ struct Inner {
     /// When looking after them last began; many who want that at once share one look.
     guarded_at: Mutex<Option<Instant>>,
     stops: Stops,
+    /// Apps whose build caches this process has given to jobs.
+    used_caches: std::sync::Mutex<HashSet<AppRef>>,
     sets: KeyedLocks<SetId>,
     memory: memory::Memory,
     capabilities: Capabilities,
@@ -132,6 +136,7 @@ impl DockerRuntime {
             isolated: AtomicBool::new(true),
             guarded_at: Mutex::new(None),
             stops: Stops::new(),
+            used_caches: std::sync::Mutex::default(),
             sets: KeyedLocks::default(),
             memory: memory::Memory::default(),
             capabilities,

@@ -106,17 +106,29 @@ pub struct Networks {
     pool: Subnet,
     turns: KeyedLocks<TenantName>,
     ready: Mutex<HashSet<TenantName>>,
+    /// Tenants whose networks this process has asked for.
+    used: Mutex<HashSet<TenantName>>,
     creation: tokio::sync::Mutex<()>,
 }
 
 impl Networks {
     /// Networks out of `pool`.
     pub fn new(pool: Subnet) -> Self {
-        Self { pool, turns: KeyedLocks::default(), ready: Mutex::default(), creation: tokio::sync::Mutex::default() }
+        Self {
+            pool,
+            turns: KeyedLocks::default(),
+            ready: Mutex::default(),
+            used: Mutex::default(),
+            creation: tokio::sync::Mutex::default(),
+        }
     }
 
     fn ready(&self) -> std::sync::MutexGuard<'_, HashSet<TenantName>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn used(&self) -> std::sync::MutexGuard<'_, HashSet<TenantName>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the network is known to be there.
@@ -132,6 +144,7 @@ impl Networks {
     /// Makes the tenant's network unless it is there.
     pub async fn ensure(&self, engine: &Engine, tenant: &TenantName) -> Result<(), RuntimeError> {
         let _turn = self.turns.lock(tenant.clone()).await;
+        self.used().insert(tenant.clone());
         let name = engine.recipe.names.network(tenant);
         match whole(engine.docker.inspect_network(&name, None)).await {
             Ok(_) => {}
@@ -194,6 +207,7 @@ impl Networks {
     pub async fn forget(&self, engine: &Engine, tenant: &TenantName) -> Result<(), RuntimeError> {
         let _turn = self.turns.lock(tenant.clone()).await;
         self.doubt(tenant);
+        self.used().remove(tenant);
         let filters = HashMap::from([("label", engine.recipe.names.owner_filter(tenant, None))]);
         let options = ListNetworksOptionsBuilder::default().filters(&filters).build();
         let found =
@@ -204,6 +218,19 @@ impl Networks {
                 .map_err(|error| failed(&format!("removing the network of tenant {tenant}"), &error))?;
         }
         Ok(())
+    }
+
+    /// Removes the network of a tenant that is said to be gone; returns whether it did. Not when this process has asked for it: then
+    /// the tenant has come since that was found. Whoever asks for it from now on makes it anew.
+    ///
+    /// # Errors
+    /// As [`remove`].
+    pub(super) async fn remove_left(&self, engine: &Engine, tenant: &TenantName, id: &str) -> Result<bool, Error> {
+        let _turn = self.turns.lock(tenant.clone()).await;
+        if self.used().contains(tenant) {
+            return Ok(false);
+        }
+        remove(&engine.docker, id).await.map(|()| true)
     }
 }
 
@@ -257,7 +284,7 @@ fn seed_of(parts: &[&str]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::testing, *};
 
     fn subnets(texts: &[&str]) -> Vec<Subnet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -293,5 +320,25 @@ mod tests {
                      eth1\t0003C80A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
                      torn\n";
         assert_eq!(routes(table, parse_pool("10.200.0.0/14").unwrap()), subnets(&["10.200.3.0/24"]));
+    }
+
+    #[tokio::test]
+    async fn a_network_that_has_come_into_use_is_not_taken_for_one_that_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("engine.sock");
+        let engine = testing::engine(&socket);
+        std::fs::remove_file(&socket).unwrap();
+        let answers = testing::Answers::serve(&socket, |request| {
+            let deletes = request.starts_with("DELETE ");
+            Some(if deletes { testing::NO_CONTENT.to_owned() } else { testing::json(r#"{"Name":"n","Id":"n1"}"#) })
+        });
+        let networks = Networks::new(parse_pool("10.200.0.0/22").unwrap());
+        let (came, gone): (TenantName, TenantName) = ("came".parse().unwrap(), "gone".parse().unwrap());
+        networks.ensure(&engine, &came).await.unwrap();
+        networks.doubt(&came);
+        assert!(!networks.remove_left(&engine, &came, "n1").await.unwrap());
+        assert!(networks.remove_left(&engine, &gone, "n2").await.unwrap());
+        let removed: Vec<String> = answers.asked().into_iter().filter(|asked| asked.starts_with("DELETE ")).collect();
+        assert!(removed.len() == 1 && removed[0].contains("/networks/n2"), "{removed:?}");
     }
 }

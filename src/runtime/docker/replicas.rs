@@ -23,8 +23,6 @@ const STARTS_PER_CORE: usize = 4;
 const STARTS_AT_ONCE: (usize, usize) = (8, 32);
 /// Inspections under way at once.
 const INSPECTIONS_AT_ONCE: usize = 8;
-/// Grace for a replica that an earlier process told to stop and then did not live to see stopped.
-const ADOPTED_GRACE: Duration = Duration::from_secs(10);
 /// Tries to get one replica started: each conflict means that something of the same name was just made or removed.
 const START_TRIES: u32 = 4;
 
@@ -210,7 +208,8 @@ impl Inner {
     async fn observe_one(&self, container: ContainerSummary) -> Result<Option<Replica>, RuntimeError> {
         let Some(seen) = Seen::of(&container) else { return Ok(None) };
         if seen.is_retired() {
-            self.stops.begin(&self.engine, &seen.id, ADOPTED_GRACE);
+            // By an earlier process that did not live to see it stopped; or by this one, which is just about to begin that.
+            self.stops.adopt(&self.engine, &seen.id);
             return Ok(None);
         }
         let identity = container.labels.as_ref().and_then(names::replica_identity);

@@ -27,7 +27,7 @@ const PAUSES: [Duration; 5] = [
 /// Pause between tries after that.
 const PATIENT: Duration = Duration::from_secs(15);
 
-type Outcome = Option<Result<(), String>>;
+type Outcome = Option<Result<(), RuntimeError>>;
 
 /// The stops under way.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ impl Stop {
     pub async fn finished(mut self) -> Result<(), RuntimeError> {
         match self.0.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(Ok(()))) => Ok(()),
-            Ok(Some(Err(reason))) => Err(RuntimeError::Refused(reason.clone())),
+            Ok(Some(Err(error))) => Err(error.clone()),
             Ok(None) | Err(_) => Err(RuntimeError::Unavailable("Berth is shutting down".to_owned())),
         }
     }
@@ -62,6 +62,20 @@ impl Stops {
 
     /// Stops a container (SIGTERM, `grace`, SIGKILL) and removes it. When that is under way already, it stays as it is.
     pub fn begin(&self, engine: &Arc<Engine>, id: &str, grace: Duration) -> Stop {
+        self.begin_with(engine, id, Some(grace))
+    }
+
+    /// The same for one that somebody else has told to stop, perhaps with a grace that is not known here: it has the one it was made with.
+    pub fn adopt(&self, engine: &Arc<Engine>, id: &str) -> Stop {
+        self.begin_with(engine, id, None)
+    }
+
+    /// Whether it is being stopped, or its stop waits for the engine.
+    pub fn is_under_way(&self, id: &str) -> bool {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+    }
+
+    fn begin_with(&self, engine: &Arc<Engine>, id: &str, grace: Option<Duration>) -> Stop {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((outcome, task)) = under_way.get(id) {
             if outcome.borrow().is_none() {
@@ -76,7 +90,7 @@ impl Stops {
             async move {
                 let result = stop_and_remove(&engine, &name, grace, &tell).await;
                 all.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-                tell.send_replace(Some(result.map_err(|error| error.to_string())));
+                tell.send_replace(Some(result));
             },
             &self.handle,
         );
@@ -96,14 +110,16 @@ impl Stops {
 async fn stop_and_remove(
     engine: &Engine,
     id: &str,
-    grace: Duration,
+    grace: Option<Duration>,
     tell: &watch::Sender<Outcome>,
 ) -> Result<(), RuntimeError> {
     let mut pauses = PAUSES.iter();
     loop {
         let result = async {
-            if !grace.is_zero() {
-                engine.stop(id, grace).await?;
+            match grace {
+                None => engine.stop_as_made(id).await?,
+                Some(Duration::ZERO) => {}
+                Some(grace) => engine.stop(id, grace).await?,
             }
             engine.remove(id).await
         };
@@ -115,7 +131,7 @@ async fn stop_and_remove(
             Some(pause) => *pause,
             None if error.is_passing() => {
                 tracing::warn!(container = id, %error, "a container is not stopped and removed yet");
-                tell.send_replace(Some(Err(error.to_string())));
+                tell.send_replace(Some(Err(error)));
                 PATIENT
             }
             None => {
@@ -129,33 +145,10 @@ async fn stop_and_remove(
 
 #[cfg(test)]
 mod tests {
-    use bollard::{API_DEFAULT_VERSION, Docker};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     use super::{
-        super::{container::Recipe, names::Names, settings::DockerSettings},
+        super::testing::{Answers, NO_CONTENT, engine, json},
         *,
     };
-
-    fn engine(socket: &std::path::Path) -> Arc<Engine> {
-        // The client wants to see a socket when it is made.
-        drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
-        let docker = Docker::connect_with_unix(&socket.display().to_string(), 20, API_DEFAULT_VERSION).unwrap();
-        let settings = DockerSettings::new("127.0.0.1:5000", "one");
-        let names = Names::new("berth", "one", String::new());
-        Arc::new(Engine::new(docker, Recipe { settings, names, cores: 1, open_files: 1024 }))
-    }
-
-    /// Answers every removal, and nothing else.
-    async fn serve(listener: tokio::net::UnixListener) {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = [0; 4096];
-            let length = stream.read(&mut request).await.unwrap();
-            assert!(request[..length].starts_with(b"DELETE "), "{}", String::from_utf8_lossy(&request[..length]));
-            stream.write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await.unwrap();
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn an_engine_that_is_away_for_long_is_asked_on() {
@@ -167,12 +160,29 @@ mod tests {
         assert!(stops.under_way.lock().unwrap().contains_key("c1"), "it was given up");
         tokio::time::resume();
         std::fs::remove_file(&socket).unwrap();
-        let server = tokio::spawn(serve(tokio::net::UnixListener::bind(&socket).unwrap()));
+        let answers = Answers::serve(&socket, |request| request.starts_with("DELETE ").then(|| NO_CONTENT.to_owned()));
         // Whoever asks anew does not wait for the next try.
         let began = std::time::Instant::now();
         stops.begin(&engine, "c1", Duration::ZERO).finished().await.unwrap();
         assert!(began.elapsed() < PATIENT / 2, "it took {:?}", began.elapsed());
         assert!(stops.under_way.lock().unwrap().is_empty());
-        server.abort();
+        assert_eq!(answers.asked().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_another_process_began_to_stop_has_the_grace_it_was_made_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("engine.sock");
+        let (engine, stops) = (engine(&socket), Stops::new());
+        std::fs::remove_file(&socket).unwrap();
+        let answers = Answers::serve(&socket, |request| match request.split(' ').next() {
+            Some("GET") => Some(json(r#"{"Id":"c1","Config":{"StopTimeout":90}}"#)),
+            _ => Some(NO_CONTENT.to_owned()),
+        });
+        stops.adopt(&engine, "c1").finished().await.unwrap();
+        let stopped: Vec<String> = answers.asked().into_iter().filter(|asked| asked.contains("/stop")).collect();
+        assert!(stopped.len() == 1 && !stopped[0].contains("t="), "{stopped:?}");
+        stops.begin(&engine, "c1", Duration::from_millis(1500)).finished().await.unwrap();
+        assert!(answers.asked().iter().any(|asked| asked.contains("/stop?t=2")), "{:?}", answers.asked());
     }
 }
