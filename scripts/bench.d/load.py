@@ -267,7 +267,7 @@ class Bench:
             status, body = self.platform.get(host)
         except OSError:
             return None
-        return body.split(" ", 2)[2] if status == 200 else None
+        return body.split(" ", 2)[2].removesuffix(f" of {env.name}") if status == 200 else None
 
     def one(self):
         """Pushes to one environment, four at a time, by force and of commits that have nothing to do with each other, so that git orders nothing;

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 
-from harness import ROOT, Load, Platform, eventually, main, say, table
+from harness import MARK, ROOT, Load, Platform, eventually, main, say, table
 from outage import Engine, PushUnderWay, own_network, part
 
 DAY = 86_400
@@ -30,7 +30,7 @@ SERVER = """import http.server, os, threading, time
 class Page(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     def do_GET(self):
-        body = b'VERSION'
+        body = ('VERSION' + MARK).encode()
         self.send_response(200)
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
@@ -43,7 +43,7 @@ def tick():
         time.sleep(1)
 threading.Thread(target=tick, daemon=True).start()
 http.server.ThreadingHTTPServer(('', int(os.environ['PORT'])), Page).serve_forever()
-"""
+""".replace("MARK", MARK)
 WEB = "web: {command: python3 server.py, replicas: 2}"
 # Long enough to be deployed, too short to count as healthy.
 CRASHING = f"processes: {{{WEB}, worker: {{command: sleep 7}}}}\n"
@@ -201,7 +201,7 @@ class World:
 
 def scenario(chaos):
     world, failed = World(chaos), 0
-    load = Load(world.platform, [world.still.host, world.busy.host, world.crashing.host], rate=20)
+    load = Load(world.platform, [world.still, world.busy, world.crashing], rate=20)
     turns = [(JUMPS[turn % len(JUMPS)], SITUATIONS[turn % len(SITUATIONS)]) for turn in range(chaos.runs(len(JUMPS)))]
     for turn, (to, situation) in enumerate(turns):
         world.jump(to, situation, cron=turn in CRON_WAITS)

@@ -102,7 +102,7 @@ class Watch:
         self.memory, self.router_memory, self.peak, self.router_peak = self.platform.memory(), self.platform.memory("router"), 0, 0
         self.commands, self.engine_log, self.most_pids, self.wrote_first, self.wrote_last = [], 0, 0, {}, {}
         self.began, self.stopping = time.monotonic(), threading.Event()
-        self.load = Load(self.platform, [scene.neighbour.host], rate=50)
+        self.load = Load(self.platform, [scene.neighbour], rate=50)
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self._ask, self._look)]
         for thread in self.threads:
             thread.start()

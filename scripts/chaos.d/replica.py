@@ -21,7 +21,7 @@ def scenario(chaos):
     platform = Platform(chaos).begin()
     app = platform.app("chaos/web", manifest="processes: {web: {command: python3 server.py, replicas: 3}}\n")
     app.push().ok()
-    load, took = Load(platform, [app.host], rate=50), []
+    load, took = Load(platform, [app], rate=50), []
     for _ in range(chaos.runs(10)):
         before = web_containers(platform, app)
         victim, began = chaos.random.choice(before), time.monotonic()

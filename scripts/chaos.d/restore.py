@@ -14,14 +14,14 @@ import signal
 import subprocess
 import time
 
-from harness import ROOT, Load, Platform, eventually, main, run, say, table
+from harness import MARK, ROOT, Load, Platform, eventually, main, run, say, table
 
 # Answers with a config value too.
 SERVER = """import http.server, os
 class Page(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     def do_GET(self):
-        body = ('release ' + os.environ['BERTH_RELEASE'] + ' greeting ' + os.environ.get('GREETING', '-') + ' VERSION').encode()
+        body = ('release ' + os.environ['BERTH_RELEASE'] + ' greeting ' + os.environ.get('GREETING', '-') + ' VERSION' + MARK).encode()
         self.send_response(200)
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
@@ -29,7 +29,7 @@ class Page(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 http.server.ThreadingHTTPServer(('', int(os.environ['PORT'])), Page).serve_forever()
-"""
+""".replace("MARK", MARK)
 FILES = {"server.py": SERVER, "Procfile": "web: python3 server.py\n"}
 
 
@@ -38,6 +38,7 @@ def demo(platform):
     fixture = ROOT / "tests/fixtures/hello"
     files = {str(path.relative_to(fixture)): path.read_text() for path in fixture.rglob("*") if path.is_file()}
     app = platform.app("demo/hello", files=files)
+    app.mark = "Hello from Berth!"
     pushed = app.push()
     assert pushed.status == 0, pushed.all()
     return app
@@ -185,7 +186,7 @@ def one(chaos, number):
     apps = deploy(platform, chaos.random)
     backup = platform.directory / "backup.tar.gz"
     # Online: requests and a push go on meanwhile.
-    load = Load(platform, [app.host for app in apps], rate=20)
+    load = Load(platform, apps, rate=20)
     before = state(platform, apps)
     other = platform.app("zoo/other", files=FILES)
     pushing = other.push_begin()
