@@ -18,6 +18,8 @@ from outage import Engine, PushUnderWay, own_network, part
 DAY = 86_400
 JUMPS = [DAY, 0, -DAY, 0, 3650 * DAY, 0, -3650 * DAY, 0, 3650 * DAY, -3650 * DAY, DAY, -DAY, 0]
 SITUATIONS = ["idle", "push", "build", "scale", "deadline", "restart"]
+# A jump by so much or more is one by years, wherever to.
+YEARS = 3000 * DAY
 # A job is due each minute, and a server looks at its clock once a minute at least; by then one has run, in seconds.
 CRON_WAIT = 150
 # After the first jump by each distance this is waited for.
@@ -199,11 +201,23 @@ class World:
         self.chaos.figures["log_lines"] = sum(map(len, ticks.values()))
 
 
+def turns_of(random, count):
+    """[(where to, situation)]: each situation meets a jump by years and one by days, as long as all jumps are made; which, the seed says."""
+    decks, turns, now = {True: [], False: []}, [], 0
+    for turn in range(count):
+        to = JUMPS[turn % len(JUMPS)]
+        deck = decks[abs(to - now) >= YEARS]
+        if not deck:
+            deck += random.sample(SITUATIONS, len(SITUATIONS))
+        turns.append((to, deck.pop()))
+        now = to
+    return turns
+
+
 def scenario(chaos):
     world, failed = World(chaos), 0
     load = Load(world.platform, [world.still, world.busy, world.crashing], rate=20)
-    turns = [(JUMPS[turn % len(JUMPS)], SITUATIONS[turn % len(SITUATIONS)]) for turn in range(chaos.runs(len(JUMPS)))]
-    for turn, (to, situation) in enumerate(turns):
+    for turn, (to, situation) in enumerate(turns_of(chaos.random, chaos.runs(len(JUMPS)))):
         world.jump(to, situation, cron=turn in CRON_WAITS)
     with part("rollback, and what was written"):
         chaos.check(world.platform.ssh("rollback", world.busy.env, timeout=60).status == 0, "rollback failed")
