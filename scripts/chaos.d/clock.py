@@ -12,8 +12,9 @@ import subprocess
 import threading
 import time
 
-from harness import MARK, ROOT, Load, Platform, eventually, main, say, table
+from harness import MARK, ROOT, Platform, eventually, main, say, table
 from outage import Engine, PushUnderWay, own_network, part
+from steady_load import Load
 
 DAY = 86_400
 JUMPS = [DAY, 0, -DAY, 0, 3650 * DAY, 0, -3650 * DAY, 0, 3650 * DAY, -3650 * DAY, DAY, -DAY, 0]

@@ -15,7 +15,8 @@ import signal
 import subprocess
 import time
 
-from harness import SERVER, Load, Platform, eventually, main, run, say, table
+from harness import SERVER, Platform, eventually, main, run, say, table
+from steady_load import Load
 
 SMALL = 400 << 20
 MIN_FREE = "64Mi"

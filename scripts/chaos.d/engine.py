@@ -8,8 +8,9 @@ within ANSWERS, or does not converge when the engine comes."""
 import signal
 import time
 
-from harness import Load, Platform, eventually, main, percentile, say, table
+from harness import Platform, eventually, main, percentile, say, table
 from outage import Engine, Proxy, PushUnderWay, Watch, explained, own_network, part
+from steady_load import Load
 
 # The bars: how long a command may take, how long it may take until all is as it should be once the engine answers, how long a push may take, and
 # how long a control plane that is started without an engine may take until it answers, in seconds.

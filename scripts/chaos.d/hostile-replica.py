@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 
-from harness import SERVER, Load, Platform, eventually, main, percentile, run, table
+from harness import SERVER, Platform, eventually, main, percentile, run, table
+from steady_load import Load
 
 MIB = 1 << 20
 # What Berth promises: the neighbour's p99 at most so many times what it was, and this much more memory for itself.

@@ -2,11 +2,11 @@
 # chaos: the control plane is killed at each of ten points of its work, and at random moments, under requests to several apps
 # build: --features fail-points
 import collections
-import pathlib
 import subprocess
 import time
 
-from harness import Load, Platform, eventually, main, percentile, run, say, table
+from harness import Platform, eventually, main, percentile, run, say, table
+from steady_load import Load
 
 # What makes the server come by each point, with how many times it comes by at most: (operation, times).
 WAYS = {

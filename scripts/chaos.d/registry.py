@@ -7,8 +7,9 @@ import signal
 import subprocess
 import time
 
-from harness import Load, Platform, eventually, free_port, main, say, table
+from harness import Platform, eventually, free_port, main, say, table
 from outage import Engine, Proxy, PushUnderWay, Watch, own_network, part
+from steady_load import Load
 
 # The bars, in seconds: a command; a build that cannot succeed; one that can; the start of the control plane.
 COMMAND, REFUSED, LIVE, READY = 2, 200, 300, 15

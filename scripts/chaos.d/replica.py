@@ -2,7 +2,8 @@
 # chaos: replicas are killed under requests, one at a time: no request fails, and each is replaced
 import time
 
-from harness import Load, Platform, eventually, main, percentile, run, table
+from harness import Platform, eventually, main, percentile, run, table
+from steady_load import Load
 
 
 def web_containers(platform, app):

@@ -15,7 +15,8 @@ import subprocess
 import threading
 import time
 
-from harness import MARK, ROOT, Load, Platform, eventually, main, run, say, table
+from harness import MARK, ROOT, Platform, eventually, main, run, say, table
+from steady_load import Load
 
 # Answers with a config value too.
 SERVER = """import http.server, os
