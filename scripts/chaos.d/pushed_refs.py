@@ -118,7 +118,8 @@ class Pushes:
         self.pushers, self.controls = [], {}
         data = chaos.directory("berth") / "data"
         self.image = self.mount_parts(data)
-        settings = {"BERTH__BUILDS__CONCURRENCY": "1", "BERTH__DISK__MIN_FREE": "1Mi"}
+        # A collection takes no build away meanwhile: every one is looked for.
+        settings = {"BERTH__BUILDS__CONCURRENCY": "1", "BERTH__DISK__MIN_FREE": "1Mi", "BERTH__LOGS__BUILDS": "100000"}
         self.platform = Platform(chaos, settings=settings, data=data).begin()
         manifest = "processes: {web: {command: python3 server.py, replicas: 0}}\n"
         chaos.finally_do(self.end)
@@ -168,9 +169,10 @@ class Pushes:
             unmount(self.at)
             copy.unlink()
 
-    def lose(self, text):
-        self.totals[3] += 1
-        self.chaos.fail(text)
+    def lose(self, env, wrong):
+        self.totals[3] += len(wrong)
+        if wrong:
+            self.chaos.fail(f"{env}: {len(wrong)} lost, as: {'; '.join(wrong[:3])}")
 
     def git(self, pusher):
         return ["git", f"--git-dir={self.at / 'repositories' / (pusher.app.env + '.git')}", "-c", "safe.directory=*"]
@@ -184,16 +186,14 @@ class Pushes:
         order = pusher.commits
         where = order.index(tip.out.strip()) if tip.out.strip() in order else -1
         if commits and where < order.index(commits[-1]):
-            self.lose(f"{pusher.app.env}: main is at {tip.all().strip()}, and {commits[-1]} was accepted")
+            self.lose(pusher.app.env, [f"main is at {tip.all().strip()}, and {commits[-1]} was accepted"])
         checked = run([*git, "fsck", "--full", "--strict"])
         self.chaos.check(checked.status == 0, f"git fsck of {pusher.app.env}: {checked.all()[-500:]}")
         # With the trees; `missing` is what is not there.
         wanted = "".join(f"{commit}^{{tree}}\n" for commit in commits)
         found = run([*git, "cat-file", "--batch-check"], stdin=wanted).ok().out.splitlines()
-        for commit, line in zip(commits, found, strict=True):
-            self.totals[2] += 1
-            if line.endswith("missing"):
-                self.lose(f"{pusher.app.env}: commit {commit} was accepted and is not there")
+        self.totals[2] += len(commits)
+        self.lose(pusher.app.env, [f"commit {commit} is not there" for commit, line in zip(commits, found, strict=True) if line.endswith("missing")])
 
     def check_records(self, accepted):
         """The store opens, each accepted push has its build there, and so has each branch: it moves after its build was recorded."""
@@ -205,9 +205,9 @@ class Pushes:
             return
         for pusher, pushed in accepted:
             env = pusher.app.env
-            for commit, number in pushed:
-                if builds.get((env, number)) != commit:
-                    self.lose(f"{env}: {commit} was accepted as build {number}, of which the record says {builds.get((env, number))}")
+            wrong = [f"{commit} was accepted as build {number}, of which the record says {builds.get((env, number))}"
+                     for commit, number in pushed if builds.get((env, number)) != commit]
+            self.lose(env, wrong)
             tip = run([*self.git(pusher), "rev-parse", "--verify", "-q", "refs/heads/main"]).out.strip()
             known = not tip or tip in {commit for (of, _), commit in builds.items() if of == env}
             self.chaos.check(known, f"{env}: main is at {tip}, of which there is no build")
