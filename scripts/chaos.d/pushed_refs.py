@@ -67,7 +67,8 @@ class Plain(threading.Thread):
         return run(["git", "-C", self.local, *words], env=self.environment).ok()
 
     def run(self):
-        while not self.stopping.wait(0.02):
+        # About as often as somebody pushes to Berth: each push is a pack, and thousands of them would make every look at a cut slow.
+        while not self.stopping.wait(0.3):
             with self.turn:
                 self.git("commit", "-q", "--allow-empty", "-m", str(len(self.accepted)))
                 commit = self.git("rev-parse", "HEAD").out.strip()
