@@ -4,29 +4,28 @@ The apps are tiny and scaled to 0, but for every tenth: what is measured is the 
 engine. Users come from addresses of their own (127.1.0.N), as they would.
 
 A failure: a push that ends without a reason, a build without an end, an accepted push whose build is another's, fails or is out of the order of
-acceptance, in its number, its release or in what is served; a control plane that grows by more than MEMORY_GROWTH in any part; a large
+acceptance, in its number, its release or in what is served; a control plane that grows by more than GROWTH in any part, or since it was started; a large
 push or one of many refs that is taken or refused otherwise than it should be, or leaves something behind; an `ls-remote` of LS_REMOTE or longer.
 """
 
 import concurrent.futures
 import pathlib
 import re
-import subprocess
 import sys
 import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "chaos.d"))
 from harness import SERVER, Platform, eventually, main, percentile, run, say, table
+from memory import HEADS, MIB, Memory, mib
+from pushing import Repository
+from sshd_peer import peer_at_once
 
 TENANTS, APPS, ENVIRONMENTS = 20, 5, ("dev", "prod")
 ONE = 50
 TRIES = 12
 REFS = 20_000
-MIB = 1 << 20
-MEMORY_GROWTH = 64 * MIB
 LS_REMOTE = 5.0
-NOBODY = "b <b@localhost> 1700000000 +0000"
 WIDE_QUEUE = {"BERTH__BUILDS__QUEUE": "500", "BERTH__BUILDS__QUEUE_PER_TENANT": "500"}
 
 
@@ -35,114 +34,6 @@ class Environment:
         self.number, self.name, self.user = number, name, user
         self.remote = f"ssh://{user}/{name}"
         self.replicas = 1 if number % 10 == 0 else 0
-
-
-class Push:
-    """One `git push`, and what came of it."""
-
-    def __init__(self, env, commit, finished):
-        self.env, self.commit, self.seconds, self.text = env, commit, finished.seconds, finished.all()
-        self.ended = time.monotonic()
-        self.began = self.ended - self.seconds
-        self.accepted = finished.status == 0
-        found = re.search(r"Queued as build (\d+)", self.text)
-        self.build = int(found[1]) if found else None
-        refused = re.search(r"!     (.*)", self.text)
-        self.reason = refused[1].strip() if refused else None
-
-
-class Repository:
-    """One repository with every commit that is pushed; a branch for each."""
-
-    def __init__(self, platform):
-        self.path, self.platform = platform.directory / "repository", platform
-        run(["git", "init", "-q", "--bare", self.path], env=platform.git_environment).ok()
-
-    def git(self, *words, **options):
-        return run(["git", "-C", self.path, *words], env=self.platform.git_environment, **options)
-
-    def make(self, branches):
-        """`branches`: [(name, parent branch or None, {file: text})], in one stream (git-fast-import(1))."""
-        stream = []
-        for name, parent, files in branches:
-            stream.append(f"commit refs/heads/{name}\ncommitter {NOBODY}\ndata {len(name)}\n{name}\n")
-            if parent:
-                stream.append(f"from refs/heads/{parent}\n")
-            for path, text in files.items():
-                stream.append(f"M 100644 inline {path}\ndata {len(text.encode())}\n{text}\n")
-        self.git("fast-import", "--quiet", "--force", stdin="".join(stream)).ok()
-
-    def commit(self, branch):
-        return self.git("rev-parse", f"refs/heads/{branch}").ok().out.strip()
-
-    def push(self, env, branch, *options, timeout=600, force=False):
-        words = [word for option in options for word in ("-o", option)]
-        refspec = f"{'+' if force else ''}refs/heads/{branch}:refs/heads/main"
-        return Push(env, branch, self.git("push", *words, env.remote, refspec, timeout=timeout))
-
-    def make_blob(self, branch, megabytes):
-        """A commit with one file of random bytes."""
-        made = subprocess.Popen(["git", "-C", self.path, "fast-import", "--quiet", "--force"], stdin=subprocess.PIPE, env=self.platform.git_environment)
-        made.stdin.write(f"commit refs/heads/{branch}\ncommitter {NOBODY}\ndata 4\nblob\nM 100644 inline blob.bin\ndata {megabytes * 1_000_000}\n".encode())
-        with open("/dev/urandom", "rb") as random:
-            for _ in range(megabytes):
-                made.stdin.write(random.read(1_000_000))
-        made.stdin.close()
-        if made.wait() != 0:
-            raise AssertionError("the blob could not be made")
-
-
-class Memory:
-    """Samples the resident memory of `berth serve` and of the git processes below it. `end` gives the report."""
-
-    def __init__(self, platform):
-        self.platform, self.serve = platform, platform.processes["serve"].pid
-        self.before, self.peak, self.git_peak, self.git_most = platform.memory(), 0, 0, 0
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-
-    def _watch(self):
-        while not self.stopping.wait(0.1):
-            # Everything is being taken down when it is gone.
-            if not self.platform.alive("serve"):
-                return
-            self.peak = max(self.peak, self.platform.memory())
-            sizes = self._git()
-            self.git_peak, self.git_most = max(self.git_peak, sum(sizes)), max(self.git_most, len(sizes))
-
-    def _git(self):
-        """Resident bytes of every git process and hook that `berth serve` has started."""
-        parents, names, sizes = {}, {}, {}
-        for entry in pathlib.Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    name, rest = (entry / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
-                except (OSError, IndexError):
-                    continue
-                words = rest.split()
-                parents[int(entry.name)], names[int(entry.name)], sizes[int(entry.name)] = int(words[1]), name, int(words[21]) * 4096
-        found = []
-        for pid, name in names.items():
-            above = parents[pid]
-            while above > 1 and above != self.serve:
-                above = parents.get(above, 0)
-            if above == self.serve and (name.startswith("git") or name in ("pre-receive", "berth")):
-                found.append(sizes[pid])
-        return found
-
-    def end(self, chaos, what):
-        """The bound holds in every part."""
-        self.stopping.set()
-        self.thread.join()
-        self.after = self.platform.memory()
-        self.growth = max(0, max(self.peak, self.after) - self.before)
-        chaos.check(self.growth <= MEMORY_GROWTH, f"{what}: berth serve grew by {mib(self.growth)} MiB")
-        chaos.figures["growth_max_mib"] = max(chaos.figures.get("growth_max_mib", 0), round(self.growth / MIB, 1))
-        return self
-
-    def row(self):
-        return [mib(self.before), mib(self.peak), mib(self.after), f"{mib(self.git_peak)} ({self.git_most})"]
 
 
 class Served:
@@ -165,19 +56,12 @@ class Served:
         return self.seen
 
 
-def mib(size):
-    return f"{size / MIB:.1f}"
-
-
-MEMORY_HEADS = ["serve MiB before", "peak", "after", "git peak (processes)"]
-
-
 class Bench:
     def __init__(self, chaos):
         self.chaos = chaos
         self.platform = Platform(chaos, settings=dict(WIDE_QUEUE))
         self.platform.begin()
-        self.repository = Repository(self.platform)
+        self.repository = Repository(self.platform, chaos.random)
         self.environments = self._tenants()
 
     def _tenants(self):
@@ -253,7 +137,7 @@ class Bench:
         if theirs:
             rows.append(["sshd and git", len(theirs[1]), *latencies(theirs[1]), f"{theirs[0]:.1f}", "", ""])
         table(heads, rows)
-        table(MEMORY_HEADS, [memory.row()])
+        table(HEADS, [memory.row()])
         chaos.figures |= {"ours": round(accepted, 2), "peer": round(theirs[0], 2) if theirs else None,
                           "ratio": round(accepted / theirs[0], 3) if theirs else None, "unit": "s until 200 pushes are accepted",
                           "p50_s": round(percentile(times, 50), 2), "p99_s": round(percentile(times, 99), 2),
@@ -267,7 +151,7 @@ class Bench:
             status, body = self.platform.get(host)
         except OSError:
             return None
-        return body.split(" ", 2)[2] if status == 200 else None
+        return body.split(" ", 2)[2].removesuffix(f" of {env.name}") if status == 200 else None
 
     def one(self):
         """Pushes to one environment, four at a time, by force and of commits that have nothing to do with each other, so that git orders nothing;
@@ -286,8 +170,7 @@ class Bench:
         builds = sorted((build for build in builds[env.name] if build["commit"] in commits), key=lambda build: build["number"])
         accepted = [push for push in pushes if push.accepted and push.build]
         for push in pushes:
-            told = push.accepted or push.reason or "rejected" in push.text or "Everything up-to-date" in push.text
-            chaos.check(told, f"a push to {env.name} ended without a reason: {push.text}")
+            chaos.check(push.told(), f"a push to {env.name} ended without a reason: {push.text}")
         # Otherwise there is no order worth looking at.
         chaos.check(len(accepted) >= ONE // 4, f"only {len(accepted)} of {ONE} commits were accepted")
         self.check_order(env, accepted, builds, commits)
@@ -302,7 +185,7 @@ class Bench:
               [[len(accepted), ONE - len(accepted), len(pushes) - len(accepted), *latencies([push.seconds for push in pushes]), f"{terminal:.1f}", len(served.seen)]])
         tell_reasons(pushes)
         say("  builds: " + ", ".join(f"{number} {state}" for state, number in sorted(count(map(state_of, builds)).items())))
-        table(MEMORY_HEADS, [memory.row()])
+        table(HEADS, [memory.row()])
         chaos.figures |= {"one_accepted": len(accepted), "one_refused": ONE - len(accepted)}
 
     def insist(self, env, name, *options):
@@ -357,7 +240,7 @@ class Bench:
         table(["accepted", "refused", "p50 s", "p99 s", "max s", "all terminal s"],
               [[len(pushes) - len(refused), len(refused), *latencies([push.seconds for push in pushes]), f"{terminal:.1f}"]])
         tell_reasons(pushes)
-        table(MEMORY_HEADS, [memory.row()])
+        table(HEADS, [memory.row()])
         if refused:
             again = self.repository.push(refused[0].env, f"second{refused[0].env.number}", "detach", force=True)
             chaos.check(again.accepted, f"what was told to try again did, and was refused: {again.text}")
@@ -374,7 +257,7 @@ class Bench:
         rows.append(self.huge_push("1 GB to the branch, limit 2 GiB", "giga:refs/heads/main", env, False, ["1.0 GB", "blob.bin"]))
         rows.append(self.huge_push("1 GB as a tag, limit 2 GiB", "giga:refs/tags/giga", env, True, ["new tag"]))
         say("\nA push of a gigabyte of random bytes")
-        table(["push", "accepted", "s", *MEMORY_HEADS, "left behind MiB", "told"], rows)
+        table(["push", "accepted", "s", *HEADS, "left behind MiB", "told"], rows)
 
     def huge_push(self, title, refspec, env, accepted, told):
         chaos, repository = self.chaos, self.platform.data / "repositories" / (env.name + ".git")
@@ -413,7 +296,7 @@ class Bench:
         rows.append(self.many_refs("tags/kept"))
         rows.append(self.many_refs("berth/builds/"))
         say("\nMany refs")
-        table(["", "accepted", "s", "refs listed", "ls-remote s", *MEMORY_HEADS, "told"], rows)
+        table(["", "accepted", "s", "refs listed", "ls-remote s", *HEADS, "told"], rows)
         chaos.figures |= {"refs_accepted": finished.status == 0, "ls_remote_s": round(seconds, 2)}
 
     def many_refs(self, prefix):
@@ -465,29 +348,6 @@ def tell_reasons(pushes):
 
 def used_by(directory):
     return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*"))
-
-
-def peer_at_once(bench, ssh_config):
-    """The same pushes to OpenSSH's sshd and git, with the settings that Berth gives to receive-pack."""
-    directory = bench.platform.directory / "peer"
-    settings = {"receive.fsckObjects": "true", "receive.autogc": "false", "gc.auto": "0", "receive.unpackLimit": "1",
-                "core.fsync": "all", "core.fsyncMethod": "fsync"}
-    bare = directory / "0.git"
-    run(["git", "init", "-q", "--bare", bare], env=bench.platform.git_environment).ok()
-    for key, value in settings.items():
-        run(["git", "-C", bare, "config", key, value]).ok()
-    for env in bench.environments[1:]:
-        run(["cp", "-r", bare, directory / f"{env.number}.git"]).ok()
-    environment = bench.platform.git_environment | {"GIT_SSH_COMMAND": f"ssh -F {ssh_config}"}
-
-    def push(env):
-        words = ["git", "-C", bench.repository.path, "push", "-q", f"peer:{directory}/{env.number}.git", f"refs/heads/first{env.number}:refs/heads/main"]
-        return run(words, env=environment, timeout=600).ok().seconds
-
-    began = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(len(bench.environments)) as pool:
-        times = list(pool.map(push, bench.environments))
-    return time.monotonic() - began, times
 
 
 def scenario(chaos):

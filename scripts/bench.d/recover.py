@@ -60,8 +60,8 @@ def own_start(chaos, platform, app):
     words += [word for part in (config["Entrypoint"] or [])[:1] for word in ("--entrypoint", part)]
     words += [config["Image"], *(config["Entrypoint"] or [])[1:], *(config["Cmd"] or [])]
     began, wall = time.monotonic(), time.time()
-    run(words).ok()
     try:
+        run(words).ok()
         found = json.loads(run(["docker", "inspect", name]).ok().out)[0]
         address = found["NetworkSettings"]["Networks"][network]["IPAddress"]
         port = int(next(variable for variable in config["Env"] if variable.startswith("PORT=")).split("=")[1])
@@ -72,9 +72,17 @@ def own_start(chaos, platform, app):
         run(["docker", "rm", "-f", name])
 
 
+def remove_peers(chaos):
+    left = run(["docker", "ps", "-aq", "--filter", f"label=berth.bench={chaos.work}"]).out.split()
+    if left:
+        run(["docker", "rm", "-f", *left]).ok()
+
+
 def scenario(chaos):
     runs = chaos.runs(50)
     platform = Platform(chaos, settings={"BERTH__DEPLOY__STOP_GRACE": "1s"}).begin()
+    # Before the platform's networks go: one that an interruption has left half made.
+    chaos.finally_do(lambda: remove_peers(chaos))
     apps = [platform.app(f"bench/app{number}") for number in range(APPS)]
     ready = {}
     for app in apps:

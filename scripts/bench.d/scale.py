@@ -2,8 +2,8 @@
 
 All three run the same image and command as the same user, with the same limits (memory, CPU, processes, open files), an init, no capabilities, the
 same log driver, and each on a user-defined bridge network of its own. (Swap, shared memory and the OOM score cannot be given to a service.) All
-three end a replica in the same way, by SIGTERM with the same grace, upon which the app exits at once. Up means that all 50 answer: Berth's behind its router, the
-peers' at their addresses; down, that one is left. They take turns, in another order each time. The bar is Berth's time for both against the
+three end a replica in the same way, by SIGTERM with the same grace, upon which the app exits at once. Up means that all 50 answer at their addresses, Berth's
+behind its router before that; down, that one is left. They take turns, in another order each time. The bar is Berth's time for both against the
 faster peer: below 1, or the benchmark fails.
 """
 
@@ -54,13 +54,20 @@ def await_answers(addresses, port, within=120):
 
 
 class Berth:
-    """`scale`: its command returns when all replicas serve behind the router, or when those that were too many are gone."""
+    """`scale`: its command returns when all replicas serve behind the router, or when those that were too many are gone. That they are there and
+    answer is looked at within the time, as it is for the peers."""
 
-    def __init__(self, platform, app, engine):
-        self.platform, self.app, self.engine = platform, app, engine
+    def __init__(self, platform, app, engine, port):
+        self.platform, self.app, self.engine, self.port = platform, app, engine, port
 
     def up(self):
         self.platform.ssh("scale", self.app.env, f"web={MANY}", timeout=300).ok()
+        containers = self.engine.containers()
+        if len(containers) != MANY:
+            raise AssertionError(f"scale has ended, and there are {len(containers)} replicas, not {MANY}")
+        found = json.loads(self.engine.docker("inspect", *containers).ok().out)
+        networks = [list(one["NetworkSettings"]["Networks"].values()) for one in found]
+        await_answers([network["IPAddress"] for (network,) in networks], self.port)
 
     def down(self):
         self.platform.ssh("scale", self.app.env, "web=1", timeout=300).ok()
@@ -177,7 +184,7 @@ def scenario(chaos):
     app.push().ok()
     described = json.loads(engine.docker("inspect", next(iter(engine.containers()))).ok().out)[0]
     loop = Loop(engine, described)
-    sides = {"Berth scale": Berth(platform, app, engine), "docker run, stop in a loop": loop}
+    sides = {"Berth scale": Berth(platform, app, engine, loop.port), "docker run, stop in a loop": loop}
     sides["Swarm service"] = Swarm(engine, loop)
     times = {name: [] for name in sides}
     for turn in range(runs):

@@ -12,12 +12,15 @@ import subprocess
 import threading
 import time
 
-from harness import ROOT, Load, Platform, eventually, main, say, table
+from harness import MARK, ROOT, Platform, eventually, main, say, table
 from outage import Engine, PushUnderWay, own_network, part
+from steady_load import Load
 
 DAY = 86_400
 JUMPS = [DAY, 0, -DAY, 0, 3650 * DAY, 0, -3650 * DAY, 0, 3650 * DAY, -3650 * DAY, DAY, -DAY, 0]
 SITUATIONS = ["idle", "push", "build", "scale", "deadline", "restart"]
+# A jump by so much or more is one by years, wherever to.
+YEARS = 3000 * DAY
 # A job is due each minute, and a server looks at its clock once a minute at least; by then one has run, in seconds.
 CRON_WAIT = 150
 # After the first jump by each distance this is waited for.
@@ -30,7 +33,7 @@ SERVER = """import http.server, os, threading, time
 class Page(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     def do_GET(self):
-        body = b'VERSION'
+        body = ('VERSION' + MARK).encode()
         self.send_response(200)
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
@@ -43,7 +46,7 @@ def tick():
         time.sleep(1)
 threading.Thread(target=tick, daemon=True).start()
 http.server.ThreadingHTTPServer(('', int(os.environ['PORT'])), Page).serve_forever()
-"""
+""".replace("MARK", MARK)
 WEB = "web: {command: python3 server.py, replicas: 2}"
 # Long enough to be deployed, too short to count as healthy.
 CRASHING = f"processes: {{{WEB}, worker: {{command: sleep 7}}}}\n"
@@ -199,11 +202,23 @@ class World:
         self.chaos.figures["log_lines"] = sum(map(len, ticks.values()))
 
 
+def turns_of(random, count):
+    """[(where to, situation)]: each situation meets a jump by years and one by days, as long as all jumps are made; which, the seed says."""
+    decks, turns, now = {True: [], False: []}, [], 0
+    for turn in range(count):
+        to = JUMPS[turn % len(JUMPS)]
+        deck = decks[abs(to - now) >= YEARS]
+        if not deck:
+            deck += random.sample(SITUATIONS, len(SITUATIONS))
+        turns.append((to, deck.pop()))
+        now = to
+    return turns
+
+
 def scenario(chaos):
     world, failed = World(chaos), 0
-    load = Load(world.platform, [world.still.host, world.busy.host, world.crashing.host], rate=20)
-    turns = [(JUMPS[turn % len(JUMPS)], SITUATIONS[turn % len(SITUATIONS)]) for turn in range(chaos.runs(len(JUMPS)))]
-    for turn, (to, situation) in enumerate(turns):
+    load = Load(world.platform, [world.still, world.busy, world.crashing], rate=20)
+    for turn, (to, situation) in enumerate(turns_of(chaos.random, chaos.runs(len(JUMPS)))):
         world.jump(to, situation, cron=turn in CRON_WAITS)
     with part("rollback, and what was written"):
         chaos.check(world.platform.ssh("rollback", world.busy.env, timeout=60).status == 0, "rollback failed")

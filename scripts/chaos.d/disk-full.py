@@ -15,7 +15,8 @@ import signal
 import subprocess
 import time
 
-from harness import SERVER, Load, Platform, eventually, main, run, say, table
+from harness import SERVER, Platform, eventually, main, run, say, table
+from steady_load import Load
 
 SMALL = 400 << 20
 MIN_FREE = "64Mi"
@@ -76,7 +77,7 @@ class Engine:
     """A second dockerd whose data is on a small disk, in a network namespace of its own; Berth runs in there too."""
 
     def __init__(self, chaos):
-        self.directory, self.process, self.outside = chaos.directory("engine"), None, None
+        self.chaos, self.directory, self.process, self.outside = chaos, chaos.directory("engine"), None, None
         self.disk = SmallDisk(chaos, "engine", self.directory / "data", 4 << 30)
         self.holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep infinity"])
         chaos.finally_do(self.stop)
@@ -98,8 +99,7 @@ class Engine:
             os.close(self.outside)
             self.outside = None
         if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(60)
+            self.chaos.end(self.process, "dockerd", within=60)
             self.process = None
         self.holder.kill()
         self.holder.wait()
@@ -240,7 +240,7 @@ def full(chaos, platform, app, where, disk):
     app.push().ok()
     before, builds = app.remote_commit(), len(platform.builds(app.env))
     work = UnderWay(chaos, platform, where)
-    load, row = Load(platform, [app.host], rate=20), [where]
+    load, row = Load(platform, [app], rate=20), [where]
     disk.fill(32 << 20)
     app.change()
     began = time.monotonic()

@@ -8,8 +8,9 @@ within ANSWERS, or does not converge when the engine comes."""
 import signal
 import time
 
-from harness import Load, Platform, eventually, main, percentile, say, table
+from harness import Platform, eventually, main, percentile, say, table
 from outage import Engine, Proxy, PushUnderWay, Watch, explained, own_network, part
+from steady_load import Load
 
 # The bars: how long a command may take, how long it may take until all is as it should be once the engine answers, how long a push may take, and
 # how long a control plane that is started without an engine may take until it answers, in seconds.
@@ -35,7 +36,7 @@ class World:
                                             for word in ("--filter", f"label=berth.{label}={value}")]]
         return set(self.engine.docker(*words).ok().out.split())
 
-    def converge(self, within=CONVERGED, apps=None):
+    def converge(self, apps=None):
         """Seconds until these apps (both, if none are named) have all their replicas and answer."""
         began, of = time.monotonic(), apps or (self.busy, self.still)
 
@@ -44,9 +45,9 @@ class World:
                 return app.get()[0] == 200
             except OSError:
                 return False
-        eventually("everything is as it should be", lambda: all(self.platform.settled(app.env) and answers(app) for app in of), within + 60)
+        eventually("everything is as it should be", lambda: all(self.platform.settled(app.env) and answers(app) for app in of), CONVERGED + 60)
         took = time.monotonic() - began
-        self.chaos.check(took <= within, f"it took {took:.1f} s to converge")
+        self.chaos.check(took <= CONVERGED, f"it took {took:.1f} s to converge")
         if not apps:
             # What a job was made for has ended.
             eventually("no job is left", lambda: not self.engine.docker("ps", "-aq", "--filter", "label=berth.role=job").ok().out.split(), 60)
@@ -61,7 +62,7 @@ class World:
     def watched(self, name, work, strict=True, asked=True):
         """Runs `work` under requests and commands, and makes a row of what came of it. `strict`: no request may fail. Without `asked`, `work`
         begins the commands itself and gives their watch beside what it tells."""
-        load, watch = Load(self.platform, [self.busy.host, self.still.host], rate=20), Watch(self.platform, [self.busy.env]) if asked else None
+        load, watch = Load(self.platform, [self.busy, self.still], rate=20), Watch(self.platform, [self.busy.env]) if asked else None
         with part(name):
             try:
                 told = work()
@@ -113,7 +114,7 @@ class World:
             time.sleep(seconds)
         finally:
             self.proxy.set("pass")
-        took = self.converge(CONVERGED + 30)
+        took = self.converge()
         told = self.end_push(push, mode)
         self.converge()
         self.chaos.check(before == self.replicas(self.still), f"{mode}: healthy replicas were replaced")

@@ -1,11 +1,11 @@
-"""What the scenarios share: a Berth of their own in a temporary directory, users, apps, pushes, requests at a steady rate, and a table.
+"""What the scenarios share: a Berth of their own in a temporary directory, users, apps, pushes, and a table.
 
 A scenario is a file NAME.py whose second line is `# chaos: what it does`; it calls `main(scenario)`, and `scenario(chaos)` gets a
 `Chaos`: arguments, random numbers from the seed, and what is to be cleaned up. Everything that it makes is gone afterwards.
 """
 
 import argparse
-import asyncio
+import http.client
 import json
 import os
 import pathlib
@@ -16,18 +16,20 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEADLINE = 120
 
+# How an app tells whose answer it is, in Python: `App.mark` is in every answer.
+MARK = "' of {BERTH_TENANT}/{BERTH_APP}/{BERTH_ENV}'.format(**os.environ)"
 # Answers with its release. No dependencies: a push takes about a second.
 SERVER = """import http.server, os
 class Page(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     def do_GET(self):
-        body = ('release ' + os.environ['BERTH_RELEASE'] + ' VERSION').encode()
+        body = ('release ' + os.environ['BERTH_RELEASE'] + ' VERSION' + MARK).encode()
         self.send_response(200)
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
@@ -35,7 +37,7 @@ class Page(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 http.server.ThreadingHTTPServer(('', int(os.environ['PORT'])), Page).serve_forever()
-"""
+""".replace("MARK", MARK)
 
 
 def say(text):
@@ -91,19 +93,38 @@ class Finished:
         return json.loads(self.out)
 
 
+# The commands that `run` waits for at the moment, in whatever thread.
+RUNNING = set()
+
+
+def kill_group(process):
+    """Kills a process that leads a session of its own, with all that it has started there."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
 def run(words, timeout=DEADLINE, stdin=None, **options):
-    """Runs a command to its end; one that takes too long is killed and counts as status 124."""
+    """Runs a command to its end; one that takes too long is killed and counts as status 124, and none outlives an interruption."""
     began = time.monotonic()
     process = subprocess.Popen(
         list(map(str, words)), stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True, **options)
+    RUNNING.add(process)
     try:
         out, err = process.communicate(stdin, timeout)
         status = process.returncode
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process)
         out, err = process.communicate()
         status, err = 124, err + f"\n(killed after {timeout} s)"
+    except BaseException:
+        kill_group(process)
+        process.wait()
+        raise
+    finally:
+        RUNNING.discard(process)
     return Finished(words, status, out, err, time.monotonic() - began)
 
 
@@ -111,7 +132,7 @@ class Platform:
     """Control plane, router and registry on free loopback ports. `prefix` is put before each process (a namespace to enter)."""
 
     def __init__(self, chaos, name="berth", settings=None, prefix=(), data=None):
-        self.directory = chaos.directory(name)
+        self.chaos, self.directory = chaos, chaos.directory(name)
         self.data = pathlib.Path(data) if data else self.directory / "data"
         self.data.mkdir(exist_ok=True)
         self.berth, self.prefix, self.processes = chaos.berth, list(prefix), {}
@@ -162,10 +183,10 @@ class Platform:
         return process is not None and process.poll() is None
 
     def kill(self, name, how=signal.SIGKILL):
-        """Ends a process and waits until it is gone."""
-        process = self.processes.pop(name)
-        process.send_signal(how)
-        return process.wait(DEADLINE)
+        """Ends a process and waits until it is gone; one that does not end in time is a failure."""
+        status = self.chaos.end(self.processes[name], f"berth {name}", how)
+        del self.processes[name]
+        return status
 
     def log(self, name):
         return self.directory / f"{name}.log"
@@ -202,14 +223,10 @@ class Platform:
     def stop(self):
         for name in list(self.processes):
             if self.alive(name):
-                try:
-                    self.kill(name, signal.SIGTERM)
-                except subprocess.TimeoutExpired:
-                    self.processes[name].kill()
+                self.kill(name, signal.SIGTERM)
         if self.instance():
             torn = self.host("teardown", "--yes", timeout=300)
-            if torn.status != 0:
-                say(f"teardown failed: {torn.all()}")
+            self.chaos.check(torn.status == 0, f"teardown failed: {torn.all()}")
 
     # -- users
 
@@ -227,7 +244,6 @@ class Platform:
 
     def get(self, host, path="/", timeout=10):
         """Status and body by the router, or an OSError."""
-        import http.client
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=timeout)
         try:
             connection.request("GET", path, headers={"Host": host, "Accept": "text/plain"})
@@ -265,6 +281,8 @@ class App:
     def __init__(self, platform, name, env="dev", files=None, manifest=None):
         self.platform, self.name, self.environment = platform, name, env
         self.env = f"{name}/{env}"
+        # What every answer of it contains.
+        self.mark = f" of {self.env}"
         tenant, app = name.split("/")
         self.host = f"{app}.{tenant}.localhost" if env == "prod" else f"{env}.{app}.{tenant}.localhost"
         self.path = platform.directory / "repositories" / name.replace("/", "-")
@@ -314,61 +332,6 @@ class App:
         return self.platform.get(self.host, path)
 
 
-class Load:
-    """Requests to apps in turn at a steady rate, whatever the answers do; each on a connection of its own. `end` gives the report."""
-
-    def __init__(self, platform, hosts, rate=20, timeout=10, limit=36000, path="/"):
-        self.port, self.hosts, self.rate, self.timeout, self.limit, self.path = platform.http_port, hosts, rate, timeout, limit, path
-        self.times, self.failures, self.moments = [], [], []
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=lambda: asyncio.run(self._send()), daemon=True)
-        self.thread.start()
-
-    async def _request(self, host):
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(self.timeout):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                try:
-                    writer.write(f"GET {self.path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/plain\r\nConnection: close\r\n\r\n".encode())
-                    answer = await reader.read(-1)
-                finally:
-                    writer.close()
-            status = int(answer.split(b" ", 2)[1])
-            if status != 200:
-                raise OSError(f"status {status}: {answer[-200:]!r}")
-            self.times.append(time.monotonic() - began)
-            self.moments.append(began)
-        except (OSError, TimeoutError, IndexError, ValueError) as error:
-            self.failures.append(f"{time.strftime('%H:%M:%S')} {host}: {error!r} after {time.monotonic() - began:.2f} s")
-
-    async def _send(self):
-        tasks, begin = set(), time.monotonic()
-        for turn in range(self.limit):
-            pause = begin + turn / self.rate - time.monotonic()
-            if pause > 0:
-                await asyncio.sleep(pause)
-            if self.stopping.is_set():
-                break
-            task = asyncio.create_task(self._request(self.hosts[turn % len(self.hosts)]))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        if tasks:
-            await asyncio.wait(tasks, timeout=self.timeout + 1)
-
-    def end(self):
-        self.stopping.set()
-        self.thread.join(self.timeout + 5)
-        return self
-
-    def asked(self):
-        return len(self.times) + len(self.failures)
-
-    def text(self):
-        return (f"{self.asked()} requests, {len(self.failures)} failed, "
-                f"p50 {percentile(self.times, 50) * 1000:.1f} ms, p99 {percentile(self.times, 99) * 1000:.1f} ms")
-
-
 class Chaos:
     """One run of a scenario: its arguments, its random numbers, what to clean up, what went wrong."""
 
@@ -401,12 +364,25 @@ class Chaos:
             self.fail(text)
         return holds
 
+    def end(self, process, what, how=signal.SIGTERM, within=DEADLINE):
+        """Signals a process and waits until it is gone; its status. One that is still there `within` seconds later is a failure, and is killed."""
+        process.send_signal(how)
+        try:
+            return process.wait(within)
+        except subprocess.TimeoutExpired:
+            self.fail(f"{what} was still there {within} s after {signal.Signals(how).name}")
+            process.kill()
+            return process.wait(within)
+
     def clean_up(self):
         for action in reversed(self.cleanups):
             try:
                 action()
-            except Exception as error:  # The rest is to be cleaned up all the same.
-                say(f"cleaning up: {error!r}")
+            except BaseException as error:  # The rest is to be cleaned up all the same.
+                self.fail(f"cleaning up: {error!r}")
+        # What other threads are waiting for still.
+        for process in list(RUNNING):
+            kill_group(process)
         if self.arguments.keep and self.failures:
             say(f"kept: {self.work}")
         else:
@@ -428,12 +404,16 @@ def main(scenario, default_runs=1, arguments=None):
     say(f"seed {chaos.seed}")
     try:
         scenario(chaos)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         chaos.fail("interrupted")
-    except (AssertionError, OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+    except Exception as error:
+        if not isinstance(error, (AssertionError, OSError, subprocess.SubprocessError, ValueError, KeyError)):
+            traceback.print_exc()
         chaos.fail(f"{type(error).__name__}: {error}")
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A handler that does nothing, not SIG_IGN: that would be inherited by what clean-up starts.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
         chaos.clean_up()
     figures = {"name": name, "runs": chaos.figures.pop("runs", chaos.arguments.runs), "failures": len(chaos.failures), "seed": chaos.seed}
     say(json.dumps(figures | chaos.figures))

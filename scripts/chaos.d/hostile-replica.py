@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 
-from harness import SERVER, Load, Platform, eventually, main, percentile, run, table
+from harness import SERVER, Platform, eventually, main, percentile, run, table
+from steady_load import Load
 
 MIB = 1 << 20
 # What Berth promises: the neighbour's p99 at most so many times what it was, and this much more memory for itself.
@@ -102,7 +103,7 @@ class Watch:
         self.memory, self.router_memory, self.peak, self.router_peak = self.platform.memory(), self.platform.memory("router"), 0, 0
         self.commands, self.engine_log, self.most_pids, self.wrote_first, self.wrote_last = [], 0, 0, {}, {}
         self.began, self.stopping = time.monotonic(), threading.Event()
-        self.load = Load(self.platform, [scene.neighbour.host], rate=50)
+        self.load = Load(self.platform, [scene.neighbour], rate=50)
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self._ask, self._look)]
         for thread in self.threads:
             thread.start()

@@ -2,11 +2,11 @@
 # chaos: the control plane is killed at each of ten points of its work, and at random moments, under requests to several apps
 # build: --features fail-points
 import collections
-import pathlib
 import subprocess
 import time
 
-from harness import Load, Platform, eventually, main, percentile, run, say, table
+from harness import Platform, eventually, main, percentile, run, say, table
+from steady_load import Load
 
 # What makes the server come by each point, with how many times it comes by at most: (operation, times).
 WAYS = {
@@ -119,7 +119,9 @@ class Scene:
                   *data.glob("repositories/.new-*"), *data.glob("repositories/.old-*"),
                   *data.glob("repositories/*/*/*/objects/tmp_objdir-*"), *data.glob("repositories/*/*/*/objects/incoming-*"),
                   *data.glob("repositories/**/*.lock"), *registry.glob("**/_uploads/*"), *data.glob("repositories/*/*/extra.git"),
-                  *data.glob("buildpacks/.fetching*")]
+                  *data.glob("buildpacks/.fetching*"), *data.glob("router/.tmp*"),
+                  # The router acknowledges by one of these; it may be at it.
+                  *[path for path in data.glob("router/*.tmp") if not path.name.startswith("ack.json.")]]
         return wrong + [f"left behind: {stray}" for stray in strays]
 
     def check_builds(self, app, commit, twice):
@@ -161,7 +163,7 @@ class Scene:
             current = self.platform.ps(one.env)["release"]
             serving = [release for release in releases if release["version"] == current]
             answer = one.get()
-            if not serving or f"version {self.versions[serving[0]['commit']]}" not in answer[1]:
+            if not serving or f"version {self.versions[serving[0]['commit']]}{one.mark}" not in answer[1]:
                 yield f"{one.env} answers {answer}, its current release is {serving}"
             repository = self.platform.data / "repositories" / f"{one.env}.git"
             checked = run(["git", "-C", repository, "fsck", "--no-dangling", "--no-progress"], env=self.platform.git_environment)
@@ -251,7 +253,7 @@ def one_run(scene, point):
 def scenario(chaos):
     scene = Scene(chaos)
     points = chaos.arguments.points.split(",") if chaos.arguments.points else list(WAYS)
-    load = Load(scene.platform, [app.host for app in scene.apps], rate=15, limit=10 ** 7)
+    load = Load(scene.platform, scene.apps, rate=15, limit=10 ** 7)
     rows, times, asked_twice = [], [], 0
     wanted = chaos.runs(20)
     try:

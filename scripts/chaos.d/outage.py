@@ -30,7 +30,7 @@ class Engine:
     """A dockerd of its own, in this process's network namespace."""
 
     def __init__(self, chaos, live_restore):
-        self.directory = chaos.directory("engine")
+        self.chaos, self.directory = chaos, chaos.directory("engine")
         self.socket = self.directory / "docker.sock"
         self.live_restore, self.process, self.containerd = live_restore, None, None
         chaos.finally_do(self.clean_up)
@@ -67,8 +67,7 @@ class Engine:
         return run(["docker", "--host", f"unix://{self.socket}", *words], **options)
 
     def end(self, how=signal.SIGTERM):
-        self.process.send_signal(how)
-        self.process.wait(120)
+        self.chaos.end(self.process, "dockerd", how)
 
     def restart(self, how=signal.SIGTERM):
         """Ends it, starts it anew; returns when it answers again."""
@@ -87,8 +86,7 @@ class Engine:
                 self.docker("rm", "-f", *left)
             self.end()
         if self.containerd:
-            self.containerd.terminate()
-            self.containerd.wait(30)
+            self.chaos.end(self.containerd, "containerd", within=30)
         self.end_shims()
         mounts = [line.split()[1] for line in pathlib.Path("/proc/mounts").read_text().splitlines()]
         for mount in reversed([mount for mount in mounts if mount.startswith(str(self.directory))]):

@@ -4,7 +4,10 @@
 the kernel still has in memory: what a power cut would have left. The copy is mounted, which replays its journal, and compared with the log of
 acknowledgements, which is kept elsewhere. Beside the store, two controls in the same run, each on an image of its own and cut at the same
 moments: a file that is appended to with fsync must lose nothing either, and one without must lose something, or the cuts prove nothing.
-Then the same with pushes: a Berth whose repositories are on such an image. A run is a cut of the store; --pushes N cuts of repositories.
+Then the same with pushes: a Berth whose store and repositories are on one such image, cut --pushes times. After each cut, every accepted push has its
+branch, its commits and trees, and the record of its build in a store that opens, and no branch is ahead of the records. `berth backup` without a server reads
+them, by the store's and git's own ways. Beside it two controls, pushes to a plain repository by git alone: one that syncs, one that does not.
+A run is a cut of the store.
 
 The store's writers make transactions of several records, deletes among them (tests/store_crash.rs). From the number of each writer's newest
 transaction that is there, all that its keys must hold is known, and all of it is compared: what was acknowledged, all or nothing of each
@@ -24,7 +27,9 @@ import tempfile
 import threading
 import time
 
-from harness import ROOT, Platform, eventually, main, run, say, table
+from crash_image import Image, mount, unmount
+from harness import ROOT, eventually, main, run, say, table
+from pushed_refs import pushes
 
 # Cuts in one life of a file system.
 CUTS_PER_LIFE = 20
@@ -55,36 +60,6 @@ def test_binary():
         if message.get("reason") == "compiler-artifact" and message["target"]["name"] == "store_crash" and message.get("executable"):
             return message["executable"]
     raise AssertionError("no test binary")
-
-
-class Image:
-    """A file system in a file, mounted; what it makes goes with `close`."""
-
-    def __init__(self, directory, name, megabytes, at=None):
-        self.path, self.at = directory / f"{name}.img", at or directory / name
-        with open(self.path, "wb") as file:
-            file.truncate(megabytes << 20)
-        run(["mkfs.ext4", "-q", "-F", "-m", "0", self.path]).ok()
-        mount(self.path, self.at)
-
-    def cut(self, to):
-        run(["cp", "--sparse=always", self.path, to]).ok()
-
-    def close(self):
-        unmount(self.at)
-        self.path.unlink(missing_ok=True)
-
-
-def mount(image, at):
-    at.mkdir(parents=True, exist_ok=True)
-    run(["mount", "-o", "loop", image, at]).ok()
-
-
-def unmount(at):
-    if os.path.ismount(at):
-        done = run(["umount", at])
-        if done.status != 0:
-            run(["umount", "-l", at])
 
 
 class Writer:
@@ -224,119 +199,22 @@ def life(chaos, binary, work, cuts, totals):
     del chaos.cleanups[-6:]
 
 
-def descendants(pid):
-    """A process and all below it, from /proc."""
-    children = {}
-    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    found, waiting = [], [pid]
-    while waiting:
-        found.append(waiting.pop())
-        waiting += children.get(found[-1], [])
-    return found
-
-
-def signal_all(pid, number):
-    """Twice, since one that has been missed may have had a child."""
-    for _ in range(2):
-        for one in descendants(pid):
-            try:
-                os.kill(one, number)
-            except ProcessLookupError:
-                pass
-
-
-class Pusher(threading.Thread):
-    """Pushes to one app, again and again, and notes what was accepted."""
-
-    def __init__(self, app):
-        super().__init__(daemon=True)
-        self.app, self.accepted, self.refused, self.stopping = app, [], 0, threading.Event()
-        self.commits = []
-        self.start()
-
-    def run(self):
-        while not self.stopping.is_set():
-            commit = self.app.change()
-            self.commits.append(commit)
-            if self.app.push("detach", "supersede", timeout=120).status == 0:
-                self.accepted.append(commit)
-            else:
-                self.refused += 1
-
-
-def check_repositories(chaos, work, image, accepted):
-    """(pushes accepted, lost)."""
-    at, count, lost = work / "cut", 0, 0
-    mount(image, at)
-    try:
-        for pusher, commits in accepted:
-            if not commits:
-                continue
-            count += len(commits)
-            git = ["git", f"--git-dir={at / (pusher.app.env + '.git')}", "-c", "safe.directory=*"]
-            tip = run([*git, "rev-parse", "--verify", "refs/heads/main"])
-            # A later push may have come to the disk without having been answered.
-            order = pusher.commits
-            where = order.index(tip.out.strip()) if tip.out.strip() in order else -1
-            if where < order.index(commits[-1]):
-                lost += 1
-                chaos.fail(f"{pusher.app.env}: main is at {tip.all().strip()}, and {commits[-1]} was accepted")
-            checked = run([*git, "fsck", "--full", "--strict"])
-            chaos.check(checked.status == 0, f"git fsck of {pusher.app.env}: {checked.all()[-500:]}")
-            # With the trees; `missing` is what is not there.
-            wanted = "".join(f"{commit}^{{tree}}\n" for commit in commits)
-            found = run([*git, "cat-file", "--batch-check"], stdin=wanted).ok().out.splitlines()
-            for commit, line in zip(commits, found, strict=True):
-                if line.endswith("missing"):
-                    lost += 1
-                    chaos.fail(f"{pusher.app.env}: commit {commit} was accepted and is not there")
-    finally:
-        unmount(at)
-    return count, lost
-
-
-def pushes(chaos, work, cuts):
-    platform = Platform(chaos, settings={"BERTH__BUILDS__CONCURRENCY": "1", "BERTH__DISK__MIN_FREE": "1Mi"})
-    image = Image(work, "repositories", 256, at=platform.data / "repositories")
-    # Before the platform is stopped it cannot be unmounted: the order of clean-up is the reverse of this one.
-    chaos.cleanups.insert(0, image.close)
-    platform.begin()
-    pushers = [Pusher(platform.app(name)) for name in ("acme/one", "acme/two")]
-    count = lost = 0
-    try:
-        eventually("the first pushes are accepted", lambda: all(pusher.accepted for pusher in pushers), 300)
-        for _ in range(cuts):
-            time.sleep(chaos.random.uniform(0.1, 1.5))
-            pid = platform.processes["serve"].pid
-            signal_all(pid, signal.SIGSTOP)
-            accepted = [(pusher, list(pusher.accepted)) for pusher in pushers]
-            image.cut(work / "cut-repositories.img")
-            signal_all(pid, signal.SIGCONT)
-            found = check_repositories(chaos, work, work / "cut-repositories.img", accepted)
-            count, lost = count + found[0], lost + found[1]
-    finally:
-        for pusher in pushers:
-            pusher.stopping.set()
-        for pusher in pushers:
-            pusher.join(150)
-    chaos.check(all(len(pusher.accepted) > 3 for pusher in pushers), "too few pushes were accepted to prove anything")
-    return cuts, count, lost, sum(len(pusher.accepted) for pusher in pushers)
-
-
 def scenario(chaos):
-    binary = test_binary()
     # In memory: what counts is which writes have left the file system, not how fast a disk is.
     shared = pathlib.Path("/dev/shm")
     work = pathlib.Path(tempfile.mkdtemp(prefix="berth-power-loss.", dir=shared if shared.is_dir() else chaos.work))
     chaos.finally_do(lambda: shutil.rmtree(work, ignore_errors=True))
     chaos.finally_do(lambda: unmount(work / "cut"))
+    rows = stores(chaos, work) if "store" in chaos.arguments.only else []
+    rows += pushes(chaos, work, chaos.arguments.pushes) if "pushes" in chaos.arguments.only else []
+    say("")
+    table(["what", "cuts", "acknowledged (summed over cuts)", "records compared", "wrong or lost", "did not open"], rows)
+
+
+def stores(chaos, work):
+    """The rows of the table."""
+    binary, left = test_binary(), chaos.runs(200)
     totals = {name: [0, 0, 0, 0, 0] for name in ("store", "append+fsync", "append alone")}
-    left = chaos.runs(200)
     while left > 0:
         cuts = min(left, CUTS_PER_LIFE)
         life(chaos, binary, work, cuts, totals)
@@ -344,16 +222,12 @@ def scenario(chaos):
         say(f"{totals['store'][0]} cuts, {totals['store'][1]} acknowledged, {totals['store'][2]} records compared, {totals['store'][3]} lost")
     chaos.check(totals["append+fsync"][3] == 0, "the control with fsync lost something: the images are not what a power cut leaves")
     chaos.check(totals["append alone"][3] > 0, "the control without fsync lost nothing: the cuts prove nothing")
-    rows = [[name, *values] for name, values in totals.items()]
-    if chaos.arguments.pushes:
-        cuts, count, lost, accepted = pushes(chaos, work, chaos.arguments.pushes)
-        rows.append(["pushed refs", cuts, count, count, lost, 0])
-        chaos.figures |= {"push_cuts": cuts, "pushes_accepted": accepted, "pushes_lost": lost}
-    say("")
-    table(["what", "cuts", "acknowledged (summed over cuts)", "records compared", "wrong or lost", "did not open"], rows)
     chaos.check(totals["store"][1] == 0 or totals["store"][2] > 0, "no record of the store was compared")
     chaos.figures |= {"runs": totals["store"][0], "acknowledged": totals["store"][1], "compared": totals["store"][2], "lost": totals["store"][3],
                       "control_fsync_lost": totals["append+fsync"][3], "control_none_lost": totals["append alone"][3]}
+    return [[name, *values] for name, values in totals.items()]
 
 
-main(scenario, default_runs=200, arguments=[("--pushes", {"type": int, "default": 30, "help": "cuts of repositories"})])
+main(scenario, default_runs=200, arguments=[
+    ("--pushes", {"type": int, "default": 200, "help": "cuts of store and repositories under pushes"}),
+    ("--only", {"nargs": "*", "choices": ["store", "pushes"], "default": ["store", "pushes"], "help": "only these parts"})])

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import time
 
-from harness import Load, Platform, eventually, free_port, main, say, table
+from harness import Platform, eventually, free_port, main, say, table
 from outage import Engine, Proxy, PushUnderWay, Watch, own_network, part
+from steady_load import Load
 
 # The bars, in seconds: a command; a build that cannot succeed; one that can; the start of the control plane.
 COMMAND, REFUSED, LIVE, READY = 2, 200, 300, 15
@@ -53,7 +54,7 @@ class World:
 
     def watched(self, name, work, commands=True):
         """Runs `work` under requests and commands, and makes a row of what came of it. `commands`: none of them may fail."""
-        load, watch = Load(self.platform, [self.busy.host, self.still.host], rate=20), Watch(self.platform, [self.busy.env])
+        load, watch = Load(self.platform, [self.busy, self.still], rate=20), Watch(self.platform, [self.busy.env])
         with part(name):
             try:
                 told = work(name)
@@ -149,7 +150,7 @@ def managed(chaos, world):
     platform = Platform(chaos, "managed", settings={"BERTH__RUNTIME__SOCKET": str(world.engine.socket)}).begin()
     app = platform.app("chaos/managed", manifest="processes: {web: {command: python3 server.py}}\n")
     app.push().ok()
-    load, took = Load(platform, [app.host], rate=20), []
+    load, took = Load(platform, [app], rate=20), []
     for turn in range(3):
         (app.path / "weight").write_bytes(chaos.random.randbytes(WEIGHT))
         app.change()

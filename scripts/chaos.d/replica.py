@@ -2,7 +2,8 @@
 # chaos: replicas are killed under requests, one at a time: no request fails, and each is replaced
 import time
 
-from harness import Load, Platform, eventually, main, percentile, run, table
+from harness import Platform, eventually, main, percentile, run, table
+from steady_load import Load
 
 
 def web_containers(platform, app):
@@ -21,7 +22,7 @@ def scenario(chaos):
     platform = Platform(chaos).begin()
     app = platform.app("chaos/web", manifest="processes: {web: {command: python3 server.py, replicas: 3}}\n")
     app.push().ok()
-    load, took = Load(platform, [app.host], rate=50), []
+    load, took = Load(platform, [app], rate=50), []
     for _ in range(chaos.runs(10)):
         before = web_containers(platform, app)
         victim, began = chaos.random.choice(before), time.monotonic()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # chaos: back up online, wipe data directory and engine, restore, and see every app answer as before
 """The demo app of scripts/quickstart is deployed as it does, and others beside it (releases, config, a rollback, a second tenant), a backup is taken
-while pushes and requests go on, everything of the instance is wiped (data directory, containers, networks, volumes, images; it is a failure when
+while pushes and requests go on and an environment of another app is destroyed and made anew, again and again, everything of the instance is wiped (data directory, containers, networks, volumes, images; it is a failure when
 one stays), the backup is restored, and every environment must answer again with the same release and the same config. Before that, restores are
 refused or killed in every way that must leave nothing behind."""
 
@@ -12,16 +12,18 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
-from harness import ROOT, Load, Platform, eventually, main, run, say, table
+from harness import MARK, ROOT, Platform, eventually, main, run, say, table
+from steady_load import Load
 
 # Answers with a config value too.
 SERVER = """import http.server, os
 class Page(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     def do_GET(self):
-        body = ('release ' + os.environ['BERTH_RELEASE'] + ' greeting ' + os.environ.get('GREETING', '-') + ' VERSION').encode()
+        body = ('release ' + os.environ['BERTH_RELEASE'] + ' greeting ' + os.environ.get('GREETING', '-') + ' VERSION' + MARK).encode()
         self.send_response(200)
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
@@ -29,7 +31,9 @@ class Page(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 http.server.ThreadingHTTPServer(('', int(os.environ['PORT'])), Page).serve_forever()
-"""
+""".replace("MARK", MARK)
+# Taken while an environment comes and goes.
+BACKUPS = 5
 FILES = {"server.py": SERVER, "Procfile": "web: python3 server.py\n"}
 
 
@@ -38,6 +42,7 @@ def demo(platform):
     fixture = ROOT / "tests/fixtures/hello"
     files = {str(path.relative_to(fixture)): path.read_text() for path in fixture.rglob("*") if path.is_file()}
     app = platform.app("demo/hello", files=files)
+    app.mark = "Hello from Berth!"
     pushed = app.push()
     assert pushed.status == 0, pushed.all()
     return app
@@ -183,30 +188,81 @@ def link_stacks(platform):
             link.symlink_to(made)
 
 
-def one(chaos, number):
-    platform = Platform(chaos, f"berth{number}").begin()
-    apps = deploy(platform, chaos.random)
-    backup = platform.directory / "backup.tar.gz"
-    # Online: requests and a push go on meanwhile.
-    load = Load(platform, [app.host for app in apps], rate=20)
-    before = state(platform, apps)
-    other = platform.app("zoo/other", files=FILES)
+class Churn(threading.Thread):
+    """Destroys an environment, makes it anew and pushes to it, again and again, until `end`."""
+
+    def __init__(self, chaos, app):
+        super().__init__(daemon=True)
+        self.chaos, self.app, self.stopping = chaos, app, threading.Event()
+        # When each destruction began and when it was over.
+        self.spans = []
+        self.start()
+
+    def run(self):
+        app, ssh = self.app, self.app.platform.ssh
+        while not self.stopping.is_set():
+            began = time.monotonic()
+            destroyed = ssh("envs", "destroy", app.env, "--confirm", app.env)
+            self.spans.append((began, time.monotonic()))
+            made = ssh("envs", "create", app.env)
+            pushed = app.push("detach")
+            for done in (destroyed, made, pushed):
+                self.chaos.check(done.status == 0, f"during the backup: {' '.join(map(str, done.words[-4:]))}: {done.status} {done.all()[-500:]}")
+
+    def end(self):
+        self.stopping.set()
+        self.join(150)
+
+    def during(self, began, ended):
+        """How many destructions were under way at some time in between."""
+        return len([None for first, last in self.spans if first < ended and last > began])
+
+
+def back_up(chaos, platform, apps, other, gone, backup):
+    """Backups while requests, a push and destructions go on, each begun at another moment; the last one is kept. Its seconds, and the requests."""
+    load, churn, destroyed = Load(platform, apps, rate=20), Churn(chaos, gone), 0
     pushing = other.push_begin()
-    began = time.monotonic()
-    taken = platform.host("backup", "--output", backup).ok()
-    backup_seconds = time.monotonic() - began
+    try:
+        for _ in range(BACKUPS):
+            backup.unlink(missing_ok=True)
+            time.sleep(chaos.random.uniform(0, 1))
+            began = time.monotonic()
+            taken = platform.host("backup", "--output", backup)
+            ended = time.monotonic()
+            chaos.check(taken.status == 0, f"a backup while an environment was destroyed: {taken.status} {taken.all()}")
+            destroyed += churn.during(began, ended)
+    finally:
+        churn.end()
+    chaos.check(destroyed > 0, "no environment was destroyed during a backup")
     pushing.communicate(timeout=300)
     load.end()
     chaos.check(not load.failures, f"requests failed during the backup: {load.failures[:3]}")
+    if not backup.exists():
+        # It is a failure already; the rest is worth seeing.
+        platform.host("backup", "--output", backup).ok()
+    chaos.figures["destroyed_during_backups"] = chaos.figures.get("destroyed_during_backups", 0) + destroyed
+    return ended - began, load.asked()
+
+
+def churned(platform):
+    """An app whose environment is destroyed while a backup is taken."""
+    app = platform.app("zoo/churned", files=FILES, manifest="processes: {web: {command: python3 server.py, replicas: 0}}\n")
+    assert app.push().status == 0
+    return app
+
+
+def check_backup(chaos, platform, backup):
+    """For nobody else to read, never written over, and never restored over a running server."""
     mode = backup.stat().st_mode & 0o777
     chaos.check(mode == 0o600, f"the backup has mode {mode:o}")
     again = platform.host("backup", "--output", backup)
     chaos.check(again.status != 0 and "already" in again.all(), "a backup was written over another")
     not_empty = platform.host("restore", backup)
     chaos.check(not_empty.status != 0, "a restore over a running server")
-    say(taken.out.strip())
-    objects, images = wipe(chaos, platform)
-    refusals = refused_restores(chaos, platform, backup)
+
+
+def bring_back(platform, apps, backup):
+    """Seconds of the restore, and until every app answers."""
     began = time.monotonic()
     restored = platform.host("restore", backup, timeout=600).ok()
     restore_seconds = time.monotonic() - began
@@ -226,6 +282,10 @@ def one(chaos, number):
     serving_seconds = time.monotonic() - began
     for app in apps:
         eventually(f"{app.env} is settled", lambda: platform.settled(app.env))
+    return restore_seconds, serving_seconds
+
+
+def compare(chaos, platform, apps, before):
     after = state(platform, apps)
     for name, was in before.items():
         if not chaos.check(after[name] == was, f"{name} is not as it was"):
@@ -233,19 +293,39 @@ def one(chaos, number):
     doctor = platform.host("doctor")
     left = [line for line in doctor.out.splitlines() if line.startswith("FAIL  records")]
     chaos.check(not left, f"doctor finds: {left}")
-    mended = mend(chaos, platform, apps)
-    # The keys are the same: no user's ssh complains, and a push works at once. So does one that the backup had not seen the end of.
+
+
+def check_pushes(chaos, platform, apps, other, gone):
+    """The keys are the same: no user's ssh complains, and a push works at once. So does one that the backup had not seen the end of, and one
+    to what was destroyed meanwhile, whether the backup has it or not."""
+    platform.ssh("envs", "create", gone.env)
     apps[0].change()
-    for app in (apps[0], apps[2], other):
+    for app in (apps[0], apps[2], other, gone):
         pushed = app.push()
         chaos.check(pushed.status == 0, f"a push to {app.env} after the restore: {pushed.all()[-500:]}")
-    for app in (*apps, other):
+    for app in (*apps, other, gone):
         path = platform.data / "repositories" / f"{app.env}.git"
         checked = run(["git", f"--git-dir={path}", "fsck", "--full", "--strict"])
         chaos.check(checked.status == 0, f"git fsck of {app.env}: {checked.all()}")
+
+
+def one(chaos, number):
+    platform = Platform(chaos, f"berth{number}").begin()
+    apps = deploy(platform, chaos.random)
+    other, gone = platform.app("zoo/other", files=FILES), churned(platform)
+    backup = platform.directory / "backup.tar.gz"
+    before = state(platform, apps)
+    backup_seconds, requests = back_up(chaos, platform, apps, other, gone, backup)
+    check_backup(chaos, platform, backup)
+    objects, images = wipe(chaos, platform)
+    refusals = refused_restores(chaos, platform, backup)
+    restore_seconds, serving_seconds = bring_back(platform, apps, backup)
+    compare(chaos, platform, apps, before)
+    mended = mend(chaos, platform, apps)
+    check_pushes(chaos, platform, apps, other, gone)
     size = backup.stat().st_size
     platform.stop()
-    return backup_seconds, restore_seconds, serving_seconds, size, load.asked(), objects, images, refusals, mended
+    return backup_seconds, restore_seconds, serving_seconds, size, requests, objects, images, refusals, mended
 
 
 def scenario(chaos):
