@@ -213,10 +213,15 @@ class Bench:
         chaos.figures["one_pairs_in_order"] = len(pairs)
 
     def check_served(self, env, seen, builds, commits):
-        """Nobody ever saw an older version after a newer one."""
+        """Nobody ever saw an older version after a newer one, but for the moment in which both of two neighbours serve: the router drains the
+        older one once the newer one has entered."""
         turns = {f"version {commits[build['commit']]}": build["number"] for build in builds}
         numbers = [turns[version] for version in seen if version in turns]
-        self.chaos.check(numbers == sorted(numbers), f"{env.name} served builds {numbers}, in this order")
+        newest, before = 0, 0
+        for number in numbers:
+            self.chaos.check(number >= before, f"{env.name} served builds {numbers}, in this order: {number} after {before} and {newest}")
+            if number > newest:
+                newest, before = number, newest
         self.chaos.check(len(numbers) > 1, f"{env.name} was seen with builds {numbers} only")
 
     def defaults(self):
