@@ -189,10 +189,12 @@ pub fn no_such_network(error: &RuntimeError) -> bool {
 }
 
 /// Whether a container cannot be started any more since an engine was killed while it started it, and left half of what belongs to that: the
-/// next one of the same name can.
+/// next one of the same name can. "id already in use" is what Docker 20.10 says of a container that containerd still knows (moby/moby#40613).
 pub fn left_in_the_middle(error: &RuntimeError) -> bool {
     let shim = |text: &str| text.contains("failed to start shim") || text.contains("failed to create shim");
-    matches!(error, RuntimeError::Refused(text) if shim(text) && (text.contains("file exists") || text.contains("already exists")))
+    let half_started = |text: &str| shim(text) && (text.contains("file exists") || text.contains("already exists"));
+    let known = |text: &str| text.ends_with("the engine refused: id already in use");
+    matches!(error, RuntimeError::Refused(text) if half_started(text) || known(text))
 }
 
 /// Sorts an error of the client. `doing` says what was being done.
@@ -242,6 +244,8 @@ mod tests {
                 false,
             ),
             ("the engine refused: mkdir /data: file exists", false),
+            ("starting container cc71: the engine refused: id already in use", true),
+            ("the engine refused: exec \"id already in use\": not found", false),
         ] {
             assert_eq!(left_in_the_middle(&refused(text)), left, "{text}");
         }
