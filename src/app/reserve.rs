@@ -24,6 +24,8 @@ const FILE: &str = "reserve";
 /// # Errors
 /// The store's.
 pub(super) fn open(data: &DataDir, min_free: u64) -> anyhow::Result<Store> {
+    // Where it was kept once.
+    let _ = fs::remove_file(data.join(FILE));
     let directory = data.join("store");
     let file = directory.join(FILE);
     let store = open_store(&directory).or_else(|error| {

@@ -143,7 +143,8 @@ impl CronService {
         let (stop, stopped) = watch::channel(None);
         let (output, ended) = viewer.unzip();
         let key = (run.env.clone(), run.job.clone(), run.number);
-        let running = Running { parts, release, job, run: run.clone(), stop: stopped, output, place };
+        let beside = self.active.keys().any(|(env, job, _)| (env, job) == (&run.env, &run.job));
+        let running = Running { parts, release, job, run: run.clone(), stop: stopped, output, beside, place };
         let id = self.tasks.spawn(running.run()).id();
         self.ids.insert(id, key.clone());
         self.active.insert(key, Active { run, stop, ended });

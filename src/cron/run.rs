@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::CronParts;
 use crate::{
     domain::{CronJob, CronRun, CronState, Limits, Release},
-    jobs::{Attended, Audience, Ending, ReleaseJob, attend_within},
+    jobs::{Attended, Audience, Begin, Ending, ReleaseJob, attend_within},
     logs::{JobOutput, LogRecord},
     places::Place,
     runtime::{JobKind, Output, RuntimeError},
@@ -25,6 +26,8 @@ pub(super) struct Running {
     pub(super) stop: watch::Receiver<Option<String>>,
     /// Who wants to see its output.
     pub(super) output: Option<mpsc::Sender<Bytes>>,
+    /// Another run of the job is under way: then this one does not wait for the engine beside it.
+    pub(super) beside: bool,
     /// Given back when the run is over.
     pub(super) place: Place,
 }
@@ -63,7 +66,8 @@ impl Running {
             }
         };
         let runtime = &*self.parts.runtime;
-        let attended = attend_within(runtime, &spec, patience, self.job.timeout, stopped, &mut audience).await;
+        let begin = Begin { within: patience, unwanted: CancellationToken::new() };
+        let attended = attend_within(runtime, &spec, begin, self.job.timeout, stopped, &mut audience).await;
         audience.log.finish(self.parts.clock.now()).await;
         let (state, tail) = match attended {
             Ok(Attended { ending: Ending::Stopped(reason) | Ending::NotBegun(reason), tail, .. }) => {
@@ -84,10 +88,10 @@ impl Running {
     }
 
     /// How long it may wait for the engine: one that came due until the latest moment at which it may be started, one that somebody waits
-    /// for not at all.
+    /// for not at all, nor one beside another: an outage is not to end in all of them at once.
     fn patience(&self) -> Duration {
         let (deadline, now) = (self.parts.settings.starting_deadline, self.parts.clock.now());
-        self.run.scheduled_at.map_or(Duration::ZERO, |at| {
+        self.run.scheduled_at.filter(|_| !self.beside).map_or(Duration::ZERO, |at| {
             let late = Duration::try_from(now.duration_since(at)).unwrap_or_default();
             deadline.saturating_sub(late)
         })

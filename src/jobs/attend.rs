@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::LAST_LOG_LINE_CHARS,
@@ -20,6 +21,8 @@ const FINISH_DEADLINE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(8);
 /// Last lines of output that are kept.
 const TAIL_LINES: usize = 30;
+/// And bytes, of all of them together: they are kept in records.
+const TAIL_BYTES: usize = 4 << 10;
 
 /// What is never there.
 enum Never {}
@@ -163,25 +166,40 @@ pub async fn attend(
     stopped: impl Future<Output = String> + Send,
     audience: &mut dyn Audience,
 ) -> Result<Attended, RuntimeError> {
-    attend_within(runtime, spec, Duration::ZERO, limit, stopped, audience).await
+    let begin = Begin { within: Duration::ZERO, unwanted: CancellationToken::new() };
+    attend_within(runtime, spec, begin, limit, stopped, audience).await
 }
 
-/// As [`attend`], for a job that may begin later, by `patience` at the most: an engine that does not answer yet is waited for.
+/// How late a job may begin: an engine that does not answer yet is waited for.
+pub struct Begin {
+    /// So long it may take.
+    pub within: Duration,
+    /// Nobody wants it any more. One that has begun goes on all the same.
+    pub unwanted: CancellationToken,
+}
+
+/// As [`attend`], for a job that may begin later.
 ///
 /// # Errors
 /// The engine's, when the job could not be started in that time or followed.
 pub async fn attend_within(
     runtime: &dyn Runtime,
     spec: &JobSpec,
-    patience: Duration,
+    begin: Begin,
     limit: Duration,
     stopped: impl Future<Output = String> + Send,
     audience: &mut dyn Audience,
 ) -> Result<Attended, RuntimeError> {
     let mut stopped = std::pin::pin!(stopped);
-    let patience = Patience::new(runtime, patience);
+    let patience = Patience::new(runtime, begin.within);
     let tell = |why: &RuntimeError| audience.waiting(why);
-    let mut started = match Started::unless(runtime, spec, patience, &mut stopped, tell).await? {
+    let not_to_begin = async {
+        tokio::select! {
+            reason = &mut stopped => reason,
+            () = begin.unwanted.cancelled() => "it is not wanted any more".to_owned(),
+        }
+    };
+    let mut started = match Started::unless(runtime, spec, patience, not_to_begin, tell).await? {
         Ok(started) => started,
         Err(reason) => return Ok(Attended { ending: Ending::NotBegun(reason), tail: Vec::new() }),
     };
@@ -270,22 +288,27 @@ impl Tail {
         self.partial[usize::from(output.source == Source::Stderr)].take(&output.bytes, |line| keep(last, line));
     }
 
-    /// What is kept; lines without an end are the last.
+    /// What is kept, as plain text; lines without an end are the last.
     fn lines(mut self) -> Vec<String> {
         for partial in &mut self.partial {
             if let Some(line) = partial.rest() {
                 keep(&mut self.last, &line);
             }
         }
-        self.last.into()
+        let mut lines: VecDeque<String> = self.last.iter().map(|line| plain_line(line, LAST_LOG_LINE_CHARS)).collect();
+        while lines.iter().map(String::len).sum::<usize>() > TAIL_BYTES {
+            lines.pop_front();
+        }
+        lines.into()
     }
 }
 
+/// As it is: what a job writes must not cost more than to copy it.
 fn keep(last: &mut VecDeque<String>, line: &str) {
     if last.len() == TAIL_LINES {
         last.pop_front();
     }
-    last.push_back(plain_line(line, LAST_LOG_LINE_CHARS));
+    last.push_back(line[..line.floor_char_boundary(TAIL_BYTES)].to_owned());
 }
 
 #[cfg(test)]
@@ -309,6 +332,13 @@ mod tests {
         let bytes = format!("{}\n", "x".repeat(2000)).repeat(100).into_bytes().into();
         tail.take(&Output { source: Source::Stdout, bytes });
         let lines = tail.lines();
-        assert!(lines.len() == TAIL_LINES && lines.iter().all(|line| line.len() == LAST_LOG_LINE_CHARS));
+        assert!(
+            lines.len() == TAIL_BYTES / LAST_LOG_LINE_CHARS
+                && lines.iter().all(|line| line.len() == LAST_LOG_LINE_CHARS)
+        );
+        let mut tail = Tail::default();
+        let bytes = "line\n".repeat(1000).into_bytes().into();
+        tail.take(&Output { source: Source::Stdout, bytes });
+        assert_eq!(tail.lines().len(), TAIL_LINES);
     }
 }

@@ -7,5 +7,5 @@
 mod attend;
 mod spec;
 
-pub use attend::{Attended, Audience, Ending, Started, attend, attend_within};
+pub use attend::{Attended, Audience, Begin, Ending, Started, attend, attend_within};
 pub use spec::{ReleaseJob, variables, widest};

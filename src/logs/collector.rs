@@ -280,13 +280,16 @@ impl Reader {
 /// Which of the first lines are in the log already.
 struct Skip {
     point: Option<ResumePoint>,
+    /// Lines from beyond are from before the clock was set back.
+    ahead: Timestamp,
     /// The point lies ahead: the clock has been set back since. Then what comes after it bears an earlier time, and order alone tells.
     by_order: bool,
 }
 
 impl Skip {
     fn new(point: Option<ResumePoint>, now: Timestamp) -> Self {
-        Self { point, by_order: point.is_some_and(|point| point.at > now + CLOCKS_APART) }
+        let ahead = now + CLOCKS_APART;
+        Self { point, ahead, by_order: point.is_some_and(|point| point.at > ahead) }
     }
 
     /// From when on lines are asked for.
@@ -302,7 +305,7 @@ impl Skip {
         let known = match self.by_order {
             // The engine may not have that line any more; what comes later than it gives out what it has is new in any case.
             true => is_there || (point.lines > 0 && elapsed < CATCH_UP),
-            false => is_there || line.at < point.at,
+            false => is_there || line.at < point.at || line.at > self.ahead,
         };
         if !known {
             self.point = None;

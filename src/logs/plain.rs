@@ -7,12 +7,16 @@ const ESCAPE: char = '\u{1b}';
 /// Longest control sequence (`ESC [ … final`), and longest text of a command (`ESC ] … BEL`), that is taken for one, in bytes.
 const MAX_CONTROL: usize = 64;
 const MAX_COMMAND: usize = 1024;
+/// So many bytes of the text are looked at for each character that is wanted.
+const READ_PER_CHARACTER: usize = 16;
 
 /// The line without escape sequences and control characters other than tab, at most `most` characters of it. Of a line that was
 /// written over (`10%\r20%`), as progress is, what stood last counts. The text of a sequence that is not complete stays.
 pub fn plain_line(text: &str, most: usize) -> String {
     let text = text.trim_end_matches(['\r', '\n']);
-    let mut rest = text.rsplit('\r').next().unwrap_or(text);
+    let rest = text.rsplit('\r').next().unwrap_or(text);
+    // What is taken out is not to be without end either.
+    let mut rest = &rest[..rest.floor_char_boundary(most.saturating_mul(READ_PER_CHARACTER))];
     let (mut plain, mut left) = (String::new(), most);
     while let Some(c) = rest.chars().next().filter(|_| left > 0) {
         if let Some(length) = sequence(rest) {

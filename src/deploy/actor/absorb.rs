@@ -12,7 +12,8 @@ use crate::{
         watcher::{Verdict, Watcher},
     },
     domain::{
-        EventKind, FailPoint, Health, HealthProbe, Replica, ReplicaId, ReplicaState, Timestamp, fail_point::reached,
+        EventKind, FailPoint, Health, HealthProbe, Replica, ReplicaId, ReplicaState, SetId, Timestamp,
+        fail_point::reached,
     },
     plan::{Goal, Observed, Phase, RouteState, Seen, backoff::HEALTHY_WHILE},
     router::table::Upstream,
@@ -97,10 +98,7 @@ impl Actor {
         let upstream = upstream(&one.replica, port);
         let published = upstream.is_some_and(|upstream| view.published(&self.env).contains(&upstream));
         let started_at = one.replica.started_at.filter(|started| found && *started < now).unwrap_or(now);
-        // One that no router sends to cannot be found in its table.
-        let unseen = !set.process.is_web() && health.probe != HealthProbe::Running;
-        let current = self.record.as_ref().and_then(|record| record.current);
-        let adopted = found && (published || unseen && current == Some(set.release));
+        let adopted = found && (published || self.served_unseen(set, &health, elapsed(started_at, now)));
         let stable = health.probe == HealthProbe::Running && elapsed(started_at, now) >= self.parts.settings.stability;
         let watcher = Watcher {
             replica: id.clone(),
@@ -135,6 +133,22 @@ impl Actor {
         if !found {
             self.note(EventKind::ReplicaStarted, format!("{name} of {} started", set.release));
         }
+    }
+
+    /// Whether a replica that runs for `age` served, though no router sends to it: it is of the release that serves, has had the time to
+    /// become ready, and does not just take the place of one of before a `restart`.
+    fn served_unseen(&self, set: &SetId, health: &Health, age: Duration) -> bool {
+        let picture = self.pictures.borrow();
+        let others = picture.replicas.get(&self.env).into_iter().flatten().map(|other| &other.set);
+        let older = |other: &SetId| {
+            (&other.process, other.release) == (&set.process, set.release) && other.restarts < set.restarts
+        };
+        let current = self.record.as_ref().and_then(|record| record.current);
+        !set.process.is_web()
+            && health.probe != HealthProbe::Running
+            && current == Some(set.release)
+            && age >= health.grace
+            && !others.clone().any(older)
     }
 
     /// Takes in what a watcher found out.

@@ -154,6 +154,8 @@ pub(super) struct Actor {
     rollout: Option<Rollout>,
     /// The release whose release phase is running.
     phase: Option<ReleaseVersion>,
+    /// Tells the release phase that it is not to begin any more.
+    unwanted: CancellationToken,
     /// Releases whose release phase succeeded, which could not be written down yet.
     unwritten: BTreeSet<ReleaseVersion>,
     /// The server stops.
@@ -200,6 +202,7 @@ impl Actor {
             asked: None,
             rollout: None,
             phase: None,
+            unwanted: CancellationToken::new(),
             unwritten: BTreeSet::new(),
             shutdown,
             refreshes: Vec::new(),
@@ -280,6 +283,7 @@ impl Actor {
             return self.report(&Goal::default(), None);
         }
         self.trouble = None;
+        self.drop_unwanted_phase();
         self.write_phases().await;
         self.views.mark_unchanged();
         self.absorb(&picture);

@@ -13,7 +13,7 @@ use crate::{
         progress::{Audience, Note},
     },
     domain::{Release, ReleaseVersion},
-    jobs::{self, Attended, Ending, ReleaseJob, attend_within, widest},
+    jobs::{self, Attended, Begin, Ending, ReleaseJob, attend_within, widest},
     logs::{JobOutput, LogRecord},
     runtime::{JobKind, Output, RuntimeError},
     store::StoreError,
@@ -39,6 +39,7 @@ impl Actor {
         }
         let (Some(command), Some(rollout)) = (&release.release_command, &self.rollout) else { return };
         self.phase = Some(release.version);
+        self.unwanted = CancellationToken::new();
         rollout.audience.tell(Note::Step(format!("Running release phase: {command}")));
         let phase = ReleasePhase {
             parts: self.parts.clone(),
@@ -46,9 +47,17 @@ impl Actor {
             command: command.clone(),
             audience: rollout.audience.clone(),
             shutdown: self.shutdown.clone(),
+            unwanted: self.unwanted.clone(),
         };
         let version = release.version;
         self.tasks.spawn(async move { Done::Phase { version, end: phase.run().await } });
+    }
+
+    /// A release phase that has not begun is not to, once its deployment is over.
+    pub(super) fn drop_unwanted_phase(&self) {
+        if self.phase.is_some() && self.phase != self.rollout.as_ref().map(|rollout| rollout.version) {
+            self.unwanted.cancel();
+        }
     }
 
     /// Takes in how a release phase ended.
@@ -60,7 +69,7 @@ impl Actor {
             (PhaseEnd::Failed(reason, _), None) => {
                 tracing::warn!(env = %self.env, %version, reason, "a superseded release phase failed")
             }
-            // Only while the server stops; the next one runs it again.
+            // While the server stops, and the next one runs it again; or it has not begun and is not wanted any more.
             (PhaseEnd::Interrupted, _) => {}
             (PhaseEnd::Succeeded, mine) => {
                 if let Some(rollout) = mine {
@@ -133,6 +142,8 @@ struct ReleasePhase {
     command: String,
     audience: Audience,
     shutdown: CancellationToken,
+    /// Its deployment is over.
+    unwanted: CancellationToken,
 }
 
 impl ReleasePhase {
@@ -165,8 +176,8 @@ impl ReleasePhase {
         let mut listeners =
             Listeners { phase: &self, log: JobOutput::new(self.parts.logs.clone(), self.release.env.clone(), PROCESS) };
         let limit = settings.release_phase_timeout;
-        let attended =
-            attend_within(&*self.parts.runtime, &spec, ENGINE_PATIENCE, limit, self.stopped(), &mut listeners).await;
+        let begin = Begin { within: ENGINE_PATIENCE, unwanted: self.unwanted.clone() };
+        let attended = attend_within(&*self.parts.runtime, &spec, begin, limit, self.stopped(), &mut listeners).await;
         listeners.log.finish(self.parts.clock.now()).await;
         let (reason, tail) = match attended {
             Ok(Attended { ending: Ending::Stopped(_), .. }) => return PhaseEnd::Interrupted,
@@ -231,7 +242,8 @@ impl jobs::Audience for Listeners<'_> {
     }
 
     fn waiting(&mut self, why: &RuntimeError) {
-        self.phase.audience.detail(format!("waiting for the engine: {why}"));
+        self.phase.audience.detail(why.waiting());
+        self.phase.say(why.waiting());
     }
 
     fn silent(&mut self, running: Duration) {

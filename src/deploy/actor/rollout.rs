@@ -68,14 +68,21 @@ impl Actor {
         let superseded = DeploymentState::Superseded { by: version };
         deployments.extend(self.rollout.as_ref().map(|old| old.record(&self.env, superseded, Some(now))));
         // A newer one may have been made the target since the record was read.
-        self.change(&deployments, |environment| environment.target = environment.target.max(Some(version))).await?;
+        let newest = self.change_unless(&deployments, |environment| match environment.target > Some(version) {
+            true => environment.target,
+            false => {
+                environment.target = Some(version);
+                None
+            }
+        });
+        if let Some(by) = newest.await? {
+            return Ok(Some(Outcome::Superseded { by }));
+        }
         reached(FailPoint::Start);
         if let Some(old) = self.rollout.replace(rollout) {
             old.end(&Outcome::Superseded { by: version });
         }
-        self.adopt_rollout().await?;
-        let under_way = self.rollout.as_ref().map(|rollout| rollout.version);
-        Ok(under_way.filter(|newer| *newer != version).map(|by| Outcome::Superseded { by }))
+        Ok(None)
     }
 
     fn known_end(&self, deployment: &Deployment) -> Option<Outcome> {
@@ -134,10 +141,25 @@ impl Actor {
         deployments: &[Deployment],
         change: impl Fn(&mut Environment),
     ) -> Result<(), StoreError> {
+        let change = |environment: &mut Environment| {
+            change(environment);
+            None::<()>
+        };
+        self.change_unless(deployments, change).await.map(drop)
+    }
+
+    /// The same; nothing is changed when `change` says why not.
+    async fn change_unless<T>(
+        &mut self,
+        deployments: &[Deployment],
+        change: impl Fn(&mut Environment) -> Option<T>,
+    ) -> Result<Option<T>, StoreError> {
         loop {
             let stored = self.parts.store.need::<Environment>(&self.env).await?;
             let mut record = stored.record.clone();
-            change(&mut record);
+            if let Some(why_not) = change(&mut record) {
+                return Ok(Some(why_not));
+            }
             let transaction = self.parts.store.transaction().update(&stored, &record);
             let transaction = deployments.iter().fold(transaction, |transaction, one| transaction.put(one));
             match transaction.commit().await {
@@ -146,7 +168,7 @@ impl Actor {
                 Err(error) => return Err(error),
                 Ok(_) => {
                     self.record = Some(record);
-                    return Ok(());
+                    return Ok(None);
                 }
             }
         }

@@ -60,6 +60,8 @@ struct State {
     slow_stops: bool,
     hidden: BTreeSet<ReplicaId>,
     down: bool,
+    /// No job can be made.
+    jobs_down: bool,
     /// How long it takes to say what runs.
     late: Duration,
     /// Its events get lost.
@@ -69,17 +71,24 @@ struct State {
 
 #[derive(Clone)]
 pub(super) struct Engine {
+    made: Instant,
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<RuntimeEvent>,
 }
 
 impl Engine {
     pub(super) fn new() -> Self {
-        Self { state: Arc::default(), events: broadcast::channel(1024).0 }
+        Self { made: Instant::now(), state: Arc::default(), events: broadcast::channel(1024).0 }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// The time of day, whatever a server takes it for.
+    pub(super) fn time(&self) -> Timestamp {
+        // Far enough from the beginning of time for a leap back.
+        Timestamp::UNIX_EPOCH + Duration::from_secs(50 * 365 * 86_400) + self.made.elapsed()
     }
 
     pub(super) fn behave(&self, release: u64, behaviour: Behaviour) {
@@ -101,6 +110,10 @@ impl Engine {
     /// From now on the engine does not come to an end with stops (or does again).
     pub(super) fn set_slow_stops(&self, slow: bool) {
         self.state().slow_stops = slow;
+    }
+
+    pub(super) fn set_jobs_down(&self, down: bool) {
+        self.state().jobs_down = down;
     }
 
     pub(super) fn set_down(&self, down: bool) {
@@ -208,7 +221,7 @@ impl Engine {
             index,
             state: ReplicaState::Running,
             address: Some(address),
-            started_at: None,
+            started_at: Some(self.time()),
             finished_at: None,
         };
         state.replicas.push((replica, Instant::now()));
@@ -358,6 +371,9 @@ impl Runtime for Engine {
     async fn job(&self, spec: &JobSpec) -> Result<Box<dyn Job>, RuntimeError> {
         self.check()?;
         let mut state = self.state();
+        if state.jobs_down {
+            return Err(RuntimeError::Unavailable("connection refused".into()));
+        }
         let command = spec.argv.last().unwrap().clone();
         state.phases.push(format!("{} {command} {}", spec.name, spec.environment["SOURCE_VERSION"].len()));
         Ok(Box::new(MemoryJob { exit: state.phase_exit, engine: self.clone(), ended: CancellationToken::new() }))

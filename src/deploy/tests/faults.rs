@@ -110,6 +110,8 @@ async fn a_worker_that_is_sick_after_a_restart_gets_another_beside_it_first() {
     let version = platform.deployer.create_release(new).await.unwrap().version;
     platform.deploy(version).await.unwrap();
     platform.settle().await;
+    // Longer than its grace: it has had the time to become ready.
+    sleep(Duration::from_secs(60)).await;
     platform.kill().await;
     platform.engine.sicken("worker", 1);
     platform.restart();
@@ -123,6 +125,55 @@ async fn a_worker_that_is_sick_after_a_restart_gets_another_beside_it_first() {
     }
     assert_eq!(most, 2);
     platform.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_serves_outlives_a_restart_of_both_it_and_the_server() {
+    let mut platform = Platform::new().await;
+    let mut new = platform.new_release(&[("worker", 1)]);
+    for spec in new.processes.values_mut() {
+        spec.health.probe = HealthProbe::Command { command: "bin/check".into() };
+    }
+    let version = platform.deployer.create_release(new).await.unwrap().version;
+    platform.deploy(version).await.unwrap();
+    platform.settle().await;
+    sleep(Duration::from_secs(60)).await;
+    // What is started from now on does not become ready.
+    platform.engine.behave(1, Behaviour::Elsewhere(1));
+    platform.change(|record| record.restarts += 1).await;
+    let both = ["worker.1 v1 r0", "worker.1 v1 r1"];
+    platform.until("both", |platform| platform.engine.running() == both).await;
+    platform.kill().await;
+    sleep(Duration::from_secs(40)).await;
+    platform.restart();
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until {
+        assert!(platform.engine.running().contains(&both[0].to_owned()), "{:?}", platform.engine.running());
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_phase_that_has_not_begun_does_not_once_its_deployment_is_over() {
+    let platform = serving(1).await;
+    let mut new = platform.new_release(&[("web", 1)]);
+    new.release_command = Some("migrate".into());
+    let version = platform.deployer.create_release(new).await.unwrap().version;
+    platform.engine.set_jobs_down(true);
+    let deployer = platform.deployer.clone();
+    let waiting = tokio::spawn(async move { deployer.deploy(&env(), version, &SilentProgress).await });
+    sleep(Duration::from_secs(30)).await;
+    assert!(!waiting.is_finished(), "it does not wait for the engine");
+    platform.deployer.cancel(&env(), None, &"alice".parse().unwrap()).await.unwrap();
+    assert!(waiting.await.unwrap().is_err());
+    platform.engine.set_jobs_down(false);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(platform.engine.phases(), Vec::<String>::new(), "it has run all the same");
+    let release = platform.store.need::<Release>(&(env(), version)).await.unwrap();
+    assert_eq!(release.release_phase_attempts, 0, "that was no attempt");
+    // The next one has its turn.
+    let third = platform.create(&[("web", 1)]).await;
+    platform.deploy(third).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

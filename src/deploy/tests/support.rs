@@ -283,9 +283,7 @@ impl Platform {
         logs: &Logs,
         leap: &Arc<AtomicI64>,
     ) -> (Deployer, JoinHandle<()>, CancellationToken) {
-        // Far enough from the beginning of time for a leap back.
-        let begin = Timestamp::UNIX_EPOCH + Duration::from_secs(50 * 365 * 86_400);
-        let clock = Arc::new(TestClock(Steady::starting_at(begin), leap.clone()));
+        let clock = Arc::new(TestClock(Steady::starting_at(engine.time()), leap.clone()));
         let (deployer, service) = Deployer::start(
             DeploySettings::default(),
             store.clone(),

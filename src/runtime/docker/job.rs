@@ -80,8 +80,8 @@ impl Inner {
         let orphan = labels.get(names::BOOT).is_none_or(|boot| boot != self.engine.recipe.names.boot());
         match found.id {
             Some(id) if orphan => self.engine.remove(&id).await,
-            // Ended and about to be removed by its owner.
-            Some(id) if found.state.and_then(|state| state.running) != Some(true) => {
+            // Ended and about to be removed by its owner, or its removal waits for an engine that was away.
+            Some(id) if found.state.and_then(|state| state.running) != Some(true) || self.stops.is_under_way(&id) => {
                 self.stops.begin(&self.engine, &id, Duration::ZERO).finished().await
             }
             _ => Ok(()),
