@@ -232,8 +232,13 @@ impl Ground<'_> {
             registry: self.registry.clone(),
             remover: Arc::new(commands.clone()),
         });
-        let (runtime, registry, disk) = (self.runtime.clone(), self.registry.clone(), self.disk.clone());
-        Doors { commands, receive, check, status: Arc::new(Status { runtime, registry, disk }), gc }
+        let status = Arc::new(Status {
+            runtime: self.runtime.clone(),
+            registry: self.registry.clone(),
+            router: self.data.join("router"),
+            disk: self.disk.clone(),
+        });
+        Doors { commands, receive, check, status, gc }
     }
 }
 

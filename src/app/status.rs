@@ -1,12 +1,25 @@
 //! What a server that runs still lacks: what `berth status` asks it.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::cli::Place;
-use crate::{control::client, disk::DiskFloor, domain::Digest, registry::Registry, runtime::Runtime};
+use crate::{
+    control::client,
+    disk::DiskFloor,
+    domain::Digest,
+    registry::Registry,
+    router::table::{ACK_FILE, Ack},
+    runtime::Runtime,
+};
 
 /// How long the engine or the registry may take to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -16,7 +29,7 @@ const ANY_REPOSITORY: &str = "berth/status";
 /// Something that is missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Missing {
-    /// `engine`, `registry` or `disk`.
+    /// `engine`, `registry`, `router` or `disk`.
     pub(super) what: String,
     pub(super) why: String,
     /// What that means, and what to do.
@@ -42,6 +55,8 @@ pub(super) fn run(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
 pub(super) struct Status {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) registry: Arc<dyn Registry>,
+    /// Where the router says that it runs: `DATA/router`.
+    pub(super) router: PathBuf,
     pub(super) disk: DiskFloor,
 }
 
@@ -54,7 +69,22 @@ impl Status {
             why: no_room.to_string(),
             next: "what runs goes on, pushes are refused: run `berth gc`, or make room".to_owned(),
         });
-        [engine, registry, disk].into_iter().flatten().collect()
+        [engine, registry, self.router(), disk].into_iter().flatten().collect()
+    }
+
+    /// By the process that has acknowledged the routes last; it does so when it begins.
+    fn router(&self) -> Option<Missing> {
+        let ack: Option<Ack> =
+            fs::read(self.router.join(ACK_FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let why = match ack {
+            None => "no `berth router` has run with this data directory yet".to_owned(),
+            Some(Ack { pid, .. }) if !Path::new("/proc").join(pid.to_string()).exists() => {
+                format!("`berth router` (process {pid}) has ended")
+            }
+            Some(_) => return None,
+        };
+        let next = "nobody reaches any app: start `berth router`, or see `systemctl status berth-router`";
+        Some(Missing { what: "router".to_owned(), why, next: next.to_owned() })
     }
 
     async fn engine(&self) -> Option<Missing> {
@@ -98,12 +128,29 @@ mod tests {
         let late = LateRuntime::new("no such socket");
         let disk = DiskFloor::new(vec!["/".into()], u64::MAX);
         let registry = Arc::new(FakeRegistry::new());
-        let status = Status { runtime: Arc::new(late.clone()), registry: registry.clone(), disk };
+        let router = tempfile::tempdir().unwrap();
+        let pid = std::process::id();
+        let ack = |pid: u32| {
+            let ack = serde_json::to_vec(&Ack { pid, ..Ack::default() }).unwrap();
+            fs::write(router.path().join(ACK_FILE), ack).unwrap();
+        };
+        ack(pid);
+        let (runtime, place) = (Arc::new(late.clone()), router.path().to_owned());
+        let status = Status { runtime, registry: registry.clone(), router: place, disk };
         let missing = status.missing().await;
         assert_eq!(missing.iter().map(|one| one.what.as_str()).collect::<Vec<_>>(), ["engine", "disk"], "{missing:?}");
         assert!(missing[0].why.contains("no such socket"), "{missing:?}");
         late.arrived(FakeRuntime::new(Behaviour::default()));
         let status = Status { disk: DiskFloor::none(), ..status };
         assert_eq!(status.missing().await, []);
+        // No process has such an id.
+        ack(u32::MAX);
+        let missing = status.missing().await;
+        assert!(
+            missing.len() == 1 && missing[0].what == "router" && missing[0].why.contains("has ended"),
+            "{missing:?}"
+        );
+        fs::remove_file(router.path().join(ACK_FILE)).unwrap();
+        assert!(status.missing().await[0].why.contains("has run"));
     }
 }

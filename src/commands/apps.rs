@@ -6,7 +6,7 @@ use super::{Answer, Caller, CommandError, Commands, error::keep_trying, nouns, n
 use crate::{
     domain::{App, AppRef, EnvName, EnvRef, Environment, EventKind, TenantName, Verb},
     manifest,
-    store::NewEvent,
+    store::{NewEvent, StoreError, Stored},
     token,
 };
 
@@ -73,7 +73,7 @@ impl Commands {
         if apps.len() >= MAX_APPS {
             return Err(CommandError::Conflict(format!("{} has {MAX_APPS} apps, which is the most", name.tenant)));
         }
-        let app = App { name: name.clone(), created_at: now(), created_by: caller.user.clone() };
+        let app = App { name: name.clone(), created_at: now(), created_by: caller.user.clone(), destroying: false };
         let mut transaction = self.store.transaction().expect(&tenant).create(&app);
         let mut environments = Vec::new();
         for env in FIRST_ENVIRONMENTS {
@@ -154,8 +154,15 @@ impl Commands {
     }
 
     async fn destroy_app(&self, caller: &Caller, name: &AppRef, confirm: Option<&str>) -> Result<Answer, CommandError> {
-        let app = self.app_for(caller, Verb::Destroy, name).await?;
+        self.app_for(caller, Verb::Destroy, name).await?;
         need_confirmation(&name.to_string(), confirm)?;
+        // First: when the server dies in the middle, the next one goes on.
+        self.store
+            .modify::<App, StoreError>(name, |app| {
+                app.destroying = true;
+                Ok(())
+            })
+            .await?;
         for env in self.store.list::<Environment>(&format!("{name}/")).await? {
             self.destroy_environment(&env.name).await?;
         }
@@ -166,9 +173,32 @@ impl Commands {
         self.builds.purge_cache(name).await.map_err(|error| failed(&format!("{error:#}")))?;
         self.runtime.forget(&name.tenant, Some(name)).await.map_err(|error| failed(&error))?;
         // Last: as long as it is there, the command can be repeated.
+        let app = self.store.need::<App>(name).await?;
         self.store.transaction().delete(&app).commit().await?;
         let event = NewEvent::new(EventKind::AppDestroyed, now(), format!("app {name} destroyed"));
         self.store.record(event.app(name).by(&caller.user)).await?;
         Ok(Answer::new(format!("Destroyed {name}"), json!({"destroyed": name})))
+    }
+
+    /// Goes on with destroying an app that the last server was in the middle of: without records, what runs of it is stopped by the deployer,
+    /// its files go with those of other environments that are gone, and its cache when the engine is cleared at the next start.
+    pub(super) async fn finish_destroying_app(&self, app: &Stored<App>) -> Result<(), CommandError> {
+        let name = &app.name;
+        tracing::info!(app = %name, "going on with destroying an app");
+        for env in self.store.list::<Environment>(&format!("{name}/")).await? {
+            self.end_build(&env.name).await?;
+            keep_trying(|| self.delete_records(&env.name)).await?;
+        }
+        self.store.transaction().delete(app).commit().await?;
+        let event = NewEvent::new(
+            EventKind::AppDestroyed,
+            now(),
+            format!("app {name} destroyed, after a restart of the server"),
+        );
+        self.store.record(event.app(name)).await?;
+        if let Err(error) = self.runtime.forget(&name.tenant, Some(name)).await {
+            tracing::info!(app = %name, %error, "the build cache of a destroyed app stays until the next start");
+        }
+        Ok(())
     }
 }

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     domain::{
-        AppRef, Build, CronMark, CronRun, Deployment, EnvRef, Environment, EventKind, FailPoint, Release, Tombstone,
-        Verb, fail_point::reached,
+        App, AppRef, Build, CrashLoops, CronMark, CronRun, Deployment, EnvRef, Environment, EventKind, FailPoint,
+        Release, Tombstone, Verb, fail_point::reached,
     },
     store::{NewEvent, Record, Store, StoreError, Transaction},
 };
@@ -67,6 +67,9 @@ impl Commands {
 
     async fn try_create_env(&self, caller: &Caller, name: &EnvRef) -> Result<(), CommandError> {
         let app = self.app_for(caller, Verb::Create, &name.app_ref()).await?;
+        if app.destroying {
+            return Err(CommandError::Conflict(format!("{} is being destroyed", name.app_ref())));
+        }
         let existing = self.store.list::<Environment>(&format!("{}/", name.app_ref())).await?;
         if existing.iter().any(|env| env.name == *name) {
             return Err(CommandError::Conflict(format!("there is an environment {name} already")));
@@ -120,12 +123,17 @@ impl Commands {
         self.remove_files(name).await
     }
 
-    /// Goes on with removing what is left of environments that were being destroyed when the last server ended. Before anything is
+    /// Goes on with removing apps, and what is left of environments, that were being destroyed when the last server ended. Before anything is
     /// served. What cannot be removed now is left to the next start.
     ///
     /// # Errors
     /// The store's own.
     pub async fn finish_destroying(&self) -> Result<(), StoreError> {
+        for app in self.store.list::<App>("").await?.iter().filter(|app| app.destroying) {
+            if let Err(error) = self.finish_destroying_app(app).await {
+                tracing::warn!(app = %app.name, %error, "an app that was being destroyed is there still; `apps destroy` goes on");
+            }
+        }
         for stone in self.store.list::<Tombstone>("").await? {
             let env = &stone.env;
             // Made anew since, and not begun: then nothing in its repository is its own.
@@ -175,7 +183,7 @@ impl Commands {
     }
 
     /// Cancels the environment's build, unless it is being deployed.
-    async fn end_build(&self, name: &EnvRef) -> Result<(), CommandError> {
+    pub(super) async fn end_build(&self, name: &EnvRef) -> Result<(), CommandError> {
         let Some(build) = self.builds.active(name).await? else { return Ok(()) };
         self.builds.cancel(name, build.number, "the environment is being destroyed").await?;
         Ok(())
@@ -195,7 +203,7 @@ impl Commands {
         }
     }
 
-    async fn delete_records(&self, name: &EnvRef) -> Result<(), CommandError> {
+    pub(super) async fn delete_records(&self, name: &EnvRef) -> Result<(), CommandError> {
         let mut transaction = self.store.transaction().put(&Tombstone { env: name.clone(), destroyed_at: Some(now()) });
         if let Some(latest) = self.store.get::<Environment>(name).await? {
             transaction = transaction.delete(&latest);
@@ -205,6 +213,7 @@ impl Commands {
         transaction = delete_all::<Deployment>(&self.store, transaction, name).await?;
         transaction = delete_all::<CronRun>(&self.store, transaction, name).await?;
         transaction = delete_all::<CronMark>(&self.store, transaction, name).await?;
+        transaction = delete_all::<CrashLoops>(&self.store, transaction, name).await?;
         for claim in self.claims(name).await? {
             transaction = transaction.delete(&claim);
         }

@@ -247,6 +247,13 @@ impl Commands {
                 Ok(status) => return Ok(status),
                 Err(status) => status,
             };
+            if let Some(looping) = status.processes.iter().find(|one| one.crash_looping && one.ready < one.wanted) {
+                let (process, why) = (&looping.process, status.waits.join("; "));
+                let text = format!(
+                    "that is set, but {process} is crash-looping: {why}. It is tried again, less and less often; see `logs {env}` and `ps {env} --why`"
+                );
+                return Err(CommandError::Failed(text));
+            }
             let waits = if status.waits.is_empty() { vec!["it takes long".to_owned()] } else { status.waits };
             if Instant::now() >= deadline {
                 let (seconds, waits) = (SETTLE.as_secs(), waits.join("; "));

@@ -141,6 +141,8 @@ pub struct ProcessStatus {
     pub wanted: u32,
     /// Replicas of the wanted release that are ready.
     pub ready: u32,
+    /// Some of them die again and again.
+    pub crash_looping: bool,
     pub replicas: Vec<ReplicaStatus>,
 }
 

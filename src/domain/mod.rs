@@ -29,7 +29,7 @@ pub use release::{
     Deployment, DeploymentState, LAST_LOG_LINE_CHARS, LAST_LOG_LINES, Release, ReleaseVersion, RolloutProgress,
     still_serving,
 };
-pub use replica::{Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};
+pub use replica::{CrashLoop, CrashLoops, Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};
 
 /// A moment, UTC, nanosecond resolution, RFC 3339 when serialised.
 pub type Timestamp = jiff::Timestamp;

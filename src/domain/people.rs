@@ -58,6 +58,9 @@ pub struct App {
     pub name: AppRef,
     pub created_at: Timestamp,
     pub created_by: UserName,
+    /// It is being destroyed: a server that finds it so goes on with that.
+    #[serde(default)]
+    pub destroying: bool,
 }
 
 /// A host name outside the platform's own and the environment that has it, until that gives it up.

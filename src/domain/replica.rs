@@ -16,6 +16,21 @@ pub struct SetId {
     pub restarts: u64,
 }
 
+/// The sets of an environment that are in a crash loop, for the next server: their delay goes on to grow where it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrashLoops {
+    pub env: EnvRef,
+    pub loops: Vec<CrashLoop>,
+}
+
+/// A set whose replicas die again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrashLoop {
+    pub set: SetId,
+    /// In a row.
+    pub failures: u32,
+}
+
 impl fmt::Display for SetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {} r{}", self.env, self.process, self.release, self.restarts)

@@ -39,6 +39,11 @@ impl Backoff {
         self.until = Some(self.until.map_or(until, |before| before.max(until)));
     }
 
+    /// Goes on where another process was.
+    pub fn resumed(failures: u32) -> Self {
+        Self { failures, until: None }
+    }
+
     /// Nothing is to be started for `pause`, for a reason that says nothing against the replicas.
     pub fn pause(&mut self, now: Timestamp, pause: Duration) {
         let until = now + pause;

@@ -362,8 +362,10 @@ fn refusal_of(obstacle: Obstacle) -> Refusal {
 fn busy(active: &Build) -> Refusal {
     if active.state.is_final() {
         let (env, number) = (&active.env, active.number);
-        let text = format!("Build {number} of {env} has ended, but the server could not record that yet.");
-        return Refusal::new(text).detail("Push again in a minute.").unchanged();
+        let text = format!("Build {number} of {env} has ended, and that is not recorded yet.");
+        return Refusal::new(text)
+            .detail("Push again: it takes a moment, or until the server's store takes something again.")
+            .unchanged();
     }
     let (env, number, branch) = (&active.env, active.number, active.branch.as_deref().map_or("main", short_branch));
     let since = active.started_at.unwrap_or(active.queued_at);

@@ -3,8 +3,8 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    App, AppRef, Build, BuildNumber, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, Event, Invite,
-    JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
+    App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment,
+    Event, Invite, JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
 };
 
 /// A type that the store keeps, and how its key is made.
@@ -152,6 +152,18 @@ impl Record for CronRun {
     }
     fn own_key(&self) -> String {
         format!("{}/{}/{:010}", self.env, self.job, self.number)
+    }
+}
+
+impl Record for CrashLoops {
+    type Id = EnvRef;
+    const KIND: &'static str = "crash-loops";
+    fn id_key(env: &EnvRef) -> String {
+        // One of each, found as everything else of an environment is.
+        format!("{env}/all")
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.env)
     }
 }
 

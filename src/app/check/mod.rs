@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     commands::Commands,
-    domain::{Build, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, Release, Tombstone},
+    domain::{Build, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, Release, Tombstone},
     git::Repositories,
     logs::Logs,
     registry::Registry,
@@ -256,6 +256,8 @@ impl Check {
         self.orphans::<DomainClaim>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
         self.orphans::<CronRun>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
+            .await?;
+        self.orphans::<CrashLoops>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
         self.orphans::<CronMark>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;

@@ -250,6 +250,10 @@ impl BuildService {
 
 /// Brings the stacks to where they are needed, so that the first build does not wait for it.
 async fn prepare(shared: &Shared) {
+    if let Err(no_room) = shared.pipeline.settings.disk.check() {
+        // The first build that there is room for brings them.
+        return tracing::warn!(%no_room, "the stacks are not brought to the registry yet");
+    }
     match shared.pipeline.stacks().await {
         Ok(stacks) => {
             for stack in [&stacks.build, &stacks.run] {

@@ -182,6 +182,7 @@ impl Deployments for FakeDeployer {
                 reason: None,
             };
             ProcessStatus {
+                crash_looping: false,
                 process: process.clone(),
                 wanted: count,
                 ready: count,

@@ -252,7 +252,8 @@ impl World {
         }
         for name in ["acme/shop", "other/app"] {
             let name: AppRef = name.parse().unwrap();
-            transaction = transaction.create(&App { name, created_at, created_by: "olga".parse().unwrap() });
+            transaction =
+                transaction.create(&App { name, created_at, created_by: "olga".parse().unwrap(), destroying: false });
         }
         for name in ["acme/shop/dev", "acme/shop/prod", "other/app/dev"] {
             let mut record = super::apps::new_environment(env(name));

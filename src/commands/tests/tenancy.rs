@@ -97,6 +97,27 @@ async fn what_is_destroyed_is_gone_and_its_name_begins_anew() {
 }
 
 #[tokio::test]
+async fn an_app_that_was_being_destroyed_goes_at_the_next_start() {
+    let world = World::new().await;
+    world.run("olga", "apps create acme/api").await.ok();
+    let app: AppRef = "acme/shop".parse().unwrap();
+    let repository = world.commands.repositories.ensure(&shop()).unwrap();
+    let begun = world.store.need::<App>(&app).await.unwrap();
+    let marked = App { destroying: true, ..begun.record.clone() };
+    world.store.transaction().update(&begun, &marked).commit().await.unwrap();
+    world.run("olga", "envs create acme/shop/late").await.fails(5, "being destroyed");
+    world.commands.finish_destroying().await.unwrap();
+    assert!(world.store.get::<App>(&app).await.unwrap().is_none());
+    assert_eq!(world.store.list::<Environment>("acme/shop/").await.unwrap().len(), 0);
+    assert_eq!(world.store.list::<Release>("acme/shop/").await.unwrap().len(), 0);
+    assert!(!repository.exists());
+    let events = world.events().await;
+    assert!(events.iter().any(|event| event.contains("acme/shop destroyed, after a restart")), "{events:?}");
+    // Others are left alone.
+    assert!(world.store.get::<App>(&"acme/api".parse().unwrap()).await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn a_destruction_that_was_cut_short_is_finished_at_the_next_start() {
     let world = World::new().await;
     let repository = world.commands.repositories.ensure(&shop()).unwrap();

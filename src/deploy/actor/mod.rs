@@ -2,13 +2,14 @@
 //!
 //! `absorb` keeps what is known of the replicas; `rollout` moves the environment from release to release and `ending` ends
 //! that (`deployment` is what is known of it); `execute` does what the plan
-//! says, in tasks that report back; `goal` is what should be; `phase` runs release phases; `tail` reads last words; `report` tells people.
+//! says, in tasks that report back; `goal` is what should be; `phase` runs release phases; `tail` reads last words; `loops` keeps crash loops over restarts; `report` tells people.
 
 mod absorb;
 mod deployment;
 mod ending;
 mod execute;
 mod goal;
+mod loops;
 mod phase;
 mod report;
 mod rollout;
@@ -42,7 +43,8 @@ use super::{
 };
 use crate::{
     domain::{
-        EnvRef, Environment, ProcessType, Release, ReleaseVersion, Replica, ReplicaId, SetId, Timestamp, UserName,
+        CrashLoop, EnvRef, Environment, ProcessType, Release, ReleaseVersion, Replica, ReplicaId, SetId, Timestamp,
+        UserName,
     },
     plan::{self, Backoff, Goal, Phase},
     store::StoreError,
@@ -154,6 +156,8 @@ pub(super) struct Actor {
     rollout: Option<Rollout>,
     /// The release whose release phase is running.
     phase: Option<ReleaseVersion>,
+    /// The crash loops that are written down; `None` until they have been read.
+    loops: Option<Vec<CrashLoop>>,
     /// Tells the release phase that it is not to begin any more.
     unwanted: CancellationToken,
     /// Releases whose release phase succeeded, which could not be written down yet.
@@ -202,6 +206,7 @@ impl Actor {
             asked: None,
             rollout: None,
             phase: None,
+            loops: None,
             unwanted: CancellationToken::new(),
             unwritten: BTreeSet::new(),
             shutdown,
@@ -310,6 +315,7 @@ impl Actor {
         self.report(&goal, Some(&plan));
         self.answer_refreshes();
         self.forget_sets(&goal);
+        self.keep_loops().await;
     }
 
     fn answer_refreshes(&mut self) {
@@ -321,6 +327,7 @@ impl Actor {
 
     /// Reads the environment, if it may have changed, and the releases that matter.
     async fn reload(&mut self, picture: &Picture) -> Result<(), StoreError> {
+        self.resume_loops().await?;
         let store = &self.parts.store;
         if self.stale {
             self.record = store.get::<Environment>(&self.env).await?.map(|stored| stored.record);

@@ -156,10 +156,12 @@ impl Actor {
             process: process.clone(),
             wanted,
             ready: 0,
+            crash_looping: false,
             replicas: Vec::new(),
         };
         for (process, goal) in &goal.processes {
-            processes.insert(process.clone(), empty(process, goal.count));
+            let crash_looping = self.sets.get(&goal.set).is_some_and(|state| state.backoff.is_crash_looping());
+            processes.insert(process.clone(), ProcessStatus { crash_looping, ..empty(process, goal.count) });
         }
         for one in self.replicas.values() {
             let set = &one.replica.set;

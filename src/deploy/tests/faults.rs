@@ -54,6 +54,29 @@ async fn one_healthy_replica_does_not_hide_that_another_crash_loops() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_crash_loop_goes_on_to_be_held_back_by_the_next_server() {
+    let mut platform = serving(1).await;
+    platform.engine.behave(1, Behaviour::Crashes(Duration::from_millis(200)));
+    platform.engine.kill("web", 1);
+    sleep(Duration::from_secs(200)).await;
+    platform.kill().await;
+    let died = |event: &&crate::store::Stored<Event>| event.kind == EventKind::ReplicaDied;
+    let before = platform.store.list::<Event>("").await.unwrap().iter().filter(died).count();
+    platform.restart();
+    sleep(Duration::from_secs(100)).await;
+    let after = platform.store.list::<Event>("").await.unwrap().iter().filter(died).count();
+    assert!(after - before < 8, "{} deaths in 100 s", after - before);
+    let kept = platform.store.need::<CrashLoops>(&env()).await.unwrap();
+    assert!(kept.loops.len() == 1 && kept.loops[0].failures > 20, "{kept:?}");
+    // Well again: nothing of it is kept.
+    platform.engine.behave(1, Behaviour::Good);
+    platform.change(|record| record.restarts += 1).await;
+    platform.settle().await;
+    sleep(Duration::from_secs(60)).await;
+    assert!(platform.store.get::<CrashLoops>(&env()).await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deployment_is_ended_before_anything_that_runs_has_been_seen() {
     for by_a_person in [false, true] {
         let mut platform = serving(1).await;
