@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::LAST_LOG_LINE_CHARS,
-    logs::{OutputLines, plain_line},
-    runtime::{Job, JobExit, JobSpec, Output, Patience, Runtime, RuntimeError, Source},
+    logs::{OutputTail, plain_line},
+    runtime::{Job, JobExit, JobSpec, Output, Patience, Runtime, RuntimeError},
 };
 
 /// How long making and starting the job may take; it may have to wait for the image.
@@ -203,12 +203,12 @@ pub async fn attend_within(
         Ok(started) => started,
         Err(reason) => return Ok(Attended { ending: Ending::NotBegun(reason), tail: Vec::new() }),
     };
-    let mut watched = Watched { output: started.job().output(), tail: Tail::default(), audience };
+    let mut watched = Watched { output: started.job().output(), tail: OutputTail::default(), audience };
     let ending = watched.until_over(started.job(), limit, stopped).await;
     if let Ok(Ending::TimeLimit(_) | Ending::Stopped(_)) = ending {
         watched.stop(started.job(), spec.stop_grace).await;
     }
-    let tail = watched.tail.lines();
+    let tail = plain_lines(&watched.tail);
     if let Err(error) = started.finish().await {
         tracing::warn!(job = spec.name, %error, "a job cannot be cleared up");
     }
@@ -217,7 +217,7 @@ pub async fn attend_within(
 
 struct Watched<'a> {
     output: BoxStream<'static, Result<Output, RuntimeError>>,
-    tail: Tail,
+    tail: OutputTail,
     audience: &'a mut dyn Audience,
 }
 
@@ -274,50 +274,24 @@ impl Watched<'_> {
     }
 }
 
-/// The last lines of both streams, in the order in which they ended.
-#[derive(Default)]
-struct Tail {
-    last: VecDeque<String>,
-    /// What has no end yet, of standard output and of standard error: neither runs into the other.
-    partial: [OutputLines; 2],
-}
-
-impl Tail {
-    fn take(&mut self, output: &Output) {
-        let last = &mut self.last;
-        self.partial[usize::from(output.source == Source::Stderr)].take(&output.bytes, |line| keep(last, line));
+/// The last lines, as plain text.
+fn plain_lines(tail: &OutputTail) -> Vec<String> {
+    let lines = tail.lines(TAIL_LINES).into_iter();
+    let mut lines: VecDeque<String> = lines.map(|(_, line)| plain_line(&line, LAST_LOG_LINE_CHARS)).collect();
+    while lines.iter().map(String::len).sum::<usize>() > TAIL_BYTES {
+        lines.pop_front();
     }
-
-    /// What is kept, as plain text; lines without an end are the last.
-    fn lines(mut self) -> Vec<String> {
-        for partial in &mut self.partial {
-            if let Some(line) = partial.rest() {
-                keep(&mut self.last, &line);
-            }
-        }
-        let mut lines: VecDeque<String> = self.last.iter().map(|line| plain_line(line, LAST_LOG_LINE_CHARS)).collect();
-        while lines.iter().map(String::len).sum::<usize>() > TAIL_BYTES {
-            lines.pop_front();
-        }
-        lines.into()
-    }
-}
-
-/// As it is: what a job writes must not cost more than to copy it.
-fn keep(last: &mut VecDeque<String>, line: &str) {
-    if last.len() == TAIL_LINES {
-        last.pop_front();
-    }
-    last.push_back(line[..line.floor_char_boundary(TAIL_BYTES)].to_owned());
+    lines.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Source;
 
     #[test]
     fn the_tail_is_plain_lines_of_both_streams() {
-        let mut tail = Tail::default();
+        let mut tail = OutputTail::default();
         for (source, text) in [
             (Source::Stdout, "\u{1b}[32mmigr"),
             (Source::Stderr, "Err"),
@@ -327,18 +301,11 @@ mod tests {
         ] {
             tail.take(&Output { source, bytes: text.as_bytes().to_vec().into() });
         }
-        assert_eq!(tail.lines(), ["migrating", "20%", "Error: no table", "half a line"]);
-        let mut tail = Tail::default();
+        assert_eq!(plain_lines(&tail), ["migrating", "20%", "Error: no table", "half a line"]);
+        let mut tail = OutputTail::default();
         let bytes = format!("{}\n", "x".repeat(2000)).repeat(100).into_bytes().into();
         tail.take(&Output { source: Source::Stdout, bytes });
-        let lines = tail.lines();
-        assert!(
-            lines.len() == TAIL_BYTES / LAST_LOG_LINE_CHARS
-                && lines.iter().all(|line| line.len() == LAST_LOG_LINE_CHARS)
-        );
-        let mut tail = Tail::default();
-        let bytes = "line\n".repeat(1000).into_bytes().into();
-        tail.take(&Output { source: Source::Stdout, bytes });
-        assert_eq!(tail.lines().len(), TAIL_LINES);
+        let lines = plain_lines(&tail);
+        assert!(lines.len() == TAIL_BYTES / LAST_LOG_LINE_CHARS && lines.iter().all(|line| line.len() == 500));
     }
 }

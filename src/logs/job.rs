@@ -1,11 +1,8 @@
 //! The output of a job on its way into its environment's log: no more of it than a replica may write.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use super::{LogRecord, LogSource, LogStream, Logs, OutputLines, pace::Pace};
+use super::{LogRecord, LogSource, LogStream, Logs, OutputLines, OutputTail, pace::Pace};
 use crate::{
     domain::{EnvRef, Timestamp},
     runtime::{Output, Source},
@@ -15,6 +12,8 @@ use crate::{
 const REST: Duration = Duration::from_secs(10);
 /// Of what is left out, the lines that are kept until it is known whether they were the last.
 const LAST: usize = 100;
+/// What a line costs beyond its text, in bytes: a job that writes empty lines writes as well.
+const LINE: usize = 64;
 const STREAMS: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
 
 /// Takes a job's output to its log by lines. What comes faster than [`super::LogLimits::replica_rate`] is left out and counted; the job
@@ -27,10 +26,9 @@ pub struct JobOutput {
     lines: [OutputLines; 2],
     pace: Pace,
     began: Instant,
-    /// While nothing is taken.
+    /// While nothing is taken, and what came meanwhile.
     resting: Option<Instant>,
-    left_out: u64,
-    last: VecDeque<LogRecord>,
+    skipped: OutputTail,
 }
 
 impl JobOutput {
@@ -45,18 +43,34 @@ impl JobOutput {
             pace,
             began: Instant::now(),
             resting: None,
-            left_out: 0,
-            last: VecDeque::new(),
+            skipped: OutputTail::default(),
         }
     }
 
     /// Takes output as it came, at `at`. Waits while the log has no room for more of the tenant.
     pub async fn take(&mut self, output: &Output, at: Timestamp) {
+        if self.resting.is_some_and(|since| since.elapsed() < REST) {
+            return self.skipped.take(output);
+        }
+        if self.resting.take().is_some() {
+            self.go_on(at);
+        }
         let which = usize::from(output.source == Source::Stderr);
         let mut whole = Vec::new();
         self.lines[which].take(&output.bytes, |line| whole.push(line.to_owned()));
         for text in whole {
-            self.line(STREAMS[which], text, at).await;
+            match self.resting {
+                None => self.line(STREAMS[which], text, at).await,
+                Some(_) => self.skip(which, &text, "\n"),
+            }
+        }
+        if self.resting.is_some() {
+            // What has no end yet goes on among what is left out.
+            for which in [0, 1] {
+                if let Some(text) = self.lines[which].rest() {
+                    self.skip(which, &text, "");
+                }
+            }
         }
     }
 
@@ -67,45 +81,44 @@ impl JobOutput {
                 self.line(stream, text, at).await;
             }
         }
-        let last = std::mem::take(&mut self.last);
-        self.left_out -= last.len() as u64;
-        self.tell_left_out(at);
+        let skipped = std::mem::take(&mut self.skipped);
+        let last = skipped.lines(LAST);
+        self.tell_left_out(skipped.count() - last.len() as u64, at);
         // They say why it ended as it did.
-        for record in last {
+        for (source, text) in last {
+            let record = self.record(STREAMS[usize::from(source == Source::Stderr)], text, at);
             self.logs.append_when_ready(&self.env, record).await;
         }
     }
 
     async fn line(&mut self, stream: LogStream, text: String, at: Timestamp) {
-        let (process, source) = (self.process.clone(), LogSource::App);
-        let record = LogRecord { at, source, process, stream, text, replica: None };
-        if self.resting.is_some_and(|since| since.elapsed() < REST) {
-            return self.leave_out(record);
-        }
-        if self.resting.take().is_some() {
-            self.last.clear();
-            self.tell_left_out(at);
-        }
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if self.pace.take(record.text.len(), now) {
+        if self.pace.take(text.len() + LINE, now) {
+            let record = self.record(stream, text, at);
             return self.logs.append_when_ready(&self.env, record).await;
         }
         let (process, rest) = (&self.process, REST.as_secs());
         self.say(at, format!("{process} writes too fast: what it writes in the next {rest} s is left out"));
         self.resting = Some(Instant::now());
-        self.leave_out(record);
+        self.skip(usize::from(stream == LogStream::Stderr), &text, "\n");
     }
 
-    fn leave_out(&mut self, record: LogRecord) {
-        self.left_out += 1;
-        if self.last.len() == LAST {
-            self.last.pop_front();
-        }
-        self.last.push_back(record);
+    fn record(&self, stream: LogStream, text: String, at: Timestamp) -> LogRecord {
+        LogRecord { at, source: LogSource::App, process: self.process.clone(), stream, text, replica: None }
     }
 
-    fn tell_left_out(&mut self, at: Timestamp) {
-        let lines = std::mem::take(&mut self.left_out);
+    fn skip(&mut self, which: usize, text: &str, end: &str) {
+        let source = [Source::Stdout, Source::Stderr][which];
+        self.skipped.take(&Output { source, bytes: format!("{text}{end}").into_bytes().into() });
+    }
+
+    /// After a rest.
+    fn go_on(&mut self, at: Timestamp) {
+        let skipped = std::mem::take(&mut self.skipped);
+        self.tell_left_out(skipped.count(), at);
+    }
+
+    fn tell_left_out(&self, lines: u64, at: Timestamp) {
         if lines > 0 {
             self.say(at, format!("{lines} lines of {} were left out", self.process));
         }

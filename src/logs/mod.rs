@@ -19,6 +19,7 @@ mod record;
 mod render;
 mod ring;
 mod service;
+mod tail;
 
 use std::{
     io,
@@ -40,6 +41,7 @@ pub use self::{
     plain::plain_line,
     record::{LogFilter, LogRecord, LogSource, LogStream, MAX_TEXT},
     render::{render_line, render_record},
+    tail::OutputTail,
 };
 use self::{
     builds::Builds,
