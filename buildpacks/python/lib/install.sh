@@ -155,12 +155,13 @@ save_venv() {
   warn "The virtual environment could not be kept for the next build."
 }
 
-# Empties the package caches when they have grown too large.
+# Empties the package caches when they have grown too large. Builds of the app's other environments may use them at the same time: what
+# comes or goes meanwhile is no reason to fail.
 bound_cache() {
   local folder size
   for folder in "$CACHE/pip" "$CACHE/uv"; do
     [ -d "$folder" ] || continue
-    size=$(du -sm "$folder" 2>/dev/null | cut -f1)
-    if [ "${size:-0}" -gt "$MAX_CACHE_MB" ]; then rm -rf "$folder"; fi
+    size=$({ du -sm "$folder" 2>/dev/null || true; } | cut -f1)
+    if [ "${size:-0}" -gt "$MAX_CACHE_MB" ]; then rm -rf "$folder" || true; fi
   done
 }
