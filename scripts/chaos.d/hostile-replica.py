@@ -3,7 +3,10 @@
 """Each in turn, watched for --seconds beside a neighbour, and the neighbour alone for as long before. A failure: a request of the neighbour that
 fails, its p99 above SLOWER times what it was, a line of its log that is lost or out of order; a command that takes COMMAND_P99 or longer; a
 control plane or router that grows by more than GROWTH; logs kept beyond their bounds, by Berth or by the engine; more processes than allowed; one
-that is not as hostile as it is meant to be: its processes and what it writes are measured from outside."""
+that is not as hostile as it is meant to be, or not held up then: its processes and what it writes are measured from outside.
+
+`compute` is there to compare with, and not judged by SLOWER: a replica that takes the half core it has asked for and does nothing else. What the
+neighbour notices of it is the kernel's share: whoever wakes while both cores are in use waits for up to a tick (4 ms at 250 Hz)."""
 
 import json
 import os
@@ -15,7 +18,7 @@ import threading
 import time
 
 from harness import SERVER, Platform, eventually, main, percentile, run, table
-from steady_load import Load
+from steady_load import Load, go_first
 
 MIB = 1 << 20
 # What Berth promises: the neighbour's p99 at most so many times what it was, and this much more memory for itself.
@@ -26,14 +29,15 @@ COMMAND_P99 = 1.0
 ENGINE_LOG = 32 * MIB
 BERTH_LOG = 24 * MIB
 PIDS = 256
-# What the one that logs writes at least, bytes a second, and what it may take for it, cores.
+# What the one that logs writes at least until it is held up, bytes a second, and what it may take for it, cores.
 WRITES = 80e6
 LOGS_CPU = 2.0
 # The job that writes without end, and how much longer than it is watched it may, in seconds.
 JOB, LONGER = "cron", 10
 
 # The neighbour: counts ten times a second, so that lines that are lost or out of order can be told.
-NEIGHBOUR = SERVER.replace("http.server.ThreadingHTTPServer(", """def tick():
+# It sends what it has at once: with Nagle's algorithm one answer in a hundred or so waits 40 ms, whoever is beside it.
+NEIGHBOUR = SERVER.replace("    def do_GET", "    disable_nagle_algorithm = True\n    def do_GET").replace("http.server.ThreadingHTTPServer(", """def tick():
     for turn in range(10**9):
         print('tick', turn, flush=True)
         time.sleep(0.1)
@@ -42,6 +46,7 @@ http.server.ThreadingHTTPServer(""").replace("import http.server, os", "import h
 
 HEAD = "import os, socket, sys, threading, time\n"
 PROGRAMS = {
+    "compute": "while True:\n    pass\n",
     "memory": "held = []\nwhile True:\n    held.append(b'x' * (4 << 20))\n",
     "fork": "while True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n",
     # 1000 lines of 1000 bytes, a hundred times a second.
@@ -59,6 +64,8 @@ PROGRAMS = {
               "turn = 0\nwhile True:\n    client, _ = listener.accept()\n    turn += 1\n    threading.Thread(target=answer, args=(client, turn), daemon=True).start()\n",
 }
 NAMES = [*PROGRAMS, JOB]
+REFERENCE = "compute"
+WRITERS = ["logs", JOB]
 
 
 def processor(pid):
@@ -93,6 +100,29 @@ def written_by(container):
     return found
 
 
+class First:
+    """The fastest that anything in containers writes within a tenth of a second, from before they are made on: Berth does not let it go on."""
+
+    def __init__(self, containers):
+        self.containers, self.fastest, self.stopping = containers, 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+
+    def _look(self):
+        go_first()
+        before, found = {}, []
+        while not self.stopping.wait(0.1):
+            found = found or self.containers()
+            now = {pid: (time.monotonic(), wrote) for container in found for pid, wrote in written_by(container).items()}
+            rates = [(wrote - before[pid][1]) / (at - before[pid][0]) for pid, (at, wrote) in now.items() if pid in before]
+            self.fastest, before = max([self.fastest, *rates]), now
+
+    def end(self):
+        self.stopping.set()
+        self.thread.join(60)
+        return self.fastest
+
+
 class Watch:
     """Until `end`: what the neighbour's users and somebody at the command line notice, and what the control plane takes."""
 
@@ -103,12 +133,13 @@ class Watch:
         self.memory, self.router_memory, self.peak, self.router_peak = self.platform.memory(), self.platform.memory("router"), 0, 0
         self.commands, self.engine_log, self.most_pids, self.wrote_first, self.wrote_last = [], 0, 0, {}, {}
         self.began, self.stopping = time.monotonic(), threading.Event()
-        self.load = Load(self.platform, [scene.neighbour], rate=50)
+        self.load = Load(self.platform, [scene.neighbour], rate=100, first=True)
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self._ask, self._look)]
         for thread in self.threads:
             thread.start()
 
     def _ask(self):
+        go_first()
         turn = 0
         while not self.stopping.wait(0.7):
             asked = self.platform.ssh("whoami") if turn % 2 else self.platform.ssh("ps", self.scene.neighbour.env)
@@ -116,6 +147,7 @@ class Watch:
             turn += 1
 
     def _look(self):
+        go_first()
         while not self.stopping.wait(0.2):
             # Everything is being taken down when it is gone.
             if not (self.platform.alive("serve") and self.platform.alive("router")):
@@ -123,7 +155,8 @@ class Watch:
             self.peak = max(self.peak, self.platform.memory())
             self.router_peak = max(self.router_peak, self.platform.memory("router"))
             for container in self.scene.containers:
-                for pid, wrote in written_by(container).items():
+                # Not of the one that forks: to look at all of its processes takes long, and this goes before everything else.
+                for pid, wrote in written_by(container).items() if self.scene.writes else ():
                     self.wrote_first.setdefault(pid, (time.monotonic(), wrote))
                     self.wrote_last[pid] = (time.monotonic(), wrote)
                 self.engine_log = max(self.engine_log, used_by(f"/var/lib/docker/containers/{container}"))
@@ -153,7 +186,7 @@ class Watch:
 
 class Scene:
     def __init__(self, chaos, seconds):
-        self.chaos, self.seconds, self.containers = chaos, seconds, []
+        self.chaos, self.seconds, self.containers, self.writes = chaos, seconds, [], False
         self.engine = int(run(["pgrep", "-x", "-o", "dockerd"]).out or 0)
         self.platform = Platform(chaos, settings={"BERTH__RUNTIME__PIDS": str(PIDS)}).begin()
         self.neighbour = self.platform.app("neighbour/web", manifest="processes: {web: {command: python3 server.py, replicas: 2}}\n",
@@ -206,11 +239,14 @@ class Scene:
         time.sleep(self.seconds)
         before.end()
         app = self.hostile[name]
+        self.writes = name in WRITERS
+        first = First(lambda: self.containers_of(name) if self.writes else [])
         self.scale(name, 1)
         eventually(f"the replica of {name} is there", lambda: self.containers_of(name), 60)
         self.containers = self.containers_of(name)
         visitors = self.visit(app) if name == "answer" else None
         during = Watch(self)
+        fastest = first.end()
         end = time.monotonic() + self.seconds
         while time.monotonic() < end:
             self.containers = self.containers_of(name)
@@ -224,7 +260,7 @@ class Scene:
         self.scale(name, 0)
         eventually(f"the replicas of {name} are gone", lambda: not self.containers_of(name), 90)
         gone, self.containers = time.monotonic() - began, []
-        self.judge(name, before, during, told)
+        self.judge(name, before, during, told, fastest)
         return self.row(name, before, during, gone)
 
     def visit(self, app):
@@ -236,11 +272,11 @@ class Scene:
         self.chaos.finally_do(visitors.kill)
         return visitors
 
-    def judge(self, name, before, during, told):
+    def judge(self, name, before, during, told, fastest):
         check, app = self.chaos.check, self.hostile[name]
         for failure in during.load.failures[:3]:
             self.chaos.fail(f"{name}: the neighbour: {failure}")
-        check(during.p99() <= SLOWER * before.p99(), f"{name}: the neighbour's p99 went from {before.p99() * 1000:.1f} to {during.p99() * 1000:.1f} ms")
+        check(name == REFERENCE or during.p99() <= SLOWER * before.p99(), f"{name}: the neighbour's p99 went from {before.p99() * 1000:.1f} to {during.p99() * 1000:.1f} ms")
         self.check_ticks(name)
         check(during.growth <= GROWTH, f"{name}: berth serve grew by {during.growth / MIB:.1f} MiB")
         check(during.router_growth <= GROWTH, f"{name}: berth router grew by {during.router_growth / MIB:.1f} MiB")
@@ -256,13 +292,16 @@ class Scene:
             check("ran out of memory" in events + told, f"memory: nobody says that memory ran out: {told} {events[-500:]}")
         if name == "fork":
             check(during.most_pids > PIDS // 2, f"fork: only {during.most_pids} processes: is it hostile at all?")
+            check("asks for more without end" in logs, f"fork: its log does not say that it is held up: {logs[-500:]}")
         if name == JOB:
             runs = self.platform.ssh("cron", "history", app.env, "--json").ok().json()
             check(runs and runs[0]["state"] == "failed", f"{name}: a job that never ends is said to have ended as {runs[:1]}")
             check(during.written > 0, f"{name}: it has written nothing: is it hostile at all?")
         if name == "logs":
-            check(during.written >= WRITES, f"logs: it wrote {during.written / 1e6:.1f} MB/s only, {WRITES / 1e6:.0f} were wanted: is it hostile at all?")
+            check(fastest >= WRITES, f"logs: it wrote {fastest / 1e6:.1f} MB/s at most, {WRITES / 1e6:.0f} were wanted: is it hostile at all?")
+            check(during.written < WRITES / 4, f"logs: it goes on to write {during.written / 1e6:.1f} MB/s")
             logs = self.platform.ssh("logs", app.env, "-n", "10000", timeout=60).all()
+            check("slowed down until it stops that" in logs, "logs: nothing says that it is held up")
             check("left out" in logs or "dropped" in logs, "logs: nothing says that lines were left out")
 
     def check_ticks(self, name):
@@ -289,6 +328,7 @@ class Scene:
 
 
 def scenario(chaos):
+    go_first()
     scene = Scene(chaos, chaos.arguments.seconds)
     names = chaos.arguments.only or NAMES
     rows, worst = [], 0.0
@@ -296,9 +336,9 @@ def scenario(chaos):
         order = chaos.random.sample(names, len(names))
         for name in order:
             rows.append(scene.round(name))
-            worst = max(worst, float(rows[-1][5]))
+            worst = max(worst, 0 if name == REFERENCE else float(rows[-1][5]))
             if name == "logs":
-                chaos.figures["logs_written_mb_s"] = float(rows[-1][-2])
+                chaos.figures["logs_written_mb_s_held"] = float(rows[-1][-2])
     table(["hostile", "p50 ms", "p99 ms", "beside it p50", "p99", "ratio", "failed", "commands p99 s", "serve +MiB", "router +MiB",
            "serve cores", "router cores", "dockerd cores", "engine log MiB", "pids", "wrote MB/s", "gone s"], rows)
     chaos.figures |= {"runs": len(rows), "worst_p99_ratio": worst}

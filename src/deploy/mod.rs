@@ -153,12 +153,13 @@ impl Deployer {
         loop {
             let address = self.directory.open(env).await.ok_or_else(stopped)?;
             let (notes, mut heard) = mpsc::channel(NOTES);
-            let (reply, mut outcome) = oneshot::channel();
+            let (reply, outcome) = oneshot::channel();
             if address.inbox.send(Message::Deploy { version, notes, reply }).await.is_err() {
                 // The actor ended (its environment was destroyed and perhaps made anew); the directory knows better by now.
                 sleep(AGAIN).await;
                 continue;
             }
+            let mut outcome = std::pin::pin!(address.answer(outcome));
             let outcome = loop {
                 tokio::select! {
                     biased;
@@ -170,9 +171,9 @@ impl Deployer {
                 note.tell(progress);
             }
             match outcome {
-                Ok(outcome) => return outcome.into_result(),
+                Some(outcome) => return outcome.into_result(),
                 // The actor failed or was replaced: ask its successor, which knows how far it is.
-                Err(_) => sleep(AGAIN).await,
+                None => sleep(AGAIN).await,
             }
         }
     }
@@ -187,11 +188,9 @@ impl Deployer {
         if self.parts.store.get::<Environment>(env).await?.is_none() {
             return Ok(());
         }
-        let (done, abandoned) = oneshot::channel();
         let ask = async {
             let address = self.directory.open(env).await?;
-            address.inbox.send(Message::Abandon { version, reason: reason.to_owned(), done }).await.ok()?;
-            abandoned.await.ok()
+            address.ask(|done| Message::Abandon { version, reason: reason.to_owned(), done }).await
         };
         let given_up = timeout(REFRESH_DEADLINE, ask).await.ok().flatten().ok_or(CancelFailure::Busy)?;
         Ok(given_up?)
@@ -210,11 +209,7 @@ impl Deployer {
     ) -> Result<ReleaseVersion, CancelFailure> {
         self.parts.store.need::<Environment>(env).await?;
         let address = self.directory.open(env).await.ok_or(CancelFailure::Busy)?;
-        let (reply, cancelled) = oneshot::channel();
-        let ask = async {
-            address.inbox.send(Message::Cancel { version, by: by.clone(), reply }).await.ok()?;
-            cancelled.await.ok()
-        };
+        let ask = address.ask(|reply| Message::Cancel { version, by: by.clone(), reply });
         timeout(REFRESH_DEADLINE, ask).await.ok().flatten().unwrap_or(Err(CancelFailure::Busy))
     }
 
@@ -232,12 +227,7 @@ impl Deployer {
 
     /// The status after the actor has read the records anew and acted on them.
     async fn refreshed(&self, address: &Address) -> Arc<EnvStatus> {
-        let (done, refreshed) = oneshot::channel();
-        let ask = async {
-            address.inbox.send(Message::Refresh(done)).await.ok()?;
-            refreshed.await.ok()
-        };
-        if timeout(REFRESH_DEADLINE, ask).await.is_err() {
+        if timeout(REFRESH_DEADLINE, address.ask(Message::Refresh)).await.is_err() {
             tracing::debug!("an environment's actor is busy; its last status is used");
         }
         address.status.borrow().clone()
@@ -255,11 +245,8 @@ impl Deployer {
         }
         let gone = async {
             let address = self.directory.open(env).await.context("the deployer is stopping")?;
-            let (done, gone) = oneshot::channel();
-            // An error either way means that the actor has ended, which it does only when all is gone.
-            if address.inbox.send(Message::Retire(done)).await.is_ok() {
-                let _ = gone.await;
-            }
+            // Without an answer the actor has ended, which it does only when all is gone.
+            let _ = address.ask(Message::Retire).await;
             anyhow::Ok(())
         };
         timeout(limit, gone).await.with_context(|| format!("{env} is still being stopped; it goes on"))?

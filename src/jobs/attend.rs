@@ -150,7 +150,7 @@ impl Ending {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attended {
     pub ending: Ending,
-    /// The last lines of its output, 30 at most, each as plain text of at most 500 characters.
+    /// The last lines of its output, 30 at most and 4 KiB in all, each as plain text of at most 500 characters.
     pub tail: Vec<String>,
 }
 

@@ -5,7 +5,8 @@
 //!
 //! A replica that writes faster than it may ([`super::LogLimits::replica_rate`]) is not read for a while, and what it wrote meanwhile is
 //! left out and counted: reading on would cost the engine and this process more than the replica's own limits let it have, and keeping the
-//! engine waiting would leave its log ever further behind.
+//! engine waiting would leave its log ever further behind. One that writes faster than anybody could ever want to read is held up too, until
+//! it stops that: see `hold`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,13 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, stream::BoxStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     LogRecord, LogSource, LogStream, Logs, ResumePoint,
-    pace::{LeftOut, Pace},
+    hold::{Hold, Why},
+    pace::{LeftOut, Speed},
 };
 use crate::{
     domain::{EnvRef, Replica, ReplicaId, ReplicaState, Timestamp},
@@ -34,19 +36,33 @@ const REST: Duration = Duration::from_secs(10);
 const BREATH: u32 = 4;
 /// But the next one comes no later than this: what a replica says in its first moment is to be seen soon.
 const LONGEST_BREATH: Duration = Duration::from_millis(250);
+/// For how long one that writes too fast is looked at before it is held up, and how much later than that began it must still do so: what
+/// comes at once is no flood, however long the engine takes to hand it out.
+const LOOK_ON: Duration = Duration::from_millis(1500);
+const SUSTAINED: Duration = Duration::from_millis(700);
+/// For how long one that is held up must have written less after that to be let go of.
+const CALM: Duration = Duration::from_secs(10);
+/// How long letting go of all that are held may take at the end.
+const LET_GO: Duration = Duration::from_secs(5);
 /// How long reading what is left out may take: with a clock that was set back, its end would not come.
 const CATCH_UP: Duration = Duration::from_secs(20);
 /// Clocks of engine and server may be so far apart; a line from further ahead is from before the clock was set back.
 const CLOCKS_APART: Duration = Duration::from_secs(60);
 
+/// Tells what time it is.
+type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
 /// Follows the output of replicas.
 pub struct Collector {
     runtime: Arc<dyn Runtime>,
     logs: Logs,
+    clock: Clock,
     /// Replicas that are being read.
     following: HashSet<ReplicaId>,
     /// Replicas that have ended and are read to their end, as long as the engine still has them.
     finished: HashSet<ReplicaId>,
+    /// Of the replicas that are there and have been read.
+    holds: HashMap<ReplicaId, Arc<Hold>>,
     readers: JoinSet<(ReplicaId, Outcome)>,
     tasks: HashMap<tokio::task::Id, ReplicaId>,
 }
@@ -63,8 +79,12 @@ enum Outcome {
 impl Collector {
     /// A collector that reads from `runtime` into `logs`.
     pub fn new(runtime: Arc<dyn Runtime>, logs: Logs) -> Self {
-        let (following, finished) = (HashSet::new(), HashSet::new());
-        Self { runtime, logs, following, finished, readers: JoinSet::new(), tasks: HashMap::new() }
+        Self::with_clock(runtime, logs, Arc::new(Timestamp::now))
+    }
+
+    fn with_clock(runtime: Arc<dyn Runtime>, logs: Logs, clock: Clock) -> Self {
+        let (following, finished, holds) = (HashSet::new(), HashSet::new(), HashMap::new());
+        Self { runtime, logs, clock, following, finished, holds, readers: JoinSet::new(), tasks: HashMap::new() }
     }
 
     /// Collects until `stop` is cancelled.
@@ -74,6 +94,11 @@ impl Collector {
                 tracing::warn!(%error, "replicas' output cannot be followed just now");
             }
             pause(&stop).await;
+        }
+        // The next server would too, whenever that comes.
+        let let_go = futures::future::join_all(self.holds.values().map(|hold| hold.let_go()));
+        if tokio::time::timeout(LET_GO, let_go).await.is_err() {
+            tracing::warn!("replicas that are slowed down stay so until the next start");
         }
     }
 
@@ -130,6 +155,7 @@ impl Collector {
         let replicas = self.runtime.observe().await?;
         let there: HashSet<&ReplicaId> = replicas.iter().map(|replica| &replica.id).collect();
         self.finished.retain(|id| there.contains(id));
+        self.holds.retain(|id, _| there.contains(id));
         for replica in &replicas {
             if replica.state == ReplicaState::Created || self.following.contains(&replica.id) {
                 continue;
@@ -141,7 +167,9 @@ impl Collector {
             }
             let again = self.finished.remove(&replica.id);
             self.following.insert(replica.id.clone());
-            let reader = Reader::new(self.runtime.clone(), self.logs.clone(), replica);
+            let hold = || Arc::new(Hold::new(self.runtime.clone(), replica.id.clone()));
+            let hold = self.holds.entry(replica.id.clone()).or_insert_with(hold).clone();
+            let reader = Reader::new(self, replica, hold);
             let id = replica.id.clone();
             let task = self.readers.spawn(async move {
                 if again {
@@ -163,23 +191,43 @@ async fn pause(stop: &CancellationToken) {
     }
 }
 
+/// A line that was more than is kept.
+struct TooFast {
+    at: Timestamp,
+    /// And it goes on, faster than anybody could ever want to read.
+    floods: bool,
+}
+
+type Lines = BoxStream<'static, Result<LogLine, RuntimeError>>;
+
 /// Reads one replica.
 struct Reader {
     runtime: Arc<dyn Runtime>,
     logs: Logs,
+    clock: Clock,
     env: EnvRef,
     id: ReplicaId,
     process: String,
+    hold: Arc<Hold>,
 }
 
 impl Reader {
-    fn new(runtime: Arc<dyn Runtime>, logs: Logs, replica: &Replica) -> Self {
+    fn new(collector: &Collector, replica: &Replica, hold: Arc<Hold>) -> Self {
         let process = format!("{}.{}", replica.set.process, replica.index);
-        Self { runtime, logs, env: replica.set.env.clone(), id: replica.id.clone(), process }
+        let (runtime, logs, clock) = (collector.runtime.clone(), collector.logs.clone(), collector.clock.clone());
+        Self { runtime, logs, clock, env: replica.set.env.clone(), id: replica.id.clone(), process, hold }
     }
 
     async fn run(self) -> Outcome {
-        match self.read().await {
+        let watch = async {
+            self.hold.while_it_forks(&self.process, |text| self.say(text)).await;
+            std::future::pending().await
+        };
+        let result = tokio::select! {
+            result = self.read() => result,
+            never = watch => never,
+        };
+        match result {
             Ok(()) => Outcome::Ended,
             Err(error) => {
                 match error.downcast_ref::<RuntimeError>() {
@@ -197,18 +245,15 @@ impl Reader {
 
     async fn read(&self) -> anyhow::Result<()> {
         let mut point = self.logs.resume_point(&self.env, &self.id).await?;
-        let clock = Instant::now();
-        let mut pace = Pace::new(self.logs.replica_rate(), 0);
+        let mut speed = Speed::new(self.logs.replica_rate());
         let mut left_out = None;
-        while let Some(too_fast) = self.read_from(point, &clock, &mut pace, &mut left_out).await? {
-            self.say(format!(
-                "{} writes too fast: what it writes in the next {} s is left out",
-                self.process,
-                REST.as_secs()
-            ));
+        // By who read it before.
+        let mut held = self.held_until(CALM).await;
+        while let Some(too_fast) = self.read_from(point, &mut speed, &mut held, &mut left_out).await? {
+            self.slow_down(too_fast.floods, &mut held).await;
             tokio::time::sleep(REST).await;
-            point = Some(ResumePoint { at: too_fast, lines: 0 });
-            left_out = Some(LeftOut::new(Timestamp::now()));
+            point = Some(ResumePoint { at: too_fast.at, lines: 0 });
+            left_out = Some(LeftOut::new((self.clock)()));
         }
         let Some(left_out) = left_out else { return Ok(()) };
         let (lines, last) = left_out.into_last();
@@ -219,21 +264,59 @@ impl Reader {
         Ok(())
     }
 
-    /// Until the output ends, or until a line that came too fast, whose moment is returned.
+    /// When to let go of it, if it is held up or may be.
+    async fn held_until(&self, rest: Duration) -> Option<tokio::time::Instant> {
+        self.hold.has(Why::Writes).await.then(|| tokio::time::Instant::now() + rest)
+    }
+
+    /// It has written more than is kept of it.
+    async fn slow_down(&self, floods: bool, held: &mut Option<tokio::time::Instant>) {
+        let holds = floods && self.hold.set(Why::Writes, true).await.is_ok();
+        if floods {
+            *held = self.held_until(REST + CALM).await;
+        }
+        let (process, rest) = (&self.process, REST.as_secs());
+        let and = if holds { "it is slowed down until it stops that, and " } else { "" };
+        self.say(format!("{process} writes too fast: {and}what it writes in the next {rest} s is left out"));
+    }
+
+    /// The next line. Meanwhile, lets go of a replica whose time has come.
+    async fn next_line(
+        &self,
+        lines: &mut Lines,
+        held: &mut Option<tokio::time::Instant>,
+    ) -> Option<Result<LogLine, RuntimeError>> {
+        if let Some(until) = *held {
+            tokio::select! {
+                // What it has written comes first.
+                biased;
+                line = lines.next() => return line,
+                () = tokio::time::sleep_until(until) => {}
+            }
+            if self.hold.set(Why::Writes, false).await.is_ok() {
+                self.say(format!("{} is not slowed down any more", self.process));
+            }
+            *held = self.held_until(CALM).await;
+        }
+        lines.next().await
+    }
+
+    /// Until the output ends, or until a line that came too fast.
     async fn read_from(
         &self,
         point: Option<ResumePoint>,
-        clock: &Instant,
-        pace: &mut Pace,
+        speed: &mut Speed,
+        held: &mut Option<tokio::time::Instant>,
         left_out: &mut Option<LeftOut>,
-    ) -> anyhow::Result<Option<Timestamp>> {
-        let mut skip = Skip::new(point, Timestamp::now());
+    ) -> anyhow::Result<Option<TooFast>> {
+        let mut skip = Skip::new(point, (self.clock)());
         let (mut lines, began) = (self.runtime.logs(&self.id, skip.since()).await?, Instant::now());
-        while let Some(line) = lines.next().await {
+        while let Some(line) = self.next_line(&mut lines, held).await {
             let line = line?;
             if skip.is_known(&line, began.elapsed()) {
                 continue;
             }
+            speed.note(line.bytes.len(), line.at);
             if let Some(gap) = left_out {
                 if gap.covers(&line) && began.elapsed() < CATCH_UP {
                     gap.add(line);
@@ -242,9 +325,9 @@ impl Reader {
                 self.say_left_out(gap.lines);
                 *left_out = None;
             }
-            let now = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
-            if !pace.take(line.bytes.len(), now) {
-                return Ok(Some(line.at));
+            if !speed.may_be_kept(line.bytes.len()) {
+                let floods = speed.floods() && look_on(&mut lines, speed, (self.clock)() + SUSTAINED).await;
+                return Ok(Some(TooFast { at: line.at, floods }));
             }
             // Waiting here makes the engine keep the rest, which is its job.
             self.logs.append_when_ready(&self.env, self.record(line)).await;
@@ -259,7 +342,7 @@ impl Reader {
     }
 
     fn say(&self, text: String) {
-        self.logs.append(&self.env, LogRecord::berth(Timestamp::now(), "logs", text));
+        self.logs.append(&self.env, LogRecord::berth((self.clock)(), "logs", text));
     }
 
     fn record(&self, line: LogLine) -> LogRecord {
@@ -275,6 +358,20 @@ impl Reader {
             replica: Some(self.id.0.clone()),
         }
     }
+}
+
+/// Reads on for a moment; returns whether a flood goes on `later`.
+async fn look_on(lines: &mut Lines, speed: &mut Speed, later: Timestamp) -> bool {
+    let read = async {
+        while let Some(Ok(line)) = lines.next().await {
+            speed.note(line.bytes.len(), line.at);
+            if line.at >= later && speed.floods() {
+                return true;
+            }
+        }
+        false
+    };
+    tokio::time::timeout(LOOK_ON, read).await.unwrap_or(false)
 }
 
 /// Which of the first lines are in the log already.

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::time::sleep;
+
 use super::{LogRecord, LogSource, LogStream, Logs, OutputLines, OutputTail, pace::Pace};
 use crate::{
     domain::{EnvRef, Timestamp},
@@ -12,12 +14,14 @@ use crate::{
 const REST: Duration = Duration::from_secs(10);
 /// Of what is left out, the lines that are kept until it is known whether they were the last.
 const LAST: usize = 100;
+/// How fast a job may write of what is left out, in bytes a second.
+const HELD: f64 = (8 << 20) as f64;
 /// What a line costs beyond its text, in bytes: a job that writes empty lines writes as well.
 const LINE: usize = 64;
 const STREAMS: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
 
-/// Takes a job's output to its log by lines. What comes faster than [`super::LogLimits::replica_rate`] is left out and counted; the job
-/// is not held up by that.
+/// Takes a job's output to its log by lines. What comes faster than [`super::LogLimits::replica_rate`] is left out and counted, and the job
+/// is held to 8 MiB/s meanwhile: engine and server would do nothing else than carry what nobody reads.
 pub struct JobOutput {
     logs: Logs,
     env: EnvRef,
@@ -50,7 +54,9 @@ impl JobOutput {
     /// Takes output as it came, at `at`. Waits while the log has no room for more of the tenant.
     pub async fn take(&mut self, output: &Output, at: Timestamp) {
         if self.resting.is_some_and(|since| since.elapsed() < REST) {
-            return self.skipped.take(output);
+            self.skipped.take(output);
+            // Whoever does not read holds the job up.
+            return sleep(Duration::from_secs_f64(output.bytes.len() as f64 / HELD)).await;
         }
         if self.resting.take().is_some() {
             self.go_on(at);
@@ -157,5 +163,22 @@ mod tests {
         assert_eq!((kept.len() + left_out, kept.last().unwrap().text.as_str()), (5001, "the end"));
         assert!(kept.len() < 200, "{} lines were kept", kept.len());
         assert_eq!(kept[1].stream, LogStream::Stderr);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_writes_without_end_is_held_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::open(dir.path(), LogLimits { replica_rate: 1000, ..LogLimits::default() }).unwrap();
+        let env: EnvRef = "acme/shop/dev".parse().unwrap();
+        let at = Timestamp::from_second(1_700_000_000).unwrap();
+        let mut job = JobOutput::new(logs, env, "cron.report");
+        let output = Output { source: Source::Stdout, bytes: Bytes::from("y\n".repeat(16 << 10)) };
+        let began = Instant::now();
+        for _ in 0..129 {
+            job.take(&output, at).await;
+        }
+        // 4 MiB after the first chunk, which used up what it may write.
+        assert!(began.elapsed() >= Duration::from_millis(500), "{:?}", began.elapsed());
+        job.finish(at).await;
     }
 }

@@ -11,6 +11,7 @@ pub mod access;
 mod builds;
 pub mod collector;
 mod follow;
+mod hold;
 mod job;
 mod lines;
 mod pace;

@@ -93,13 +93,17 @@ mod tests {
     fn however_much_there_was_the_last_lines_are_whole_and_little_is_kept() {
         let mut tail = OutputTail::default();
         for turn in 0..100_000 {
-            let source = if turn % 2 == 0 { Source::Stdout } else { Source::Stderr };
-            tail.take(&output(source, format!("number {turn:06}\n")));
+            // In pieces that end in the middle of lines.
+            let text = format!("{:06}\nnumber ", turn.max(1) - 1);
+            tail.take(&output(Source::Stdout, if turn == 0 { "number ".to_owned() } else { text }));
         }
+        tail.take(&output(Source::Stdout, "099999\n".to_owned()));
         assert!(tail.last.len() <= PIECES && tail.bytes < RAW_BYTES + PIECE);
         let lines: Vec<String> = tail.lines(30).into_iter().map(|(_, line)| line).collect();
         assert_eq!(lines, (99_970..100_000).map(|turn| format!("number {turn:06}")).collect::<Vec<_>>());
         assert_eq!(tail.count(), 100_000);
+        let all = tail.lines(usize::MAX);
+        assert!(all.len() > 1000 && all.iter().all(|(_, line)| line.len() == "number 000000".len()), "one is torn");
         tail.take(&output(Source::Stdout, "y\n".repeat(100_000) + "no end"));
         assert_eq!(tail.count(), 200_001);
         let lines = tail.lines(3);

@@ -132,6 +132,14 @@ impl<R: Runtime> Runtime for LateRuntime<R> {
         self.engine()?.listeners(replica).await
     }
 
+    async fn refused_processes(&self, replica: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {
+        self.engine()?.refused_processes(replica).await
+    }
+
+    async fn hold(&self, replica: &ReplicaId, cpu_millis: Option<u32>) -> Result<(), RuntimeError> {
+        self.engine()?.hold(replica, cpu_millis).await
+    }
+
     async fn exec(&self, replica: &ReplicaId, command: &str, limit: Duration) -> Result<Executed, RuntimeError> {
         self.engine()?.exec(replica, command, limit).await
     }

@@ -257,6 +257,21 @@ pub trait Runtime: Send + Sync {
     /// The TCP sockets a running replica listens on.
     async fn listeners(&self, replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError>;
 
+    /// How often a running replica was refused a process because it has as many as it may: at once, and each time that this has grown. Ends
+    /// with the replica.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Gone`] when the replica is; [`RuntimeError::Refused`] when that cannot be known.
+    async fn refused_processes(&self, replica: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError>;
+
+    /// Holds a running replica to so many thousandths of a core, if that is less than it may have; `None` lets go of it. Being told to stop
+    /// lets go of it too, and so does the first look of the next process, unless it has been told to stop by then: such a one has its grace,
+    /// held as it is.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Gone`] when the replica is or is being stopped; [`RuntimeError::Refused`] when it cannot be held.
+    async fn hold(&self, replica: &ReplicaId, cpu_millis: Option<u32>) -> Result<(), RuntimeError>;
+
     /// Runs a command line inside a running replica as its process is run (launcher, user, environment, limits), without standard input.
     /// It is killed after `limit`, with the processes it started unless they left its process group. Dropping the future does not
     /// end it earlier.

@@ -110,7 +110,9 @@ fn a_build_survives_the_death_of_the_control_plane(platform: &Platform) {
     platform.kill_serve();
     assert!(!push.wait().unwrap().success());
     platform.start_serve();
-    eventually("the build is done", Duration::from_secs(120), || state().filter(|state| state == "succeeded"));
+    let ended = |state: &serde_json::Value| ["succeeded", "failed", "cancelled"].iter().any(|end| state == end);
+    let end = eventually("the build has ended", Duration::from_secs(120), || state().filter(ended));
+    assert_eq!(end, "succeeded", "{}", platform.ssh(&user, &["builds", "info", &env]).all());
     eventually("the branch moves", DEADLINE, || {
         (repository.remote_commit("paas-dev", "main") == Some(commit.clone())).then_some(())
     });

@@ -140,6 +140,11 @@ impl Router {
     pub fn ack(&self) -> Ack {
         self.acks.current().unwrap()
     }
+
+    /// Waits until the router says that no request is under way to a replica that has left the table; whether it does by `deadline`.
+    pub async fn drained(&self, address: SocketAddr, deadline: Instant) -> bool {
+        self.acks.wait_for(self.ack().generation, &[address], deadline).await == AckOutcome::Acked
+    }
 }
 
 impl Drop for Router {

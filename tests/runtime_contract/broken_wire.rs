@@ -11,13 +11,13 @@ use tokio::{
 
 use super::{
     docker_world::Engine,
-    support::{DEADLINE, Runner, World, job, replicas, set},
+    support::{Cases, DEADLINE, World, job, replicas, set},
 };
 
 type Both = (Arc<Engine>, World);
 
-pub async fn run(runner: &mut Runner<Both>) {
-    runner.case("events, logs and jobs outlive a lost connection", lost_connection).await;
+pub fn add(cases: &mut Cases<Both>) {
+    cases.case("events, logs and jobs outlive a lost connection", lost_connection);
 }
 
 /// Hands connections on to the engine.

@@ -15,28 +15,52 @@ use tokio::io::AsyncWriteExt;
 
 use super::{
     docker_world::{Engine, docker},
-    support::{DEADLINE, Runner, World, eventually, job, replicas, run_job, set},
+    support::{Cases, DEADLINE, World, eventually, job, replicas, run_job, set},
 };
 
 type Both = (Arc<Engine>, World);
 
-pub async fn run(runner: &mut Runner<Both>) {
-    runner.case("a start cut short is taken up", half_made).await;
-    runner.case("a stop cut short is taken up", half_stopped).await;
-    runner.case("another instance's things are not touched", other_instance).await;
-    runner.case("a terminal has a size and all bytes", terminal).await;
-    runner.case("a terminal has its Ctrl-P at once", control_p).await;
-    runner.case("the build cache is kept and purged", cache).await;
-    runner.case("a removed network comes back", network_removed).await;
-    runner.case("networks and caches of who is gone are removed", others_forgotten).await;
-    runner.case("a job given up while it is made leaves nothing", job_given_up).await;
-    runner.case("images are pulled once and collected", images).await;
-    runner.case("an engine that is not there is said so", no_engine).await;
-    runner.case("mounts are read-only", mounts).await;
-    runner.case("there is room for many tenants", many_tenants).await;
-    runner.case("logs outlive rotation", rotation).await;
-    runner.case("who hears of a death sees it", death_is_seen).await;
-    runner.case("timings", timings).await;
+pub fn add(cases: &mut Cases<Both>) {
+    cases.case("a start cut short is taken up", half_made);
+    cases.case("a stop cut short is taken up", half_stopped);
+    cases.case("another instance's things are not touched", other_instance);
+    cases.case("a terminal has a size and all bytes", terminal);
+    cases.case("a terminal has its Ctrl-P at once", control_p);
+    cases.case("the build cache is kept and purged", cache);
+    cases.case("a removed network comes back", network_removed);
+    cases.case("networks and caches of who is gone are removed", others_forgotten);
+    cases.case("a job given up while it is made leaves nothing", job_given_up);
+    cases.case("images are pulled once and collected", images);
+    cases.case("an engine that is not there is said so", no_engine);
+    cases.case("mounts are read-only", mounts);
+    cases.case("there is room for many tenants", many_tenants);
+    cases.case("logs outlive rotation", rotation);
+    cases.case("what a held replica has of the processor", held);
+    cases.case("who hears of a death sees it", death_is_seen);
+}
+
+async fn held((_, world): Both) {
+    let stubborn = "trap '' TERM; while :; do sleep 1; done";
+    let set = set(&world, "held", stubborn, 1);
+    world.runtime.apply(&set).await.unwrap();
+    let replica = replicas(&*world.runtime, &set.id).await.remove(0).id;
+    let has = || docker(&["inspect", "--format", "{{.HostConfig.NanoCpus}}", &replica.0]);
+    let full = has();
+    assert_eq!(full, "1000000000");
+    for (to, want) in [(Some(20), "20000000"), (Some(1), "10000000"), (Some(5000), &*full), (None, &*full)] {
+        world.runtime.hold(&replica, to).await.unwrap();
+        assert_eq!(has(), want, "{to:?}");
+    }
+    world.runtime.hold(&replica, Some(20)).await.unwrap();
+    replicas(&*world.restarted, &set.id).await;
+    assert_eq!(has(), full, "the next server does not let go of it");
+    // As long as it has to come to its end, it has what it needs for that.
+    world.runtime.hold(&replica, Some(20)).await.unwrap();
+    let (runtime, id) = (world.runtime.clone(), set.id.clone());
+    let removal = tokio::spawn(async move { runtime.remove(&id, Duration::from_secs(5)).await });
+    eventually("it is let go of", async || (has() == full).then_some(())).await;
+    assert!(matches!(world.runtime.hold(&replica, Some(20)).await, Err(RuntimeError::Gone(_))));
+    removal.await.unwrap().unwrap();
 }
 
 async fn death_is_seen((_, world): Both) {
@@ -350,40 +374,4 @@ async fn many_tenants((_, world): Both) {
     for result in join_all(tenants.iter().map(|tenant| world.runtime.forget(tenant, None))).await {
         result.unwrap();
     }
-}
-
-/// Not a bar, only the figures.
-async fn timings((_, world): Both) {
-    let mut set = set(&world, "timings", "exec sleep 3600", 1);
-    let (mut apply, mut observe, mut prepare) = (Vec::new(), Vec::new(), Vec::new());
-    for restarts in 0..7 {
-        set.id.restarts = restarts;
-        let mut clock = std::time::Instant::now();
-        world.runtime.prepare_tenant(&set.id.env.tenant).await.unwrap();
-        prepare.push(clock.elapsed().as_millis());
-        clock = std::time::Instant::now();
-        world.runtime.apply(&set).await.unwrap();
-        apply.push(clock.elapsed().as_millis());
-        clock = std::time::Instant::now();
-        world.runtime.observe().await.unwrap();
-        observe.push(clock.elapsed().as_millis());
-        world.runtime.remove(&set.id, Duration::ZERO).await.unwrap();
-    }
-    let median = |mut figures: Vec<u128>| {
-        figures.sort_unstable();
-        figures[figures.len() / 2]
-    };
-    println!("  median ms: prepare_tenant {}, apply {}, observe {}", median(prepare), median(apply), median(observe));
-    let (mut made, mut started) = (Vec::new(), Vec::new());
-    for _ in 0..5 {
-        let clock = std::time::Instant::now();
-        let mut one = world.runtime.job(&job(&world, "timings", &["true"])).await.unwrap();
-        made.push(clock.elapsed().as_millis());
-        let clock = std::time::Instant::now();
-        one.start().await.unwrap();
-        started.push(clock.elapsed().as_millis());
-        one.wait().await.unwrap();
-        one.finish().await.unwrap();
-    }
-    println!("  median ms: job {}, start {}", median(made), median(started));
 }

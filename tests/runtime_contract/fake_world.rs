@@ -26,7 +26,11 @@ fn script(command: &str) -> Script {
             ];
             script.commands = known.map(|(name, command)| (name.to_owned(), command)).into();
         }
-        "trap '' TERM; while :; do sleep 1; done" => script.stop_delay = Duration::MAX,
+        "trap '' TERM; echo stubborn; while :; do sleep 1; done" => {
+            script.stop_delay = Duration::MAX;
+            script.lines = vec![(Source::Stdout, "stubborn".to_owned())];
+        }
+        "while :; do (sleep 30 &); done" => script.refused = 500,
         "exit 3" => script.ends = Some((Duration::from_millis(20), 3)),
         "echo one; echo two >&2; exec sleep 3600" => {
             script.lines = vec![(Source::Stdout, "one".to_owned()), (Source::Stderr, "two".to_owned())];

@@ -11,19 +11,19 @@ use berth::domain::ReplicaState;
 
 use super::{
     docker_world::{Engine, docker},
-    support::{Runner, World, exited, job, replicas, run_job, set},
+    support::{Cases, World, exited, job, replicas, run_job, set},
 };
 
 type Both = (Arc<Engine>, World);
 
-pub async fn run(runner: &mut Runner<Both>) {
-    runner.case("containers have no privileges", privileges).await;
-    runner.case("processes are limited", process_limit).await;
-    runner.case("an out-of-memory kill is named", memory_limit).await;
-    runner.case("a command inside a replica has no more privileges", privileges_inside).await;
-    runner.case("config values arrive byte for byte", environment).await;
-    runner.case("the host and other tenants are out of reach", isolation).await;
-    runner.case("flushed rules come back", flushed_rules).await;
+pub fn add(cases: &mut Cases<Both>) {
+    cases.case("containers have no privileges", privileges);
+    cases.case("processes are limited", process_limit);
+    cases.case("an out-of-memory kill is named", memory_limit);
+    cases.case("a command inside a replica has no more privileges", privileges_inside);
+    cases.case("config values arrive byte for byte", environment);
+    cases.case("the host and other tenants are out of reach", isolation);
+    cases.case("flushed rules come back", flushed_rules);
 }
 
 async fn privileges_inside((_, world): Both) {

@@ -9,35 +9,38 @@ use berth::{
 use futures::{StreamExt, future::join_all};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::support::{DEADLINE, Runner, World, eventually, exited, job, read_all, replicas, run_job, set, tar, untar};
+use super::support::{Cases, DEADLINE, World, eventually, exited, job, read_all, replicas, run_job, set, tar, untar};
 
 const FOREVER: &str = "exec sleep 3600";
 const FAILS: &str = "exit 3";
 const PRINTS: &str = "echo one; echo two >&2; exec sleep 3600";
-const STUBBORN: &str = "trap '' TERM; while :; do sleep 1; done";
+const STUBBORN: &str = "trap '' TERM; echo stubborn; while :; do sleep 1; done";
+const FORKS: &str = "while :; do (sleep 30 &); done";
 const NO_GRACE: Duration = Duration::ZERO;
 
-pub async fn run(runner: &mut Runner<World>) {
-    runner.case("a set is made so, scaled and removed", scaling).await;
-    runner.case("applying at once makes no duplicates", concurrent_apply).await;
-    runner.case("sets do not mix", separate_sets).await;
-    runner.case("an exited replica is seen and replaced", exits).await;
-    runner.case("a stopped replica is replaced", stop_one).await;
-    runner.case("a stubborn replica is killed after its grace", stubborn).await;
-    runner.case("a restarted server sees the same world", restart).await;
-    runner.case("events tell of changes", events).await;
-    runner.case("logs have lines, sources, and an end", logs).await;
-    runner.case("a listening socket is found", listeners).await;
-    runner.case("a command runs inside a replica, as the replica does", commands_inside).await;
-    runner.case("an image that does not exist is named", missing_image).await;
-    runner.case("what is gone is said to be gone", gone).await;
-    runner.case("a job prints and exits", job_output).await;
-    runner.case("a job takes files and gives files", job_files).await;
-    runner.case("a job reads its standard input to the end", job_stdin).await;
-    runner.case("a job takes signals", job_signals).await;
-    runner.case("a dropped job is gone", job_dropped).await;
-    runner.case("a job's output waits for its reader", job_back_pressure).await;
-    runner.case("a restarted server ends orphaned jobs alone", orphans).await;
+pub fn add(cases: &mut Cases<World>) {
+    cases.case("a set is made so, scaled and removed", scaling);
+    cases.case("applying at once makes no duplicates", concurrent_apply);
+    cases.case("sets do not mix", separate_sets);
+    cases.case("an exited replica is seen and replaced", exits);
+    cases.case("a stopped replica is replaced", stop_one);
+    cases.case("a stubborn replica is killed after its grace", stubborn);
+    cases.case("a restarted server sees the same world", restart);
+    cases.case("events tell of changes", events);
+    cases.case("logs have lines, sources, and an end", logs);
+    cases.case("a listening socket is found", listeners);
+    cases.case("a replica that is refused processes is told of", refused_processes);
+    cases.case("a replica is held and let go of", hold);
+    cases.case("a command runs inside a replica, as the replica does", commands_inside);
+    cases.case("an image that does not exist is named", missing_image);
+    cases.case("what is gone is said to be gone", gone);
+    cases.case("a job prints and exits", job_output);
+    cases.case("a job takes files and gives files", job_files);
+    cases.case("a job reads its standard input to the end", job_stdin);
+    cases.case("a job takes signals", job_signals);
+    cases.case("a dropped job is gone", job_dropped);
+    cases.case("a job's output waits for its reader", job_back_pressure);
+    cases.case("a restarted server ends orphaned jobs alone", orphans);
 }
 
 async fn scaling(world: World) {
@@ -127,13 +130,17 @@ async fn stop_one(world: World) {
 async fn stubborn(world: World) {
     let set = set(&world, "stubborn", STUBBORN, 1);
     world.runtime.apply(&set).await.unwrap();
+    let replica = replicas(&*world.runtime, &set.id).await.remove(0).id;
+    let mut log = world.runtime.logs(&replica, None).await.unwrap();
+    // Before that, it would die of being told to stop.
+    tokio::time::timeout(DEADLINE, log.next()).await.expect("a line comes").expect("a line").unwrap();
     let grace = Duration::from_secs(2);
     let clock = std::time::Instant::now();
     let (runtime, id) = (world.runtime.clone(), set.id.clone());
     let removal = tokio::spawn(async move { runtime.remove(&id, grace).await });
     eventually("it is not shown any more", async || replicas(&*world.runtime, &set.id).await.is_empty().then_some(()))
         .await;
-    assert!(!removal.is_finished(), "it is only told to stop");
+    assert!(!removal.is_finished() || clock.elapsed() >= grace, "it is only told to stop");
     removal.await.unwrap().unwrap();
     assert!(clock.elapsed() >= grace, "killed after {:?}", clock.elapsed());
 }
@@ -209,6 +216,51 @@ async fn listeners(world: World) {
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!((found[0].address.to_string().as_str(), found[0].port), ("127.0.0.1", 5000));
     runtime.remove(&set.id, NO_GRACE).await.unwrap();
+}
+
+async fn refused_processes(world: World) {
+    let runtime = &*world.runtime;
+    let (forks, calm) = (set(&world, "forks", FORKS, 1), set(&world, "calm", FOREVER, 1));
+    for set in [&forks, &calm] {
+        runtime.apply(set).await.unwrap();
+    }
+    let (forking, calm_one) =
+        (replicas(runtime, &forks.id).await.remove(0).id, replicas(runtime, &calm.id).await.remove(0).id);
+    let mut refused = runtime.refused_processes(&forking).await.unwrap();
+    let mut count = tokio::time::timeout(DEADLINE, refused.next()).await.expect("it is told").expect("it goes on");
+    while count < 100 {
+        let next = tokio::time::timeout(DEADLINE, refused.next()).await.expect("it is told").expect("it goes on");
+        assert!(next > count, "{next} after {count}");
+        count = next;
+    }
+    let mut none = runtime.refused_processes(&calm_one).await.unwrap();
+    assert_eq!(none.next().await, Some(0), "how many it were is told at once");
+    for set in [&forks, &calm] {
+        runtime.remove(&set.id, NO_GRACE).await.unwrap();
+    }
+    let end = async { while refused.next().await.is_some() {} };
+    tokio::time::timeout(DEADLINE, end).await.expect("it ends with the replica");
+    let end = tokio::time::timeout(DEADLINE, none.next()).await.expect("it ends with the replica");
+    assert_eq!(end, None, "it was refused nothing");
+    assert!(matches!(runtime.refused_processes(&forking).await.err(), Some(RuntimeError::Gone(_))));
+}
+
+async fn hold(world: World) {
+    let runtime = &*world.runtime;
+    let set = set(&world, "hold", FOREVER, 1);
+    runtime.apply(&set).await.unwrap();
+    let before = replicas(runtime, &set.id).await;
+    for to in [Some(20), Some(100), None, None, Some(1)] {
+        runtime.hold(&before[0].id, to).await.unwrap();
+        assert_eq!(replicas(runtime, &set.id).await, before, "it is the same, and runs");
+    }
+    // Being held is no reason to make it anew.
+    runtime.apply(&set).await.unwrap();
+    assert_eq!(replicas(runtime, &set.id).await, before);
+    runtime.remove(&set.id, NO_GRACE).await.unwrap();
+    for to in [Some(20), None] {
+        assert!(matches!(runtime.hold(&before[0].id, to).await, Err(RuntimeError::Gone(_))));
+    }
 }
 
 async fn commands_inside(world: World) {

@@ -1,12 +1,14 @@
-//! What cases are made with: a world to run in, a runner that survives panics, waiting for conditions, reading streams.
+//! What cases are made with: a world to run in, their list, waiting for conditions, reading streams.
 
-use std::{collections::BTreeMap, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use berth::{
     domain::{ImageRef, Limits, ReleaseVersion, Replica, ReplicaSet, ReplicaState, SetId},
     runtime::{JobKind, JobSpec, Output, Runtime, RuntimeError, Source},
 };
-use futures::{FutureExt, StreamExt, stream::BoxStream};
+use futures::{StreamExt, stream::BoxStream};
+use libtest_mimic::Trial;
+use tokio::runtime::Handle;
 
 /// How long anything may take before a case fails.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -20,60 +22,33 @@ pub struct World {
     pub image: ImageRef,
 }
 
-/// Runs cases one after the other and remembers which failed.
-pub struct Runner<W> {
+/// The cases of one adapter, in their order.
+pub struct Cases<W> {
     adapter: &'static str,
-    world: W,
-    failures: Vec<String>,
-    passed: usize,
+    world: Arc<dyn Fn() -> W + Send + Sync>,
+    handle: Handle,
+    trials: Vec<Trial>,
 }
 
-impl<W: Clone> Runner<W> {
-    pub fn new(adapter: &'static str, world: W) -> Self {
-        Self { adapter, world, failures: Vec::new(), passed: 0 }
+impl<W: 'static> Cases<W> {
+    /// `world` is asked for by each case that runs, outside of the asynchronous context of `handle`.
+    pub fn new(adapter: &'static str, handle: &Handle, world: impl Fn() -> W + Send + Sync + 'static) -> Self {
+        Self { adapter, world: Arc::new(world), handle: handle.clone(), trials: Vec::new() }
     }
 
-    /// Runs one case.
-    pub async fn case<F: Future<Output = ()>>(&mut self, name: &str, case: impl FnOnce(W) -> F) {
-        if std::env::var("BERTH_CONTRACT").is_ok_and(|wanted| !name.contains(&wanted)) {
-            return;
-        }
-        let started = std::time::Instant::now();
-        let work = tokio::time::timeout(DEADLINE * 3, case(self.world.clone()));
-        let failure = match AssertUnwindSafe(work).catch_unwind().await {
-            Ok(Ok(())) => None,
-            Ok(Err(_)) => Some("took too long".to_owned()),
-            Err(panic) => Some(
-                panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                    .unwrap_or_else(|| "panicked".to_owned()),
-            ),
-        };
-        let took = started.elapsed().as_millis();
-        println!("{}: {name} … {} ({took} ms)", self.adapter, if failure.is_some() { "FAILED" } else { "ok" });
-        self.check(name, failure);
+    /// Adds a case. `name` says what is so; the test is called by the adapter and its words.
+    pub fn case<F: Future<Output = ()> + 'static>(&mut self, name: &str, case: impl FnOnce(W) -> F + Send + 'static) {
+        let (world, handle) = (self.world.clone(), self.handle.clone());
+        let words = name.replace(['\'', ','], "").replace([' ', '-'], "_");
+        self.trials.push(Trial::test(format!("{}::{words}", self.adapter), move || {
+            let world = world();
+            let work = handle.block_on(async { tokio::time::timeout(DEADLINE * 3, case(world)).await });
+            work.map_err(|_| "it took too long".into())
+        }));
     }
 
-    /// Counts a result that is known already.
-    pub fn check(&mut self, name: &str, failure: Option<String>) {
-        match failure {
-            None => self.passed += 1,
-            Some(reason) => self.failures.push(format!("{name}: {reason}")),
-        }
-    }
-
-    /// Adds the results of another runner.
-    pub fn absorb<X>(&mut self, other: Runner<X>) {
-        self.passed += other.passed;
-        self.failures.extend(other.failures);
-    }
-
-    /// Fails the test if any case failed.
-    pub fn report(self) {
-        println!("{}: {} passed, {} failed", self.adapter, self.passed, self.failures.len());
-        assert!(self.failures.is_empty(), "{}:\n{}", self.adapter, self.failures.join("\n"));
+    pub fn into_trials(self) -> Vec<Trial> {
+        self.trials
     }
 }
 

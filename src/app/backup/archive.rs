@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     path::{Component, Path},
 };
 
 use anyhow::{Context, bail, ensure};
-use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use flate2::{Compression, bufread::GzDecoder, write::GzEncoder};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -162,10 +162,10 @@ impl<W: Write> Write for Pieces<'_, W> {
     }
 }
 
-/// Unpacks a backup below `directory` and compares it with its manifest, to the last byte. Names lead nowhere else, and only plain files
-/// are taken.
+/// Unpacks a backup below `directory` and compares it with its manifest, to the last byte; nothing may follow. Names lead nowhere else, and
+/// only plain files are taken.
 pub(super) fn unpack(from: impl Read, directory: &Path) -> anyhow::Result<Manifest> {
-    let mut archive = tar::Archive::new(GzDecoder::new(from));
+    let mut archive = tar::Archive::new(GzDecoder::new(BufReader::new(from)));
     let (mut members, mut manifest) = (BTreeMap::new(), None);
     let mut before = "its beginning".to_owned();
     for entry in archive.entries()? {
@@ -196,8 +196,13 @@ pub(super) fn unpack(from: impl Read, directory: &Path) -> anyhow::Result<Manife
         members.insert(name, read.member());
     }
     // Reads the checksum of gzip too.
-    io::copy(&mut archive.into_inner(), &mut io::sink())
-        .with_context(|| format!("the backup is damaged or cut off after {before}"))?;
+    let mut gzip = archive.into_inner();
+    io::copy(&mut gzip, &mut io::sink()).with_context(|| format!("the backup is damaged or cut off after {before}"))?;
+    let rest = gzip.into_inner().fill_buf().context("the end of the backup cannot be read")?.len();
+    ensure!(
+        rest == 0,
+        "the backup is followed by something else, at least {rest} bytes: is it a whole file, and one only?"
+    );
     let Some(manifest) = manifest else {
         bail!("the backup is cut off after {before}: {MANIFEST}, which comes last, is missing")
     };

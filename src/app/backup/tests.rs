@@ -111,6 +111,9 @@ fn what_is_wrong_is_named() {
         let error = format!("{:#}", unpack(Cursor::new(archive(&members, &manifest)), directory.path()).unwrap_err());
         assert!(error.contains(want) && !error.contains('\x1b'), "{want}: {error}");
     }
+    let twice = archive(&[ok], &manifest(&good)).repeat(2);
+    let error = unpack(Cursor::new(twice), tempfile::tempdir().unwrap().path()).unwrap_err().to_string();
+    assert!(error.contains("followed by something else"), "{error}");
     let whole = archive(&[ok, ("b", &[7; 100])], &manifest(&good));
     let mut plain = Vec::new();
     std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&whole[..]), &mut plain).unwrap();

@@ -83,6 +83,25 @@ pub(super) struct Address {
     pub(super) status: watch::Receiver<Arc<EnvStatus>>,
 }
 
+impl Address {
+    /// Asks the actor, and waits for its answer; `None` when it has ended without one.
+    pub(super) async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(message(reply)).await.ok()?;
+        self.answer(answer).await
+    }
+
+    /// Waits for an answer to what was sent to the inbox. What comes in just as the actor ends may lie there, and its `reply` with it, for
+    /// as long as anybody could send more: the answer alone would be waited for in vain.
+    pub(super) async fn answer<T>(&self, mut answer: oneshot::Receiver<T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer.ok(),
+            () = self.inbox.closed() => answer.try_recv().ok(),
+        }
+    }
+}
+
 /// What is known of a replica beyond what the runtime says.
 struct Tracked {
     replica: Replica,

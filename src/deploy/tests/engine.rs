@@ -357,6 +357,13 @@ impl Runtime for Engine {
         })
     }
 
+    async fn refused_processes(&self, _: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {
+        Ok(stream::pending().boxed())
+    }
+    async fn hold(&self, _: &ReplicaId, _: Option<u32>) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
     async fn exec(&self, replica: &ReplicaId, command: &str, _: Duration) -> Result<Executed, RuntimeError> {
         assert_eq!(command, "bin/check");
         let address = {

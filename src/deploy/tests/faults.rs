@@ -1,11 +1,21 @@
 //! Several things at once: a crash loop beside what is healthy, an end to a deployment before anything has been seen, an engine that goes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{engine::Behaviour, support::*};
-use crate::{deploy::*, domain::*};
+use crate::{
+    deploy::{
+        actor::{Address, Message},
+        *,
+    },
+    domain::*,
+};
 
 async fn serving(count: u32) -> Platform {
     let platform = Platform::new().await;
@@ -13,6 +23,30 @@ async fn serving(count: u32) -> Platform {
     platform.deploy(version).await.unwrap();
     platform.settle().await;
     platform
+}
+
+/// A worker that is well by its command, for longer than its grace.
+async fn serving_worker() -> Platform {
+    let platform = Platform::new().await;
+    let mut new = platform.new_release(&[("worker", 1)]);
+    for spec in new.processes.values_mut() {
+        spec.health.probe = HealthProbe::Command { command: "bin/check".into() };
+    }
+    let version = platform.deployer.create_release(new).await.unwrap().version;
+    platform.deploy(version).await.unwrap();
+    platform.settle().await;
+    sleep(Duration::from_secs(60)).await;
+    platform
+}
+
+/// A deployment whose replica runs, and does not become ready.
+async fn second_under_way(platform: &Platform) -> (ReleaseVersion, JoinHandle<Result<Deployed, DeployFailure>>) {
+    platform.engine.behave(2, Behaviour::Elsewhere(3000));
+    let second = platform.create(&[("web", 1)]).await;
+    let deployer = platform.deployer.clone();
+    let waiting = tokio::spawn(async move { deployer.deploy(&env(), second, &SilentProgress).await });
+    platform.until("the new replica", |platform| platform.engine.containers() == 2).await;
+    (second, waiting)
 }
 
 async fn health_of(platform: &Platform, index: u32) -> Option<ReplicaHealth> {
@@ -80,11 +114,7 @@ async fn a_crash_loop_goes_on_to_be_held_back_by_the_next_server() {
 async fn a_deployment_is_ended_before_anything_that_runs_has_been_seen() {
     for by_a_person in [false, true] {
         let mut platform = serving(1).await;
-        platform.engine.behave(2, Behaviour::Elsewhere(3000));
-        let second = platform.create(&[("web", 1)]).await;
-        let deployer = platform.deployer.clone();
-        let waiting = tokio::spawn(async move { deployer.deploy(&env(), second, &SilentProgress).await });
-        platform.until("the new replica", |platform| platform.engine.containers() == 2).await;
+        let (second, waiting) = second_under_way(&platform).await;
         platform.kill().await;
         waiting.abort();
         platform.engine.set_down(true);
@@ -107,11 +137,7 @@ async fn a_deployment_is_ended_before_anything_that_runs_has_been_seen() {
 #[tokio::test(start_paused = true)]
 async fn an_end_that_cannot_be_written_is_not_said_to_be_one() {
     let platform = serving(1).await;
-    platform.engine.behave(2, Behaviour::Elsewhere(3000));
-    let second = platform.create(&[("web", 1)]).await;
-    let deployer = platform.deployer.clone();
-    let waiting = tokio::spawn(async move { deployer.deploy(&env(), second, &SilentProgress).await });
-    platform.until("the new replica", |platform| platform.engine.containers() == 2).await;
+    let (second, waiting) = second_under_way(&platform).await;
     platform.full.store(true, std::sync::atomic::Ordering::SeqCst);
     let refused = platform.deployer.abandon(&env(), second, "superseded").await;
     assert!(matches!(refused, Err(CancelFailure::Store(_))), "{refused:?}");
@@ -123,18 +149,23 @@ async fn an_end_that_cannot_be_written_is_not_said_to_be_one() {
     platform.deployer.abandon(&gone, second, "superseded").await.unwrap();
 }
 
+/// A sender that had its place before the actor ended leaves its message where nobody reads it, or drops it.
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_an_actor_that_has_ended_is_not_waited_for() {
+    let (inbox, receiver) = mpsc::channel(1);
+    let (_, status) = watch::channel(Arc::new(EnvStatus::unknown(env(), "test")));
+    let address = Address { inbox, nudge: Arc::default(), status };
+    let place = address.inbox.clone().reserve_owned().await.unwrap();
+    drop(receiver);
+    let (done, gone) = oneshot::channel();
+    place.send(Message::Retire(done));
+    let answer = timeout(Duration::from_secs(3600), address.answer(gone)).await;
+    assert_eq!(answer, Ok(None));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_is_sick_after_a_restart_gets_another_beside_it_first() {
-    let mut platform = Platform::new().await;
-    let mut new = platform.new_release(&[("worker", 1)]);
-    for spec in new.processes.values_mut() {
-        spec.health.probe = HealthProbe::Command { command: "bin/check".into() };
-    }
-    let version = platform.deployer.create_release(new).await.unwrap().version;
-    platform.deploy(version).await.unwrap();
-    platform.settle().await;
-    // Longer than its grace: it has had the time to become ready.
-    sleep(Duration::from_secs(60)).await;
+    let mut platform = serving_worker().await;
     platform.kill().await;
     platform.engine.sicken("worker", 1);
     platform.restart();
@@ -152,15 +183,7 @@ async fn a_worker_that_is_sick_after_a_restart_gets_another_beside_it_first() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_serves_outlives_a_restart_of_both_it_and_the_server() {
-    let mut platform = Platform::new().await;
-    let mut new = platform.new_release(&[("worker", 1)]);
-    for spec in new.processes.values_mut() {
-        spec.health.probe = HealthProbe::Command { command: "bin/check".into() };
-    }
-    let version = platform.deployer.create_release(new).await.unwrap().version;
-    platform.deploy(version).await.unwrap();
-    platform.settle().await;
-    sleep(Duration::from_secs(60)).await;
+    let mut platform = serving_worker().await;
     // What is started from now on does not become ready.
     platform.engine.behave(1, Behaviour::Elsewhere(1));
     platform.change(|record| record.restarts += 1).await;

@@ -14,18 +14,33 @@ use crate::{
     runtime::{Capabilities, Change, Executed, Job, JobSpec, Listener, RuntimeEvent},
 };
 
-/// What a replica has said, each line with its second.
-type Said = watch::Sender<Vec<(i64, String)>>;
+/// What a replica has said, each line with its time.
+type Said = watch::Sender<Vec<(Timestamp, String)>>;
+
+/// A clock that goes with the test's, which may stand still.
+fn clock() -> Clock {
+    let (began, at) = (tokio::time::Instant::now(), Timestamp::now());
+    Arc::new(move || at + began.elapsed())
+}
 
 /// An engine with replicas that have said some lines.
 struct Engine {
     replicas: Mutex<BTreeMap<String, (Replica, Said)>>,
     events: tokio::sync::broadcast::Sender<RuntimeEvent>,
+    /// What it was told to hold replicas to.
+    holds: Mutex<Vec<Option<u32>>>,
+    /// How many lines of each have been read, at the most.
+    read: watch::Sender<BTreeMap<String, usize>>,
 }
 
 impl Engine {
     fn new() -> Arc<Self> {
-        Arc::new(Self { replicas: Mutex::default(), events: tokio::sync::broadcast::Sender::new(64) })
+        Arc::new(Self {
+            replicas: Mutex::default(),
+            holds: Mutex::default(),
+            read: watch::Sender::default(),
+            events: tokio::sync::broadcast::Sender::new(64),
+        })
     }
 
     fn set() -> SetId {
@@ -52,7 +67,17 @@ impl Engine {
 
     /// Says a line at a second.
     fn say(&self, id: &str, at: i64, text: &str) {
+        self.say_at(id, Timestamp::from_second(at).unwrap(), text);
+    }
+
+    fn say_at(&self, id: &str, at: Timestamp, text: &str) {
         self.replicas.lock().unwrap()[id].1.send_modify(|lines| lines.push((at, text.to_owned())));
+    }
+
+    /// Waits until so many lines have been read.
+    async fn has_been_read(&self, id: &str, lines: usize) {
+        let mut read = self.read.subscribe();
+        read.wait_for(|read| read.get(id).is_some_and(|read| *read >= lines)).await.unwrap();
     }
 
     fn exit(&self, id: &str) {
@@ -117,16 +142,24 @@ impl Runtime for Engine {
         let replicas = self.replicas.lock().unwrap();
         let Some((state, lines)) = replicas.get(&replica.0) else { return Err(RuntimeError::Gone(replica.0.clone())) };
         let (running, receiver) = (state.state == ReplicaState::Running, lines.subscribe());
-        let stream = futures::stream::unfold((receiver, 0), move |(mut receiver, next)| async move {
-            loop {
-                let line = receiver.borrow_and_update().get(next).cloned();
-                if let Some((at, text)) = line {
-                    let at = Timestamp::from_second(at).unwrap();
-                    let line = LogLine { at, source: Source::Stdout, bytes: Bytes::from(text) };
-                    return Some((Ok(line), (receiver, next + 1)));
-                }
-                if !running || receiver.changed().await.is_err() {
-                    return None;
+        let (read, id) = (self.read.clone(), replica.0.clone());
+        let stream = futures::stream::unfold((receiver, 0), move |(mut receiver, next)| {
+            let (read, id) = (read.clone(), id.clone());
+            async move {
+                // Whoever asks for a line has read those before it.
+                read.send_modify(|read| {
+                    let read = read.entry(id).or_default();
+                    *read = next.max(*read);
+                });
+                loop {
+                    let line = receiver.borrow_and_update().get(next).cloned();
+                    if let Some((at, text)) = line {
+                        let line = LogLine { at, source: Source::Stdout, bytes: Bytes::from(text) };
+                        return Some((Ok(line), (receiver, next + 1)));
+                    }
+                    if !running || receiver.changed().await.is_err() {
+                        return None;
+                    }
                 }
             }
         });
@@ -138,6 +171,13 @@ impl Runtime for Engine {
     }
     async fn listeners(&self, _replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError> {
         refused()
+    }
+    async fn refused_processes(&self, _: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {
+        refused()
+    }
+    async fn hold(&self, _: &ReplicaId, cpu_millis: Option<u32>) -> Result<(), RuntimeError> {
+        self.holds.lock().unwrap().push(cpu_millis);
+        Ok(())
     }
     async fn exec(&self, _: &ReplicaId, _: &str, _: Duration) -> Result<Executed, RuntimeError> {
         unreachable!()
@@ -175,7 +215,8 @@ impl Server {
     fn with(dir: &std::path::Path, engine: &Arc<Engine>, limits: LogLimits) -> Self {
         let logs = Logs::open(dir, limits).unwrap();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(Collector::new(engine.clone(), logs.clone()).run(stop.clone()));
+        let collector = Collector::with_clock(engine.clone(), logs.clone(), clock());
+        let task = tokio::spawn(collector.run(stop.clone()));
         Self { logs, stop, task }
     }
 
@@ -196,6 +237,41 @@ impl Server {
     async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();
+    }
+}
+
+/// What the log says of reading it.
+struct Told(BoxStream<'static, LogItem>);
+
+impl Told {
+    async fn by(server: &Server) -> Self {
+        Self(server.logs.follow(&env(), &LogFilter::process("logs")).await.unwrap().boxed())
+    }
+
+    /// The next such line, and when it was said. The writer of the log has a thread of its own, for which a clock that stands still does not
+    /// wait: the deadline is one of the real clock.
+    async fn next(&mut self, begin: &str) -> (String, Timestamp) {
+        let (_waits, done) = std::sync::mpsc::channel::<()>();
+        let (late, too_late) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            if done.recv_timeout(Duration::from_secs(120)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let _ = late.send(());
+            }
+        });
+        let line = async {
+            loop {
+                match self.0.next().await.expect("the log goes on") {
+                    LogItem::Record(record) if record.text.starts_with(begin) => {
+                        return (record.text.clone(), record.at);
+                    }
+                    _ => {}
+                }
+            }
+        };
+        tokio::select! {
+            line = line => line,
+            Ok(()) = too_late => panic!("nothing begins with {begin:?}"),
+        }
     }
 }
 
@@ -293,5 +369,48 @@ async fn what_comes_too_fast_is_left_out_and_counted_but_for_its_end() {
     assert!(lines[8].starts_with("893 lines of web.1 and what the engine no longer had"), "{}", lines[8]);
     let last: Vec<String> = (900..1000).map(|n| n.to_string()).collect();
     assert_eq!(lines[9..], last);
+    server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_writes_what_nobody_could_read_is_held_up_until_he_stops_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::new();
+    // All that is kept has a place in the queue: nobody waits for the writer of the log, for which the test's clock would not wait.
+    let limits = LogLimits { queue: 1 << 18, ..LogLimits::default() };
+    let server = Server::with(dir.path(), &engine, limits);
+    let mut told = Told::by(&server).await;
+    let line = "x".repeat(10_000);
+    // Twenty megabytes: at once, and within two seconds.
+    engine.start("burst", 1);
+    let clock = clock();
+    let now = clock().as_second();
+    (0..2000).for_each(|_| engine.say("burst", now, &line));
+    let (text, _) = told.next("web.1 writes too fast").await;
+    assert!(!text.contains("slowed down"), "{text}");
+    // One that has done so long before it was looked at.
+    engine.start("old", 3);
+    (0..4000).for_each(|n| engine.say("old", now - 1000 + n / 1000, &line));
+    let (text, _) = told.next("web.3 writes too fast").await;
+    assert!(!text.contains("slowed down"), "{text}");
+    engine.start("flood", 2);
+    // Ten times a second, two megabytes; however busy the machine is, they are read before the test's clock goes on.
+    let writes = async {
+        for turn in 1..=200 {
+            (0..200).for_each(|n| engine.say_at("flood", clock() + Duration::from_micros(n * 500), &line));
+            engine.has_been_read("flood", turn * 200).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        std::future::pending().await
+    };
+    let (text, held_at) = tokio::select! {
+        told = told.next("web.2 writes too fast") => told,
+        never = writes => never,
+    };
+    assert!(text.contains("it is slowed down until it stops that"), "{text}");
+    let (_, let_go_at) = told.next("web.2 is not slowed down any more").await;
+    assert!(let_go_at >= held_at + CALM, "{held_at} {let_go_at}");
+    let holds = engine.holds.lock().unwrap().clone();
+    assert_eq!((holds.first(), holds.last()), (Some(&Some(10)), Some(&None)), "{holds:?}");
     server.stop().await;
 }

@@ -7,7 +7,11 @@ use bollard::models::{
     RestartPolicy, RestartPolicyNameEnum,
 };
 
-use super::{names::Names, settings::DockerSettings};
+use super::{
+    hold::NANO,
+    names::{self, Names},
+    settings::DockerSettings,
+};
 use crate::domain::{ImageRef, Limits, ReplicaSet};
 use crate::runtime::JobSpec;
 
@@ -17,6 +21,10 @@ pub(super) const LAUNCHER: &str = "/usr/local/bin/berth-launch";
 const CACHE_PATH: &str = "/cache";
 /// The engine refuses less (6 MiB).
 const LEAST_MEMORY: u64 = 6 << 20;
+/// The engine's own weight of a container that names none.
+const SHARES_PER_CORE: i64 = 1024;
+/// The kernel takes no less.
+const LEAST_SHARES: i64 = 2;
 /// When the host itself runs out of memory, tenants' processes go before Berth's and the engine's.
 const OOM_SCORE: i64 = 500;
 
@@ -42,18 +50,23 @@ impl Recipe {
         let mut environment = variables(&set.environment);
         environment.push(format!("BERTH_REPLICA={index}"));
         let mut host = self.host_config(&set.limits, self.names.network(&set.id.env.tenant));
+        // Of the drivers whose logs outlive the engine and can be read by it, the one that takes the least of a core: a third less than
+        // `json-file` for 100 MB/s. Compressing what is kept for a moment only would cost more than the room is worth.
         host.log_config = Some(HostConfigLogConfig {
-            typ: Some("json-file".to_owned()),
+            typ: Some("local".to_owned()),
             config: Some(HashMap::from([
                 ("max-size".to_owned(), self.settings.log_file_size.to_string()),
                 ("max-file".to_owned(), self.settings.log_files.to_string()),
+                ("compress".to_owned(), "false".to_owned()),
             ])),
         });
+        let mut labels = self.names.replica_labels(set, index);
+        labels.insert(names::CPU.to_owned(), host.nano_cpus.unwrap_or_default().to_string());
         ContainerCreateBody {
             hostname: Some(format!("{}-{index}", set.id.process.as_str().replace('_', "-"))),
             cmd: Some(vec![LAUNCHER.to_owned(), set.command.clone()]),
             env: Some(environment),
-            labels: Some(self.names.replica_labels(set, index)),
+            labels: Some(labels),
             stop_timeout: Some(set.stop_grace.as_secs().try_into().unwrap_or(i64::MAX)),
             ..self.body(self.image(&set.image), host)
         }
@@ -121,7 +134,9 @@ impl Recipe {
             pids_limit: Some(i64::from(limits.pids.max(1))),
             memory: Some(memory),
             memory_swap: Some(memory),
-            nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
+            nano_cpus: Some(i64::from(cpu_millis) * NANO),
+            // When the cores are all in use, they are divided as they were asked for.
+            cpu_shares: Some((i64::from(cpu_millis) * SHARES_PER_CORE / 1000).max(LEAST_SHARES)),
             oom_score_adj: Some(OOM_SCORE),
             ulimits: Some(vec![ulimit("nofile", self.open_files), ulimit("core", 0)]),
             shm_size: i64::try_from(self.settings.shm_size).ok(),
@@ -150,4 +165,44 @@ fn bind(from: &str, to: &str) -> Mount {
 
 fn ulimit(name: &str, value: i64) -> ResourcesUlimits {
     ResourcesUlimits { name: Some(name.to_owned()), soft: Some(value), hard: Some(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Digest, ReleaseVersion, SetId};
+
+    #[test]
+    fn a_replica_has_what_its_set_says() {
+        let settings = DockerSettings::new("127.0.0.1:5000".to_owned(), "test".to_owned());
+        let names = Names::new("berth", "test", "boot".to_owned());
+        let recipe = Recipe { settings, names, cores: 2, open_files: 1024 };
+        let made = |cpu_millis| {
+            let set = ReplicaSet {
+                id: SetId {
+                    env: "acme/shop/dev".parse().unwrap(),
+                    process: "web".parse().unwrap(),
+                    release: ReleaseVersion(1),
+                    restarts: 0,
+                },
+                image: ImageRef { repository: "berth/acme/shop".to_owned(), digest: Digest::from_sha256([0; 32]) },
+                command: "run".to_owned(),
+                environment: [].into(),
+                count: 1,
+                limits: Limits { cpu_millis, memory: 64 << 20, pids: 10 },
+                stop_grace: std::time::Duration::from_secs(1),
+            };
+            let body = recipe.replica(&set, 1);
+            let label = body.labels.unwrap()[names::CPU].parse().ok();
+            let host = body.host_config.unwrap();
+            assert_eq!(host.nano_cpus, label, "whoever lets go of it must know");
+            let log = host.log_config.unwrap();
+            assert_eq!(log.typ.as_deref(), Some("local"));
+            assert_eq!(log.config.unwrap()["compress"], "false");
+            (label, host.cpu_shares)
+        };
+        assert_eq!(made(500), (Some(500 * NANO), Some(512)));
+        assert_eq!(made(1), (Some(10 * NANO), Some(10)), "the engine refuses less");
+        assert_eq!(made(64_000), (Some(2000 * NANO), Some(2048)), "and more than there is");
+    }
 }

@@ -13,7 +13,7 @@ use bollard::{
 };
 use futures::StreamExt;
 
-use super::{container::Recipe, images};
+use super::{container::Recipe, hold::Holds, images};
 use crate::domain::ImageRef;
 use crate::runtime::RuntimeError;
 
@@ -34,6 +34,7 @@ pub struct Engine {
     pub docker: Docker,
     pub recipe: Recipe,
     pub pulls: images::Pulls,
+    pub holds: Holds,
 }
 
 /// The result of asking for a container by name.
@@ -46,7 +47,12 @@ pub enum Created {
 impl Engine {
     /// Wraps a connected client.
     pub fn new(docker: Docker, recipe: Recipe) -> Self {
-        Self { docker: docker.with_timeout(CALL_DEADLINE), recipe, pulls: images::Pulls::default() }
+        Self {
+            docker: docker.with_timeout(CALL_DEADLINE),
+            recipe,
+            pulls: images::Pulls::default(),
+            holds: Holds::default(),
+        }
     }
 
     /// The client with the deadline for moving archives.
@@ -142,7 +148,10 @@ impl Engine {
     pub async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match self.docker.remove_container(id, Some(options)).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.holds.forget(id);
+                Ok(())
+            }
             Err(error) if status(&error) == Some(404) => Ok(()),
             // Somebody else removes it at this moment.
             Err(error) if status(&error) == Some(409) => self.await_removal(id).await,

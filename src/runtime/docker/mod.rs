@@ -6,10 +6,12 @@
 mod attach;
 mod caches;
 mod container;
+mod crowding;
 mod engine;
 mod events;
 mod exec;
 mod firewall;
+mod hold;
 mod images;
 mod job;
 mod leftovers;
@@ -195,6 +197,12 @@ impl Inner {
         result
     }
 
+    /// The process of a running replica, as the host numbers it.
+    async fn process(&self, replica: &ReplicaId) -> Result<i64, RuntimeError> {
+        let found = self.own_replica(replica).await?.and_then(|found| found.state?.pid);
+        found.filter(|pid| *pid > 0).ok_or_else(|| gone(replica))
+    }
+
     async fn remove_caches(&self, tenant: &TenantName, app: Option<&AppRef>) -> Result<(), RuntimeError> {
         let filters = HashMap::from([("label", self.engine.recipe.names.owner_filter(tenant, app))]);
         let options = ListVolumesOptionsBuilder::default().filters(&filters).build();
@@ -215,6 +223,10 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+fn gone(replica: &ReplicaId) -> RuntimeError {
+    RuntimeError::Gone(format!("replica {}", replica.0))
 }
 
 #[async_trait]
@@ -274,24 +286,34 @@ impl Runtime for DockerRuntime {
         since: Option<Timestamp>,
     ) -> Result<BoxStream<'static, Result<LogLine, RuntimeError>>, RuntimeError> {
         if !self.inner.memory.knows(replica) && self.inner.own_replica(replica).await?.is_none() {
-            return Err(RuntimeError::Gone(format!("replica {}", replica.0)));
+            return Err(gone(replica));
         }
         Ok(logs::follow(self.inner.engine.clone(), replica, since).boxed())
     }
 
     async fn listeners(&self, replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError> {
-        let gone = || RuntimeError::Gone(format!("replica {}", replica.0));
-        let found = self.inner.own_replica(replica).await?.ok_or_else(gone)?;
-        let pid = found.state.and_then(|state| state.pid).filter(|pid| *pid > 0).ok_or_else(gone)?;
+        let pid = self.inner.process(replica).await?;
         listeners::of_process(pid).await.map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => gone(),
+            std::io::ErrorKind::NotFound => gone(replica),
             _ => RuntimeError::Refused(format!("the sockets of replica {} cannot be read: {error}", replica.0)),
         })
     }
 
+    async fn refused_processes(&self, replica: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {
+        let refused = crowding::refused(self.inner.process(replica).await?).await;
+        let refused = refused.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => gone(replica),
+            _ => RuntimeError::Refused(format!("what replica {} is refused cannot be read: {error}", replica.0)),
+        })?;
+        Ok(refused.boxed())
+    }
+
+    async fn hold(&self, replica: &ReplicaId, cpu_millis: Option<u32>) -> Result<(), RuntimeError> {
+        self.inner.hold(replica, cpu_millis).await
+    }
+
     async fn exec(&self, replica: &ReplicaId, command: &str, limit: Duration) -> Result<Executed, RuntimeError> {
-        let gone = || RuntimeError::Gone(format!("replica {}", replica.0));
-        self.inner.own_replica(replica).await?.ok_or_else(gone)?;
+        self.inner.own_replica(replica).await?.ok_or_else(|| gone(replica))?;
         exec::run(&self.inner.engine, replica, command, limit).await
     }
 

@@ -23,6 +23,8 @@ const RESTARTS: &str = "berth.restarts";
 const INDEX: &str = "berth.index";
 /// Hash of what a replica was made from.
 pub const SPEC: &str = "berth.spec";
+/// What a replica may have of the processor, in the engine's billionths of a core.
+pub const CPU: &str = "berth.cpu";
 const KIND: &str = "berth.kind";
 /// Identity of the server process that owns a job.
 pub const BOOT: &str = "berth.boot";

@@ -238,8 +238,10 @@ impl Inner {
         {
             return Ok(Some(known));
         }
-        let Some(known) = self.engine.inspect(&seen.id).await?.and_then(Known::of) else { return Ok(None) };
-        if known.state != ReplicaState::Created {
+        let Some(found) = self.engine.inspect(&seen.id).await? else { return Ok(None) };
+        let is_free = self.let_go_of_left(&seen.id, &found).await;
+        let Some(known) = Known::of(found) else { return Ok(None) };
+        if known.state != ReplicaState::Created && is_free {
             self.memory.remember(&seen.id, &known);
         }
         Ok(Some(known))

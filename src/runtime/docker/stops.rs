@@ -116,6 +116,7 @@ async fn stop_and_remove(
     let mut pauses = PAUSES.iter();
     loop {
         let result = async {
+            engine.let_go(id).await;
             match grace {
                 None => engine.stop_as_made(id).await?,
                 Some(Duration::ZERO) => {}

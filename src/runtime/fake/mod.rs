@@ -44,6 +44,8 @@ pub struct Script {
     pub stop_delay: Duration,
     /// What it listens on.
     pub listens: Vec<Listener>,
+    /// How often it is refused a process once it has started, since it has as many as it may.
+    pub refused: u64,
     /// What commands inside it come to; any other is not found.
     pub commands: BTreeMap<String, FakeCommand>,
 }
@@ -136,6 +138,18 @@ impl FakeRuntime {
     /// Adds a line to a replica's log.
     pub fn print(&self, replica: &ReplicaId, source: Source, line: &str) {
         self.engine.print(replica, source, line);
+    }
+
+    /// What a running replica is held to, in thousandths of a core.
+    pub fn held(&self, replica: &ReplicaId) -> Option<u32> {
+        self.engine.lock().replicas.get(replica)?.held
+    }
+
+    /// Refuses a running replica so many processes more.
+    pub fn refuse(&self, replica: &ReplicaId, processes: u64) {
+        if let Some(kept) = self.engine.lock().replicas.get(replica) {
+            kept.refused.send_modify(|count| *count += processes);
+        }
     }
 
     /// From now on, this image cannot be pulled.
@@ -278,6 +292,28 @@ impl Runtime for FakeRuntime {
             Some(kept) if matches!(kept.phase, Phase::Running) => Ok(kept.script.listens.clone()),
             _ => Err(RuntimeError::Gone(format!("replica {}", replica.0))),
         }
+    }
+
+    async fn refused_processes(&self, replica: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {
+        self.alive()?;
+        let refused = match self.engine.lock().replicas.get(replica) {
+            Some(kept) if matches!(kept.phase, Phase::Running) => kept.refused.subscribe(),
+            _ => return Err(RuntimeError::Gone(format!("replica {}", replica.0))),
+        };
+        let grown = stream::unfold((refused, None), |(mut refused, before)| async move {
+            let count = *refused.wait_for(|count| Some(*count) > before).await.ok()?;
+            Some((count, (refused, Some(count))))
+        });
+        Ok(grown.boxed())
+    }
+
+    async fn hold(&self, replica: &ReplicaId, cpu_millis: Option<u32>) -> Result<(), RuntimeError> {
+        self.alive()?;
+        match self.engine.lock().replicas.get_mut(replica) {
+            Some(kept) if matches!(kept.phase, Phase::Running) && !kept.retired => kept.held = cpu_millis,
+            _ => return Err(RuntimeError::Gone(format!("replica {}", replica.0))),
+        }
+        Ok(())
     }
 
     async fn exec(&self, replica: &ReplicaId, command: &str, limit: Duration) -> Result<Executed, RuntimeError> {

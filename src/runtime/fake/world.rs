@@ -46,6 +46,9 @@ pub struct Kept {
     pub finished_at: Option<Timestamp>,
     pub script: Script,
     pub log: Log,
+    /// How often it was refused a process; the sender goes when it ends.
+    pub refused: watch::Sender<u64>,
+    pub held: Option<u32>,
 }
 
 /// A log that can be followed: the lines, and whether it has ended.
@@ -164,6 +167,8 @@ impl Engine {
                 finished_at: None,
                 script: script.clone(),
                 log: Log::new(),
+                refused: watch::Sender::new(script.refused),
+                held: None,
             };
             state.replicas.insert(id.clone(), kept);
             id
@@ -202,6 +207,7 @@ impl Engine {
         kept.phase = Phase::Exited { code, out_of_memory };
         kept.finished_at = Some(self.now());
         kept.log.end();
+        kept.refused = watch::Sender::new(0);
         if out_of_memory {
             self.changed(id, kept, Change::OutOfMemory);
         }
