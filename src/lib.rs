@@ -1,8 +1,9 @@
 //! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
 //!
-//! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `control` → `receive`, `build`, `deploy`,
+//! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `api`, `control` → `receive`, `build`, `deploy`,
 //! `cron`, `jobs`, `commands`, `logs` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
+pub mod api;
 pub mod app;
 pub mod build;
 pub mod commands;

@@ -25,11 +25,11 @@ free_port() {
 median() { sort -n | awk '{v[NR] = $1} END {print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'; }
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN {printf "%.3f", a / b}'; }
 
-SSH_PORT=$(free_port) HTTP_PORT=$(free_port) REGISTRY_PORT=$(free_port) SSHD_PORT=$(free_port)
+SSH_PORT=$(free_port) HTTP_PORT=$(free_port) REGISTRY_PORT=$(free_port) API_PORT=$(free_port) SSHD_PORT=$(free_port)
 
 start_berth() {
   export BERTH__SSH__LISTEN="['127.0.0.1:$SSH_PORT']" BERTH__ROUTER__LISTEN="['127.0.0.1:$HTTP_PORT']"
-  export BERTH__REGISTRY__ADDRESS="127.0.0.1:$REGISTRY_PORT"
+  export BERTH__REGISTRY__ADDRESS="127.0.0.1:$REGISTRY_PORT" BERTH__API__LISTEN="['127.0.0.1:$API_PORT']"
   mkdir -p "$DATA/stacks"
   ln -s "$STACKS"/* "$DATA/stacks/"
   "$BERTH" router --data-dir "$DATA" --config config/berth.yaml >"$WORK/router.log" 2>&1 &

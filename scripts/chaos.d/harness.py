@@ -136,9 +136,10 @@ class Platform:
         self.data = pathlib.Path(data) if data else self.directory / "data"
         self.data.mkdir(exist_ok=True)
         self.berth, self.prefix, self.processes = chaos.berth, list(prefix), {}
-        self.ssh_port, self.http_port, self.registry_port = free_port(), free_port(), free_port()
+        self.ssh_port, self.http_port, self.registry_port, self.api_port = (free_port() for _ in range(4))
         self.environment = dict(os.environ) | {
             "BERTH__SSH__LISTEN": f"['127.0.0.1:{self.ssh_port}']", "BERTH__SSH__HOST": "127.0.0.1",
+            "BERTH__API__LISTEN": f"['127.0.0.1:{self.api_port}']",
             "BERTH__ROUTER__LISTEN": f"['127.0.0.1:{self.http_port}']",
             "BERTH__REGISTRY__ADDRESS": f"127.0.0.1:{self.registry_port}",
             "BERTH__DEPLOY__STOP_GRACE": "2s", "BERTH__DEPLOY__DRAIN_TIMEOUT": "5s",

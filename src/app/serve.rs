@@ -29,6 +29,7 @@ use super::{
     telemetry,
 };
 use crate::{
+    api::ApiServer,
     build::{BuildParts, Builds},
     commands::{Commands, Services},
     control::ControlServer,
@@ -352,6 +353,10 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
     let backend = Arc::new(backend);
     for address in &config.ssh.listen {
         let server = SshServer::bind(*address, settings.clone(), host_key.clone(), backend.clone()).await?;
+        doors.spawn(server.run(doors.stop.clone()));
+    }
+    for address in &config.api.listen {
+        let server = ApiServer::bind(*address, backend.commands.clone(), settings::api(config)).await?;
         doors.spawn(server.run(doors.stop.clone()));
     }
     // Last: whoever asks it finds everything ready.

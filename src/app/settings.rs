@@ -10,6 +10,7 @@ use super::{
     layer::STOP_DEADLINE,
 };
 use crate::{
+    api::ApiSettings,
     build::{BuildSettings, CustomBuildpacks},
     commands::CommandSettings,
     cron::CronSettings,
@@ -122,6 +123,10 @@ pub(super) fn commands(config: &Config) -> CommandSettings {
         base_domain: config.base_domain.clone(),
         run_pids: config.runtime.pids,
     }
+}
+
+pub(super) fn api(config: &Config) -> ApiSettings {
+    ApiSettings { max_connections: config.api.max_connections, rate_per_user: config.api.rate_per_user }
 }
 
 pub(super) fn ssh(config: &Config) -> SshSettings {

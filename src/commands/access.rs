@@ -4,9 +4,9 @@ use std::{collections::BTreeSet, convert::Infallible};
 
 use futures::StreamExt;
 
-use super::{Caller, CommandError, Commands};
+use super::{Caller, CommandError, Commands, now};
 use crate::{
-    domain::{App, AppRef, EnvRef, Environment, Role, Tenant, TenantName, Verb},
+    domain::{App, AppRef, EnvRef, Environment, Role, Tenant, TenantName, UserTokens, Verb},
     store::Stored,
 };
 
@@ -29,18 +29,42 @@ impl Caller {
         as_operator || role.is_some_and(|role| role.may(verb))
     }
 
+    /// Whether the token that was shown, if one was, allows `verb` in the tenants that it is for.
+    pub(super) fn scope_allows(&self, verb: Verb) -> bool {
+        self.rights.as_ref().is_none_or(|rights| rights.scope.allows(verb))
+    }
+
     /// Whether this caller may know that the tenant exists.
     pub(super) fn sees(&self, tenant: &Tenant) -> bool {
-        self.operator || tenant.members.contains_key(&self.user)
+        let reaches = self.rights.as_ref().is_none_or(|rights| rights.reaches(&tenant.name));
+        reaches && (self.operator || tenant.members.contains_key(&self.user))
+    }
+
+    /// Refuses what is about the caller's own account, or the platform, with a token that is for less than everything.
+    pub(super) fn need_account(&self, what: &str) -> Result<(), CommandError> {
+        match self.rights.as_ref().filter(|rights| !rights.is_unlimited()) {
+            None => Ok(()),
+            Some(rights) => Err(CommandError::Denied(format!(
+                "the token {} may not {what}; this needs your key, or a token of scope full that is not for one tenant",
+                rights.id
+            ))),
+        }
     }
 
     /// Refuses what only operators may do.
     pub(super) fn need_operator(&self, what: &str) -> Result<(), CommandError> {
+        self.need_account(what)?;
         if self.operator {
             Ok(())
         } else {
             Err(CommandError::Denied(format!("only an operator may {what}; ask yours")))
         }
+    }
+
+    /// What is added to a name that was not found: what a token hides.
+    fn blinkers(&self) -> String {
+        let only = self.rights.as_ref().and_then(|rights| rights.tenant.as_ref());
+        only.map_or_else(String::new, |only| format!(", or this token, which is for {only} alone, is not for it"))
     }
 }
 
@@ -73,13 +97,20 @@ impl Commands {
         let Some(tenant) = found else {
             let mine = self.visible_tenants(caller).await?;
             let hint = did_you_mean(name.as_str(), mine.iter().map(TenantName::to_string));
+            let blinkers = caller.blinkers();
             return Err(CommandError::NotFound(format!(
-                "there is no tenant {name}, or you are not a member of it{hint}"
+                "there is no tenant {name}, or you are not a member of it{blinkers}{hint}"
             )));
         };
         let role = tenant.members.get(&caller.user).copied();
         if caller.may(role, verb) {
-            return Ok(tenant);
+            return match &caller.rights {
+                Some(rights) if !rights.allows(name, verb) => Err(CommandError::Denied(format!(
+                    "the token {} has the scope {}, which does not go so far; this needs your key, or a token of a wider scope",
+                    rights.id, rights.scope
+                ))),
+                _ => Ok(tenant),
+            };
         }
         let role = role.map_or_else(|| "not a member".to_owned(), |role| format!("a {role}"));
         let wants = if Role::Developer.may(verb) { "a developer or owner" } else { "an owner" };
@@ -87,13 +118,49 @@ impl Commands {
     }
 
     /// Returns once the caller may not do `verb` in the tenant any more, with what to tell them: for what goes on for long.
-    pub(super) async fn access_lost(&self, caller: &Caller, verb: Verb, name: &TenantName) -> CommandError {
-        match self.until_refused(caller, verb, name).await {
+    pub async fn access_lost(&self, caller: &Caller, verb: Verb, name: &TenantName) -> CommandError {
+        let refused = tokio::select! {
+            refused = self.until_refused(caller, verb, name) => refused,
+            lost = self.token_lost(caller) => return lost,
+        };
+        match refused {
             Ok(never) => match never {},
             Err(CommandError::NotFound(_) | CommandError::Denied(_)) => CommandError::Denied(format!(
                 "your membership of {name} has changed and no longer allows this, so it was ended; ask an owner of it"
             )),
             Err(error) => error,
+        }
+    }
+
+    /// Returns once the token that the caller showed is revoked or has expired, with what to tell them; never without a token.
+    pub async fn token_lost(&self, caller: &Caller) -> CommandError {
+        match self.until_token_ends(caller).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn until_token_ends(&self, caller: &Caller) -> Result<Infallible, CommandError> {
+        let Some(rights) = &caller.rights else { return std::future::pending().await };
+        let from = self.store.revision().await?;
+        let mut changes = self.store.watch::<UserTokens>(caller.user.as_str(), from).await?;
+        loop {
+            let left = rights.expires_at.duration_since(now());
+            if !left.is_positive() {
+                return Err(CommandError::Denied(format!("the token {} has expired, so this was ended", rights.id)));
+            }
+            let known = self.store.get::<UserTokens>(&caller.user).await?;
+            if !known.is_some_and(|known| known.tokens.contains_key(&rights.id)) {
+                return Err(CommandError::Denied(format!("the token {} was revoked, so this was ended", rights.id)));
+            }
+            tokio::select! {
+                // Then it is looked anew.
+                () = tokio::time::sleep(left.unsigned_abs()) => {}
+                change = changes.next() => if change.is_none() {
+                    // The store is closed: the server is ending, and whoever waits here with it.
+                    std::future::pending::<()>().await;
+                }
+            }
         }
     }
 
@@ -149,7 +216,7 @@ mod tests {
 
     #[test]
     fn operators_manage_but_do_not_read_secrets() {
-        let caller = |operator| Caller { user: "ann".parse().unwrap(), operator, door: Door::Ssh };
+        let caller = |operator| Caller { user: "ann".parse().unwrap(), operator, door: Door::Ssh, rights: None };
         let row = |operator, role| {
             Verb::ALL.map(|verb| if caller(operator).may(role, verb) { 'x' } else { '.' }).iter().collect::<String>()
         };

@@ -1,6 +1,6 @@
 //! Config variables: `config …`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::json;
 
@@ -13,6 +13,9 @@ use crate::{
 /// Largest value, and all names and values of an environment together, in bytes.
 const MAX_VALUE: usize = 64 << 10;
 const MAX_CONFIG: usize = 256 << 10;
+
+/// How long a change waits for others of the same environment.
+const TURN: Duration = Duration::from_secs(30);
 
 /// Names that the platform sets itself.
 const RESERVED: [&str; 2] = ["PORT", "SOURCE_VERSION"];
@@ -29,6 +32,13 @@ fn check_name(name: &str) -> Result<(), CommandError> {
     }
     if RESERVED.contains(&name) || name.starts_with(RESERVED_PREFIX) {
         return Err(CommandError::Usage(format!("{name} is set by the platform and cannot be changed")));
+    }
+    Ok(())
+}
+
+fn check_value(name: &str, value: &str) -> Result<(), CommandError> {
+    if value.contains('\0') || value.len() > MAX_VALUE {
+        return Err(CommandError::Usage(format!("the value of {name} has a NUL byte or is longer than 64 KiB")));
     }
     Ok(())
 }
@@ -52,9 +62,7 @@ async fn read_pairs(words: Vec<String>, io: &mut CommandIo) -> Result<BTreeMap<S
         } else {
             value.to_owned()
         };
-        if value.contains('\0') || value.len() > MAX_VALUE {
-            return Err(CommandError::Usage(format!("the value of {name} has a NUL byte or is longer than 64 KiB")));
-        }
+        check_value(name, &value)?;
         if pairs.insert(name.to_owned(), value).is_some() {
             return Err(CommandError::Usage(format!("{name} is given twice")));
         }
@@ -109,6 +117,22 @@ impl Commands {
         }
     }
 
+    /// Sets and removes variables at once.
+    pub(super) async fn patch_config(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        changes: Changes,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
+        self.env_for(caller, Verb::WriteConfig, env).await?;
+        for (name, value) in &changes {
+            check_name(name)?;
+            value.as_ref().map_or(Ok(()), |value| check_value(name, value))?;
+        }
+        self.change_config(caller, env, "change", changes, io).await
+    }
+
     /// Changes config; when something runs, by a new release, which takes the change with it should it fail.
     async fn change_config(
         &self,
@@ -118,7 +142,10 @@ impl Commands {
         changes: Changes,
         io: &mut CommandIo,
     ) -> Result<Answer, CommandError> {
+        // Between what is looked at here and the release, nobody else changes it.
+        let turn = self.config_turns.take(env, TURN).await.map_err(|_| others_change(env))?;
         let stored = self.need_settled(env).await?;
+        io.only_if.check(&json!(stored.config))?;
         let mut after = stored.config.clone();
         apply(&changes, &mut after);
         check_size(&after)?;
@@ -138,6 +165,7 @@ impl Commands {
         let why = format!("config {verb} {}", names.join(" "));
         let derive = Derive::Config(changes.clone());
         let version = self.deployer.derive_release(env, current, derive, &caller.user, &why).await?.version;
+        drop(turn);
         match self.deploy_and_say(env, version, io).await {
             Ok(answer) => Ok(answer),
             Err(error) => Err(self.with_fate(env, version, verb, &changes, error).await),
@@ -175,8 +203,12 @@ impl Commands {
     }
 }
 
+fn others_change(env: &EnvRef) -> CommandError {
+    CommandError::TryLater(format!("the config of {env} is being changed by others; nothing was changed"))
+}
+
 /// New values by name; `None` removes the variable.
-type Changes = BTreeMap<String, Option<String>>;
+pub(super) type Changes = BTreeMap<String, Option<String>>;
 
 fn apply(changes: &Changes, config: &mut BTreeMap<String, String>) {
     for (name, value) in changes {

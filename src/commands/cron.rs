@@ -161,7 +161,7 @@ impl Commands {
             return Ok(Some(Answer::new(text, json!(begun.run))));
         }
         io.tell(&format!("-----> Run {number} of {job} in {release}\n")).await;
-        let ended = self.watch_run(env, begun, json, io).await?;
+        let ended = self.watch_run(caller, env, begun, json, io).await?;
         match &ended.state {
             CronState::Failed { reason, .. } => {
                 let text = format!("run {number} of {job} failed: {reason}; see `logs {env} --process cron.{job}`");
@@ -174,9 +174,10 @@ impl Commands {
         }
     }
 
-    /// Shows a run's output until it is over. A caller who interrupts or goes away does not end it.
+    /// Shows a run's output until it is over. A caller who interrupts, goes away or may not see it any more does not end it.
     async fn watch_run(
         &self,
+        caller: &Caller,
         env: &EnvRef,
         begun: Begun,
         json: bool,
@@ -186,6 +187,7 @@ impl Commands {
         let seen = format!("see `logs {env} -f --process cron.{}`", run.job);
         let mut lines = OutputLines::default();
         let mut open = true;
+        let mut access_lost = std::pin::pin!(self.access_lost(caller, Verb::Run, &env.tenant));
         loop {
             let mut text = String::new();
             tokio::select! {
@@ -200,6 +202,7 @@ impl Commands {
                 () = interrupted(&mut io.controls) => {
                     return Err(CommandError::Failed(format!("not watching any longer; it goes on, {seen}")));
                 }
+                denied = &mut access_lost => return Err(denied),
                 over = &mut ended, if !open => {
                     return over.map_err(|_| CommandError::TryLater(format!("the server is stopping; {seen}")));
                 }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::{Answer, Caller, CommandError, Commands, access::did_you_mean, answer, error::keep_trying, nouns, now};
+use super::{
+    Answer, Caller, CommandError, Commands, OnlyIf, access::did_you_mean, answer, error::keep_trying, nouns, now,
+};
 use crate::{
     domain::{DomainClaim, EnvRef, EventKind, Verb},
     store::{NewEvent, StoreError, Stored},
@@ -35,11 +37,16 @@ fn parse_domain(text: &str, base: &str) -> Result<String, CommandError> {
 
 impl Commands {
     /// `domains …`.
-    pub(super) async fn domains(&self, caller: &Caller, command: nouns::Domains) -> Result<Answer, CommandError> {
+    pub(super) async fn domains(
+        &self,
+        caller: &Caller,
+        command: nouns::Domains,
+        only_if: &OnlyIf,
+    ) -> Result<Answer, CommandError> {
         match command {
             nouns::Domains::List { env } => self.list_domains(caller, &env).await,
-            nouns::Domains::Add { env, domain } => self.add_domain(caller, &env, &domain).await,
-            nouns::Domains::Remove { env, domain } => self.remove_domain(caller, &env, &domain).await,
+            nouns::Domains::Add { env, domain } => self.add_domain(caller, &env, &domain, only_if).await,
+            nouns::Domains::Remove { env, domain } => self.remove_domain(caller, &env, &domain, only_if).await,
         }
     }
 
@@ -67,15 +74,28 @@ impl Commands {
         Ok(Answer::table(&["domain", "from"], rows, values, ""))
     }
 
-    async fn add_domain(&self, caller: &Caller, env: &EnvRef, text: &str) -> Result<Answer, CommandError> {
+    async fn add_domain(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        text: &str,
+        only_if: &OnlyIf,
+    ) -> Result<Answer, CommandError> {
         let domain = parse_domain(text, &self.settings.base_domain)?;
-        keep_trying(|| self.try_add_domain(caller, env, &domain)).await?;
+        keep_trying(|| self.try_add_domain(caller, env, &domain, only_if)).await?;
         self.domain_changed(caller, env, format!("{env} answers at {domain}")).await
     }
 
     /// The domain and the claim to it, in one transaction.
-    async fn try_add_domain(&self, caller: &Caller, env: &EnvRef, domain: &str) -> Result<(), CommandError> {
+    async fn try_add_domain(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        domain: &str,
+        only_if: &OnlyIf,
+    ) -> Result<(), CommandError> {
         let stored = self.env_for(caller, Verb::WriteConfig, env).await?;
+        only_if.check(&self.list_domains(caller, env).await?.json)?;
         let claim = self.store.get::<DomainClaim>(domain).await?;
         if claim.as_ref().is_some_and(|claim| claim.env != *env) {
             // Whose it is, only those may know who see that tenant.
@@ -98,15 +118,28 @@ impl Commands {
         Ok(())
     }
 
-    async fn remove_domain(&self, caller: &Caller, env: &EnvRef, domain: &str) -> Result<Answer, CommandError> {
+    async fn remove_domain(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        domain: &str,
+        only_if: &OnlyIf,
+    ) -> Result<Answer, CommandError> {
         let domain = domain.trim_end_matches('.').to_ascii_lowercase();
-        keep_trying(|| self.try_remove_domain(caller, env, &domain)).await?;
+        keep_trying(|| self.try_remove_domain(caller, env, &domain, only_if)).await?;
         self.domain_changed(caller, env, format!("{env} no longer answers at {domain}")).await
     }
 
     /// Takes the domain off the record, and gives it up.
-    async fn try_remove_domain(&self, caller: &Caller, env: &EnvRef, domain: &str) -> Result<(), CommandError> {
+    async fn try_remove_domain(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        domain: &str,
+        only_if: &OnlyIf,
+    ) -> Result<(), CommandError> {
         let stored = self.env_for(caller, Verb::WriteConfig, env).await?;
+        only_if.check(&self.list_domains(caller, env).await?.json)?;
         let claim = self.store.get::<DomainClaim>(domain).await?.filter(|claim| claim.env == *env);
         let added = stored.domains.iter().any(|known| known == domain);
         if !added && claim.is_none() {

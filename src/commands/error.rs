@@ -11,6 +11,9 @@ pub enum CommandError {
     /// Exit status 1. What failed, why, what to do next.
     #[error("{0}")]
     Failed(String),
+    /// Exit status 1: the server is at fault; its log says why.
+    #[error("{0}")]
+    Broken(String),
     /// Exit status 2: the words are off.
     #[error("{0}")]
     Usage(String),
@@ -23,6 +26,9 @@ pub enum CommandError {
     /// Exit status 5: it exists already, is in use, or somebody else is at it.
     #[error("{0}")]
     Conflict(String),
+    /// Exit status 5: what the caller has seen, and wanted to change as long as it is so, has changed.
+    #[error("{0}")]
+    Stale(String),
     /// Exit status 75: nothing is wrong with the request; later it may go through.
     #[error("{0}")]
     TryLater(String),
@@ -32,11 +38,11 @@ impl CommandError {
     /// The exit status of the contract.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Failed(_) => 1,
+            Self::Failed(_) | Self::Broken(_) => 1,
             Self::Usage(_) => 2,
             Self::Denied(_) => 3,
             Self::NotFound(_) => 4,
-            Self::Conflict(_) => 5,
+            Self::Conflict(_) | Self::Stale(_) => 5,
             Self::TryLater(_) => 75,
         }
     }
@@ -49,7 +55,7 @@ impl From<StoreError> for CommandError {
             StoreError::Missing(_) => Self::NotFound(error.to_string()),
             StoreError::Unknown(_) => {
                 tracing::error!(%error, "a command failed in the store, and it is not known with what result");
-                Self::Failed(
+                Self::Broken(
                     "the server could not write this down, nor take back what it may have written: it is not in force now, and may or may not \
                      come into force when the server starts next. Tell the operator (the server's log says what failed), and look at \
                      what is there before you do it again"
@@ -58,7 +64,7 @@ impl From<StoreError> for CommandError {
             }
             StoreError::Failed(_) | StoreError::Unreadable { .. } => {
                 tracing::error!(%error, "a command failed in the store");
-                Self::Failed("the server could not read or write its records; its log says why".into())
+                Self::Broken("the server could not read or write its records; its log says why".into())
             }
         }
     }
@@ -87,7 +93,7 @@ where
 /// Logs what the operator must see, and makes of it what the caller is told.
 pub(super) fn logged(error: anyhow::Error, text: String) -> CommandError {
     tracing::error!(error = %format!("{error:#}"), "a command failed: {text}");
-    CommandError::Failed(format!("{text} (the server's log says why)"))
+    CommandError::Broken(format!("{text} (the server's log says why)"))
 }
 
 /// Does work that waits for the disk off the runtime's threads.

@@ -54,6 +54,7 @@ impl Commands {
         io: &mut CommandIo,
     ) -> Result<(), CommandError> {
         let mut changes = self.store.watch::<Event>("", from).await?;
+        let mut token_lost = std::pin::pin!(self.token_lost(caller));
         loop {
             tokio::select! {
                 change = changes.next() => match change {
@@ -67,6 +68,7 @@ impl Commands {
                     None => return Ok(()),
                 },
                 () = interrupted(&mut io.controls) => return Ok(()),
+                denied = &mut token_lost => return Err(denied),
             }
         }
     }

@@ -5,7 +5,9 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::CommandError;
+use serde_json::Value;
+
+use super::{CommandError, etag};
 
 /// Largest standard input that is read whole (keys, config values), in bytes.
 const MAX_STDIN: u64 = 1 << 20;
@@ -31,6 +33,24 @@ pub enum Control {
     Hangup,
 }
 
+/// The entity tags (see [`super::etag`]) that the caller has seen, as in an `If-Match` header; if what is to be changed has none of them by now,
+/// it is not changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OnlyIf(pub Option<String>);
+
+impl OnlyIf {
+    /// Refuses a change of what is not as the caller has seen it.
+    pub(super) fn check(&self, now: &Value) -> Result<(), CommandError> {
+        match &self.0 {
+            Some(seen) if seen != "*" && !seen.split(',').any(|seen| seen.trim() == etag(now)) => {
+                let text = "it has been changed since you read it, and nothing was changed now; read it again";
+                Err(CommandError::Stale(text.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The streams of a command.
 pub struct CommandIo {
     pub stdin: Box<dyn AsyncRead + Send + Unpin>,
@@ -39,9 +59,23 @@ pub struct CommandIo {
     /// Present when the caller asked for a terminal.
     pub pty: Option<Pty>,
     pub controls: mpsc::Receiver<Control>,
+    /// Whether the caller waits for the end of what takes long, as a person at a terminal does; a program is told how to follow it.
+    pub waits: bool,
+    pub only_if: OnlyIf,
 }
 
 impl CommandIo {
+    /// Streams of somebody without a terminal, who waits.
+    pub fn new(
+        stdin: impl AsyncRead + Send + Unpin + 'static,
+        stdout: impl AsyncWrite + Send + Unpin + 'static,
+        stderr: impl AsyncWrite + Send + Unpin + 'static,
+        controls: mpsc::Receiver<Control>,
+    ) -> Self {
+        let (stdin, stdout, stderr) = (Box::new(stdin), Box::new(stdout), Box::new(stderr));
+        Self { stdin, stdout, stderr, pty: None, controls, waits: true, only_if: OnlyIf::default() }
+    }
+
     /// All of standard input, up to 1 MiB.
     pub(super) async fn read_all(&mut self) -> Result<Vec<u8>, CommandError> {
         let mut bytes = Vec::new();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, Door, answer, error::keep_trying, nouns, now};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, Door, answer, error::keep_trying, nouns, now, tokens};
 use crate::{
     domain::{EventKind, PublicKey, Tenant, User, UserName},
     keys::{self, ParsedKey},
@@ -107,6 +107,7 @@ impl Commands {
     }
 
     async fn list_keys(&self, caller: &Caller, user: Option<UserName>, all: bool) -> Result<Answer, CommandError> {
+        caller.need_account("see keys")?;
         let whose = user.unwrap_or_else(|| caller.user.clone());
         if all || whose != caller.user {
             caller.need_operator("see the keys of others")?;
@@ -123,6 +124,7 @@ impl Commands {
     }
 
     async fn remove_key(&self, caller: &Caller, fingerprint: &str) -> Result<Answer, CommandError> {
+        caller.need_account("remove keys")?;
         let found = self.store.get::<PublicKey>(fingerprint).await?;
         let found = found.filter(|key| caller.operator || key.user == caller.user);
         let key = found
@@ -159,7 +161,8 @@ impl Commands {
     /// `whoami`.
     pub(super) async fn whoami(&self, caller: &Caller) -> Result<Answer, CommandError> {
         let tenants = self.store.list::<Tenant>("").await?;
-        let mine: Vec<_> = tenants.iter().filter_map(|t| Some((&t.name, *t.members.get(&caller.user)?))).collect();
+        let seen = tenants.iter().filter(|tenant| caller.sees(tenant));
+        let mine: Vec<_> = seen.filter_map(|t| Some((&t.name, *t.members.get(&caller.user)?))).collect();
         let mut human = caller.user.to_string();
         if caller.operator {
             human.push_str(" (operator)");
@@ -169,7 +172,15 @@ impl Commands {
         }
         let tenants: serde_json::Map<String, Value> =
             mine.iter().map(|(tenant, role)| (tenant.to_string(), json!(role))).collect();
-        Ok(Answer::new(human, json!({"user": caller.user, "operator": caller.operator, "tenants": tenants})))
+        let mut json = json!({"user": caller.user, "operator": caller.operator, "tenants": tenants});
+        if let Some(rights) = &caller.rights {
+            human.push_str(&format!("\nwith token {}", tokens::described(rights)));
+            json["token"] = json!({
+                "id": rights.id, "name": rights.name, "scope": rights.scope, "tenant": rights.tenant,
+                "expires_at": rights.expires_at,
+            });
+        }
+        Ok(Answer::new(human, json))
     }
 }
 

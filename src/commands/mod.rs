@@ -6,6 +6,7 @@
 mod access;
 mod answer;
 mod apps;
+mod ask;
 mod builds;
 mod config;
 mod cron;
@@ -19,7 +20,7 @@ mod help;
 mod io;
 mod keys;
 mod logs;
-mod nouns;
+pub(crate) mod nouns;
 mod oneoff;
 mod parse;
 mod pipeline;
@@ -28,20 +29,23 @@ mod releases;
 mod running;
 mod tenants;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod tokens;
 
 use std::sync::Arc;
 
+pub(crate) use ask::{Ask, etag};
 pub use error::CommandError;
 pub use gc::Collections;
-pub use io::{CommandIo, Control, Pty};
+pub use io::{CommandIo, Control, OnlyIf, Pty};
 pub use ports::{BuildQueue, CronRuns, Deployments};
 
 use answer::Answer;
-use parse::{Command, Parsed};
+pub(crate) use parse::Command;
+use parse::Parsed;
 
 use crate::{
-    domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, User, UserName, Verb},
+    domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, TokenRights, User, UserName, Verb},
     git::Repositories,
     logs::{Logs, render_line},
     places::Places,
@@ -57,14 +61,19 @@ pub enum Door {
     Ssh,
     /// The control socket: whoever may open it is root or runs the server.
     Host,
+    /// The API, with a bearer token.
+    Api,
 }
 
 /// Who asks, after authentication.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     pub user: UserName,
+    /// Whether what is asked is asked as an operator: a token may leave that out.
     pub operator: bool,
     pub door: Door,
+    /// What the token that was shown allows of what the user may; `None`: all of it.
+    pub rights: Option<TokenRights>,
 }
 
 /// How the commands speak of the server, from its configuration.
@@ -100,6 +109,8 @@ pub struct Commands {
     services: Arc<Services>,
     /// Of one-off commands.
     run_places: Arc<Places<TenantName>>,
+    /// Who changes the config of an environment.
+    config_turns: Arc<Places<EnvRef>>,
 }
 
 impl std::ops::Deref for Commands {
@@ -108,6 +119,9 @@ impl std::ops::Deref for Commands {
         &self.services
     }
 }
+
+/// Config changes at the same time.
+const MAX_TURNS: usize = 1000;
 
 /// The present.
 fn now() -> Timestamp {
@@ -118,7 +132,8 @@ impl Commands {
     /// Commands over these services.
     pub fn new(services: Services) -> Self {
         let run_places = Arc::new(Places::new(oneoff::MAX_RUNNING, oneoff::MAX_OF_TENANT));
-        Self { services: Arc::new(services), run_places }
+        let config_turns = Arc::new(Places::new(MAX_TURNS, 1));
+        Self { services: Arc::new(services), run_places, config_turns }
     }
 
     /// Who owns the key with this `SHA256:…` fingerprint.
@@ -128,7 +143,7 @@ impl Commands {
     pub async fn authenticate(&self, fingerprint: &str) -> Result<Option<Caller>, StoreError> {
         let Some(key) = self.store.get::<PublicKey>(fingerprint).await? else { return Ok(None) };
         let user = self.store.get::<User>(&key.user).await?;
-        Ok(user.map(|user| Caller { user: user.name.clone(), operator: user.operator, door: Door::Ssh }))
+        Ok(user.map(|user| Caller { user: user.name.clone(), operator: user.operator, door: Door::Ssh, rights: None }))
     }
 
     /// The environment, if the caller may do `verb` to it; for the git door.
@@ -144,8 +159,9 @@ impl Commands {
     fn program(&self, door: Door) -> String {
         match (door, self.settings.ssh_port) {
             (Door::Host, _) => "berth".to_owned(),
-            (Door::Ssh, 22) => format!("ssh berth@{}", self.settings.ssh_host),
-            (Door::Ssh, port) => format!("ssh -p {port} berth@{}", self.settings.ssh_host),
+            // Who reads the texts through the API types commands as everybody else does.
+            (Door::Ssh | Door::Api, 22) => format!("ssh berth@{}", self.settings.ssh_host),
+            (Door::Ssh | Door::Api, port) => format!("ssh -p {port} berth@{}", self.settings.ssh_host),
         }
     }
 
@@ -184,6 +200,7 @@ impl Commands {
         let answer = match command {
             Command::UploadKey { name } => self.upload_key(caller, &name, io).await?,
             Command::Keys(command) => self.keys(caller, command).await?,
+            Command::Tokens(command) => self.tokens_of(caller, command).await?,
             Command::Whoami => self.whoami(caller).await?,
             Command::Tenants(command) => self.tenants(caller, command).await?,
             Command::Apps(command) => self.apps(caller, command).await?,
@@ -201,7 +218,7 @@ impl Commands {
             Command::Redeploy { env, no_cache } => self.redeploy(caller, &env, no_cache, json, io).await?,
             Command::Promote { from, to } => self.promote(caller, &from, &to, json, io).await?,
             Command::Config(command) => self.config(caller, command, io).await?,
-            Command::Domains(command) => self.domains(caller, command).await?,
+            Command::Domains(command) => self.domains(caller, command, &io.only_if.clone()).await?,
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
             Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),

@@ -1,14 +1,17 @@
 //! The commands under each noun (`apps create`, `keys list`), as clap parses them.
 
-use clap::{Args, Subcommand, ValueEnum};
+use std::str::FromStr;
 
-use crate::domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, UserName};
+use clap::{Args, Subcommand, ValueEnum};
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+
+use crate::domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, TokenScope, UserName};
 
 /// Most lines of a log that can be asked for at once.
 const MAX_LINES: i64 = crate::logs::MAX_TAIL as i64;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Keys {
+pub(crate) enum Keys {
     /// List your keys (operators: --user NAME, or --all)
     List {
         #[arg(long)]
@@ -20,14 +23,60 @@ pub(super) enum Keys {
     Remove { fingerprint: String },
 }
 
+/// How long a token is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lifetime(pub SignedDuration);
+
+impl Lifetime {
+    const MOST: SignedDuration = SignedDuration::from_hours(365 * 24);
+}
+
+impl FromStr for Lifetime {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let span = text.parse::<Span>().ok();
+        // Days have 24 hours here; months and years, which have no length of their own, are refused.
+        let duration = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
+        let taken = duration.filter(|duration| *duration > SignedDuration::ZERO && *duration <= Self::MOST);
+        taken.map(Self).ok_or_else(|| "give hours, days or weeks, as in 12h, 90d or 8w; at most 365d".to_owned())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tokens {
+    /// Make a bearer token for the API; its secret is shown this once
+    Create {
+        /// What it is for, as in `ci`
+        name: String,
+        /// What it is good for, at most as much as you may: `read` (look on), `deploy` (also push, scale, roll back), `full`
+        #[arg(long, default_value = "read")]
+        scope: TokenScope,
+        /// Only in this tenant
+        #[arg(long)]
+        tenant: Option<TenantName>,
+        /// For how long: 12h, 90d, 8w; at most 365d
+        #[arg(long, value_name = "TIME", default_value = "90d")]
+        expires: Lifetime,
+    },
+    /// List your tokens (operators: --user NAME, or --all)
+    List {
+        #[arg(long)]
+        user: Option<UserName>,
+        #[arg(long, conflicts_with = "user")]
+        all: bool,
+    },
+    /// Make a token worthless, with those that were made with it; `tokens list` has the ids
+    Revoke { id: String },
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Switch {
+pub(crate) enum Switch {
     On,
     Off,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Tenants {
+pub(crate) enum Tenants {
     /// Make a tenant (operators); its owner is you, unless named
     Create {
         tenant: TenantName,
@@ -59,7 +108,7 @@ pub(super) enum Tenants {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Apps {
+pub(crate) enum Apps {
     /// Make an app with environments dev and prod: `apps create acme/shop`
     Create { app: AppRef },
     /// List your apps
@@ -76,7 +125,7 @@ pub(super) enum Apps {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Envs {
+pub(crate) enum Envs {
     /// Make an environment: `envs create acme/shop/staging`
     Create { env: EnvRef },
     /// List environments
@@ -91,7 +140,7 @@ pub(super) enum Envs {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Scale {
+pub(crate) struct Scale {
     pub env: EnvRef,
     /// TYPE=COUNT; without any, print the present scale
     pub counts: Vec<String>,
@@ -101,7 +150,7 @@ pub(super) struct Scale {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct LogsArgs {
+pub(crate) struct LogsArgs {
     pub env: EnvRef,
     /// Number of lines
     #[arg(short = 'n', long = "lines", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=MAX_LINES))]
@@ -118,7 +167,7 @@ pub(super) struct LogsArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Builds {
+pub(crate) enum Builds {
     /// List builds, the newest first
     List { env: EnvRef },
     /// State, timings and reason of a build (the newest, unless named)
@@ -138,7 +187,7 @@ pub(super) enum Builds {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Releases {
+pub(crate) enum Releases {
     /// List releases, the newest first
     List { env: EnvRef },
     /// One release (the current one, unless named)
@@ -146,7 +195,7 @@ pub(super) enum Releases {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Deployments {
+pub(crate) enum Deployments {
     /// List deployments, the newest first
     List { env: EnvRef },
     /// One deployment (the newest, unless named), and what it waits for
@@ -156,7 +205,7 @@ pub(super) enum Deployments {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Config {
+pub(crate) enum Config {
     /// List names and values
     List { env: EnvRef },
     /// Print one value, byte for byte
@@ -176,7 +225,7 @@ pub(super) enum Config {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Domains {
+pub(crate) enum Domains {
     /// List host names
     List { env: EnvRef },
     /// Answer at a host name too
@@ -186,7 +235,7 @@ pub(super) enum Domains {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Cron {
+pub(crate) enum Cron {
     /// List the jobs of the current release: when they run next, how they ended last
     List { env: EnvRef },
     /// What became of the runs, the newest first
@@ -208,7 +257,7 @@ pub(super) enum Cron {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Events {
+pub(crate) struct Events {
     /// Only about this tenant
     #[arg(long)]
     pub tenant: Option<TenantName>,

@@ -54,6 +54,18 @@ impl Commands {
         }
     }
 
+    /// As [`Self::one_off`], for programs: what keeps it from running is the error.
+    pub(crate) async fn run_for(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        words: &[String],
+        mut io: CommandIo,
+    ) -> Result<u8, CommandError> {
+        tracing::info!(user = %caller.user, door = ?caller.door, command = "run", "command");
+        self.run_command(caller, env, words, &mut io).await
+    }
+
     async fn run_command(
         &self,
         caller: &Caller,

@@ -4,7 +4,10 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
     help,
-    nouns::{Apps, Builds, Config, Cron, Deployments, Domains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants},
+    nouns::{
+        Apps, Builds, Config, Cron, Deployments, Domains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants,
+        Tokens,
+    },
 };
 use crate::domain::{EnvRef, ReleaseVersion, UserName};
 
@@ -30,13 +33,16 @@ pub(super) struct CommandLine {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(crate) enum Command {
     /// Register the public key(s) on standard input for a user (operators)
     UploadKey { name: UserName },
     /// Your keys
     #[command(subcommand)]
     Keys(Keys),
-    /// Who you are, by the key you used
+    /// Bearer tokens for the API: for programs, and for you in a browser
+    #[command(subcommand)]
+    Tokens(Tokens),
+    /// Who you are, by the key or token you used
     Whoami,
     /// Tenants: who owns apps
     #[command(subcommand)]
@@ -111,6 +117,7 @@ impl Command {
         match self {
             Self::UploadKey { .. } => "upload-key",
             Self::Keys(_) => "keys",
+            Self::Tokens(_) => "tokens",
             Self::Whoami => "whoami",
             Self::Tenants(_) => "tenants",
             Self::Apps(_) => "apps",
@@ -204,6 +211,9 @@ mod tests {
             "keys list",
             "keys remove SHA256:abc",
             "whoami --json",
+            "tokens create ci --scope deploy --tenant acme --expires 30d",
+            "tokens:list --all",
+            "tokens revoke 0123456789ab",
             "tenants create acme",
             "tenants invite acme --role viewer",
             "tenants join code",
@@ -240,6 +250,11 @@ mod tests {
     fn mistakes_are_usage_and_help_is_not() {
         let Parsed::Usage(text) = parse(words("app create acme/shop")) else { panic!("taken") };
         assert!(text.contains("apps"), "no suggestion: {text}");
+        for expires in ["0d", "-1d", "366d", "never", "1y", "90", "9999999999999w"] {
+            let line = format!("tokens create ci --expires={expires}");
+            let Parsed::Usage(text) = parse(words(&line)) else { panic!("{expires} was taken") };
+            assert!(text.contains("365d"), "{text}");
+        }
         let Parsed::Usage(text) = parse(words("restart acme/shop")) else { panic!("taken") };
         assert!(text.contains("TENANT/APP/ENV"), "no reason: {text}");
         assert!(matches!(parse(vec![]), Parsed::Help(_)));

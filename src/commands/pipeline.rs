@@ -81,6 +81,12 @@ impl Commands {
             }
             Err(EnqueueError::Store(error)) => return Err(error.into()),
         };
+        if !io.waits {
+            return Ok(Answer::new(
+                format!("Build {} of {env} is queued", build.number),
+                serde_json::json!({"env": env, "build": build.number, "commit": build.commit}),
+            ));
+        }
         let form = if json { Form::Aside } else { Form::Text };
         self.relay_build(caller, env, build.number, form, io).await?;
         let build = self.builds.wait(env, build.number).await?;

@@ -1,13 +1,17 @@
 //! Moving an environment between releases: `releases …`, `rollback`.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use futures::StreamExt;
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, nouns, now};
 use crate::{
-    deploy::{DeployFailure, Derive, Progress},
+    deploy::{DeployFailure, Derive, Progress, SilentProgress},
     domain::{
         BuildState, Deployment, DeploymentState, EnvRef, Environment, Release, ReleaseVersion, Stage, Verb,
         still_serving,
@@ -18,6 +22,9 @@ use crate::{
 
 /// Lines of progress that may wait for a slow client; more are dropped, the outcome never is.
 const PROGRESS_LINES: usize = 256;
+
+/// How long a program waits for its deployment to begin.
+const BEGINS: Duration = Duration::from_secs(10);
 
 /// Progress of a deployment, for the person who waits, in the shape of a push's output.
 struct Lines {
@@ -88,6 +95,9 @@ impl Commands {
     ) -> Result<Answer, CommandError> {
         use tokio::io::AsyncWriteExt;
 
+        if !io.waits {
+            return self.begin_deployment(env, version).await;
+        }
         let (sender, mut lines) = mpsc::channel(PROGRESS_LINES);
         let progress = Lines { sender, raw: Mutex::default() };
         let deploy = async {
@@ -121,6 +131,33 @@ impl Commands {
             ))),
             Err(DeployFailure::Store(error)) => Err(error.into()),
         }
+    }
+
+    /// Deploys a release, and answers when that is under way and can be followed.
+    async fn begin_deployment(&self, env: &EnvRef, version: ReleaseVersion) -> Result<Answer, CommandError> {
+        let from = self.store.revision().await?;
+        let mut changes = self.store.watch::<Deployment>(&format!("{env}/"), from).await?;
+        let (deployer, of) = (self.deployer.clone(), env.clone());
+        // Whoever asks does not hold it up; the deployment's record tells how it ended.
+        let mut deploys = tokio::spawn(async move { deployer.deploy(&of, version, &SilentProgress).await.map(drop) });
+        let begun = async {
+            loop {
+                if self.store.get::<Deployment>(&(env.clone(), version)).await?.is_some() {
+                    return Ok(());
+                }
+                if changes.next().await.is_none() {
+                    return Err(CommandError::TryLater("the server is stopping; the deployment will go on".into()));
+                }
+            }
+        };
+        tokio::select! {
+            // It may have ended before it was seen.
+            _ = &mut deploys => {}
+            begun = tokio::time::timeout(BEGINS, begun) => begun.unwrap_or(Ok(()))?,
+        }
+        let url = self.deployer.url(env);
+        let json = json!({"env": env, "release": version, "deployment": version, "url": url, "changed": true});
+        Ok(Answer::new(format!("{version} is being deployed to {env}"), json))
     }
 
     /// `releases …`.

@@ -190,9 +190,11 @@ impl Commands {
                 return Err(CommandError::NotFound(text));
             }
         }
+        let only_if = io.only_if.clone();
         let changed = self
             .store
             .modify::<Environment, CommandError>(env, |record| {
+                only_if.check(&scale_answer(&release, &record.scale).json)?;
                 if args.reset {
                     record.scale.clear();
                 }
@@ -234,6 +236,9 @@ impl Commands {
 
     /// Waits until what runs is what should, telling now and then what is waited for. A caller who interrupts does not stop it.
     async fn settle(&self, env: &EnvRef, io: &mut CommandIo) -> Result<EnvStatus, CommandError> {
+        if !io.waits {
+            return Ok(self.deployer.status(env).await?);
+        }
         let deadline = Instant::now() + SETTLE;
         let mut said = Vec::new();
         loop {

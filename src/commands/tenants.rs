@@ -108,8 +108,9 @@ impl Commands {
     }
 
     async fn remove_member(&self, caller: &Caller, name: &TenantName, user: &UserName) -> Result<Answer, CommandError> {
-        // Everybody may leave.
-        let verb = if *user == caller.user { Verb::Read } else { Verb::ManageMembers };
+        // Everybody may leave; but a token that only looks on takes nobody out.
+        let leaves = *user == caller.user && caller.scope_allows(Verb::ManageMembers);
+        let verb = if leaves { Verb::Read } else { Verb::ManageMembers };
         self.tenant_for(caller, verb, name).await?;
         let remove = |tenant: &mut Tenant| match tenant.members.remove(user) {
             Some(_) => Ok(()),
@@ -202,6 +203,7 @@ impl Commands {
     }
 
     async fn join(&self, caller: &Caller, code: &str) -> Result<Answer, CommandError> {
+        caller.need_account("join tenants")?;
         let (name, role) = keep_trying(|| self.try_join(&caller.user, code)).await?;
         let event = NewEvent::new(EventKind::MemberChanged, now(), format!("{} joined {name} as {role}", caller.user));
         self.store.record(event.tenant(&name).by(&caller.user)).await?;

@@ -253,13 +253,12 @@ async fn command(
     backend: Arc<dyn Backend>,
 ) -> io::Result<()> {
     let user: UserName = HOST_USER.parse().map_err(io::Error::other)?;
-    let caller = Caller { user, operator: true, door: Door::Host };
+    let caller = Caller { user, operator: true, door: Door::Host, rights: None };
     let (stdin, input) = duplex(CHUNK);
     let ((stdout, output), (stderr, errors)) = (duplex(CHUNK), duplex(CHUNK));
     let (control, controls) = mpsc::channel(4);
     let (messages, mut waiting) = mpsc::channel(WAITING);
-    let io =
-        CommandIo { stdin: Box::new(input), stdout: Box::new(stdout), stderr: Box::new(stderr), pty: None, controls };
+    let io = CommandIo::new(input, stdout, stderr, controls);
     let run = backend.run(caller, argv, io);
     let feed = feed(reader, stdin, control);
     let forward = async {

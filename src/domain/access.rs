@@ -87,9 +87,66 @@ impl Role {
     }
 }
 
+/// What a token is for; each includes those before it. What its user may not do, it does not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenScope {
+    /// Looks on.
+    Read,
+    /// Deploys, as a job of continuous integration does. It sees and changes no config, and starts no command that could print it.
+    Deploy,
+    /// Whatever its user may.
+    Full,
+}
+
+impl TokenScope {
+    /// Whether a token of this scope allows `verb`.
+    pub fn allows(self, verb: Verb) -> bool {
+        match verb {
+            Verb::Read => true,
+            Verb::Push | Verb::Operate => self >= Self::Deploy,
+            Verb::ReadConfig | Verb::WriteConfig | Verb::Run | Verb::Create | Verb::Destroy | Verb::ManageMembers => {
+                self >= Self::Full
+            }
+        }
+    }
+}
+
+impl fmt::Display for TokenScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Read => "read",
+            Self::Deploy => "deploy",
+            Self::Full => "full",
+        })
+    }
+}
+
+impl FromStr for TokenScope {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "read" => Ok(Self::Read),
+            "deploy" => Ok(Self::Deploy),
+            "full" => Ok(Self::Full),
+            _ => Err(format!("{text:?} is not a scope; the scopes are read, deploy and full")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scopes_by_verb() {
+        let row = |scope: TokenScope| {
+            Verb::ALL.map(|verb| if scope.allows(verb) { 'x' } else { '.' }).iter().collect::<String>()
+        };
+        assert_eq!(row(TokenScope::Read), "x........");
+        assert_eq!(row(TokenScope::Deploy), "xxx......");
+        assert_eq!(row(TokenScope::Full), "xxxxxxxxx");
+    }
 
     #[test]
     fn roles_by_verb() {

@@ -27,6 +27,10 @@ pub enum EventKind {
     KeyAdded,
     #[serde(rename = "key.removed")]
     KeyRemoved,
+    #[serde(rename = "token.created")]
+    TokenCreated,
+    #[serde(rename = "token.revoked")]
+    TokenRevoked,
     #[serde(rename = "tenant.created")]
     TenantCreated,
     #[serde(rename = "tenant.changed")]

@@ -5,24 +5,28 @@
 //! knowledge of any engine.
 
 pub mod access;
+pub mod api_token;
 pub mod build;
 pub mod cron;
 pub mod event;
 pub mod fail_point;
 pub mod image;
 pub mod names;
+mod once;
 pub mod people;
 pub mod process;
 pub mod release;
 pub mod replica;
 
-pub use access::{Role, Verb};
+pub use access::{Role, TokenScope, Verb};
+pub use api_token::{ApiToken, TokenRights, UserTokens};
 pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
 pub use cron::{CronJob, CronMark, CronRun, CronState, Overlap};
 pub use event::{Event, EventKind};
 pub use fail_point::FailPoint;
 pub use image::{Digest, ImageRef};
 pub use names::{AppName, AppRef, EnvName, EnvRef, JobName, NameError, ProcessType, TenantName, UserName};
+pub use once::OnceRequest;
 pub use people::{App, DomainClaim, Environment, Invite, PublicKey, Tenant, Tombstone, User};
 pub use process::{Health, HealthProbe, ProcessSpec, UpgradePolicy};
 pub use release::{

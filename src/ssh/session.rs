@@ -97,13 +97,9 @@ fn command_io(
     frames: &mpsc::Sender<Frame>,
 ) -> CommandIo {
     let cooked = pty.is_some() && is_cooked(argv);
-    CommandIo {
-        stdin: Box::new(input),
-        stdout: Box::new(FrameWriter::new(frames.clone(), Frame::Out, cooked)),
-        stderr: Box::new(FrameWriter::new(frames.clone(), Frame::Err, cooked)),
-        pty,
-        controls,
-    }
+    let stdout = FrameWriter::new(frames.clone(), Frame::Out, cooked);
+    let stderr = FrameWriter::new(frames.clone(), Frame::Err, cooked);
+    CommandIo { pty, ..CommandIo::new(input, stdout, stderr, controls) }
 }
 
 /// Whether the command leaves line ends and control characters to the terminal driver: all but `run`, whose container has a

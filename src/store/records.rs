@@ -3,8 +3,9 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment,
-    Event, Invite, JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
+    ApiToken, App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, EnvRef,
+    Environment, Event, Invite, JobName, OnceRequest, PublicKey, Release, ReleaseVersion, Tenant, TenantName,
+    Tombstone, User, UserName, UserTokens,
 };
 
 /// A type that the store keeps, and how its key is made.
@@ -42,6 +43,28 @@ impl Record for PublicKey {
     }
     fn own_key(&self) -> String {
         Self::id_key(&self.fingerprint)
+    }
+}
+
+impl Record for ApiToken {
+    type Id = str;
+    const KIND: &'static str = "token";
+    fn id_key(secret_hash: &str) -> String {
+        secret_hash.to_owned()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.secret_hash)
+    }
+}
+
+impl Record for UserTokens {
+    type Id = UserName;
+    const KIND: &'static str = "user-tokens";
+    fn id_key(user: &UserName) -> String {
+        user.to_string()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.user)
     }
 }
 
@@ -186,5 +209,16 @@ impl Record for Event {
     }
     fn own_key(&self) -> String {
         Self::id_key(&self.id)
+    }
+}
+
+impl Record for OnceRequest {
+    type Id = (UserName, String);
+    const KIND: &'static str = "once";
+    fn id_key((user, key_hash): &Self::Id) -> String {
+        format!("{user}/{key_hash}")
+    }
+    fn own_key(&self) -> String {
+        format!("{}/{}", self.user, self.key_hash)
     }
 }

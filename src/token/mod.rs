@@ -1,8 +1,12 @@
+//! Tokens: here the project token, which is no secret; in [`api`] the secrets of bearer tokens.
+//!
 //! The project token: `auth:` in `berth.yaml`, a signed statement that a repository belongs to an app.
 //!
 //! It is no secret: anyone may read it, only the server can make one. `bt1.PAYLOAD.SIGNATURE`, where PAYLOAD is the
 //! base64url of `{"app":"TENANT/APP","key":"KEY-ID"}` and SIGNATURE the base64url of the Ed25519 signature over
 //! `bt1.PAYLOAD`. Signing is deterministic: one key gives an app one token, whenever it is asked for.
+
+pub mod api;
 
 use std::fmt;
 

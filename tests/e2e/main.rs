@@ -3,6 +3,7 @@
 //! One platform serves all cases, which run beside each other, each in tenants of its own; cases that restart the platform's processes
 //! run afterwards, alone. A case that leaves something on the engine fails the run.
 
+mod api;
 mod apps;
 mod commands;
 mod failures;
@@ -33,7 +34,7 @@ fn trial(platform: &Arc<Platform>, (name, case): Case) -> Trial {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    let beside: Vec<Case> = [apps::CASES, pushes::CASES, commands::CASES].concat();
+    let beside: Vec<Case> = [apps::CASES, pushes::CASES, commands::CASES, api::CASES].concat();
     let alone: Vec<Case> = [load::CASES, failures::CASES].concat();
     let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
     if arguments.list || !beside.iter().chain(&alone).any(|(name, _)| wanted(name)) {

@@ -99,6 +99,7 @@ pub struct Platform {
     ssh_port: u16,
     pub http_port: u16,
     registry_port: u16,
+    pub api_port: u16,
     names: AtomicU32,
 }
 
@@ -119,6 +120,7 @@ impl Platform {
             ssh_port: free_port(),
             http_port: free_port(),
             registry_port: free_port(),
+            api_port: free_port(),
             names: AtomicU32::new(0),
         };
         fs::create_dir_all(platform.data_dir()).unwrap();
@@ -165,6 +167,7 @@ impl Platform {
             .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config/berth.yaml")])
             .env("BERTH__SSH__LISTEN", format!("['127.0.0.1:{}']", self.ssh_port))
             .env("BERTH__SSH__HOST", "127.0.0.1")
+            .env("BERTH__API__LISTEN", format!("['127.0.0.1:{}']", self.api_port))
             .env("BERTH__ROUTER__LISTEN", format!("['127.0.0.1:{}']", self.http_port))
             .env("BERTH__REGISTRY__ADDRESS", format!("127.0.0.1:{}", self.registry_port))
             .env("BERTH__GIT__MAX_INPUT_SIZE", "20Mi")

@@ -255,14 +255,14 @@ impl Server {
 
     /// A user with a new key (`NAME` in the directory), or with the one there is.
     pub async fn user(&self, name: &str, role: Option<Role>) {
-        let caller = Caller { user: name.parse().unwrap(), operator: false, door: Door::Ssh };
+        let caller = Caller { user: name.parse().unwrap(), operator: false, door: Door::Ssh, rights: None };
         let fingerprint = self.fingerprint(name).await;
         self.backend.users.lock().unwrap().insert(fingerprint, (caller, role));
     }
 
     /// An operator with a new key, who is a member of nothing.
     pub async fn operator(&self, name: &str) {
-        let caller = Caller { user: name.parse().unwrap(), operator: true, door: Door::Ssh };
+        let caller = Caller { user: name.parse().unwrap(), operator: true, door: Door::Ssh, rights: None };
         let fingerprint = self.fingerprint(name).await;
         self.backend.users.lock().unwrap().insert(fingerprint, (caller, None));
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
-pub use sections::{Builds, Cron, Deploy, Disk, Gc, Git, Logs, Registry, Router, Runtime, Ssh};
+pub use sections::{Api, Builds, Cron, Deploy, Disk, Gc, Git, Logs, Registry, Router, Runtime, Ssh};
 pub use units::Bytes;
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
@@ -21,6 +21,7 @@ pub struct Config {
     /// Host names of environments end in this.
     pub base_domain: String,
     pub ssh: Ssh,
+    pub api: Api,
     pub git: Git,
     pub router: Router,
     pub registry: Registry,
@@ -39,6 +40,7 @@ impl Default for Config {
             data_dir: "/var/lib/berth".into(),
             base_domain: "localhost".into(),
             ssh: Ssh::default(),
+            api: Api::default(),
             git: Git::default(),
             router: Router::default(),
             registry: Registry::default(),

@@ -49,6 +49,25 @@ impl Default for Ssh {
     }
 }
 
+/// The API.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Api {
+    pub listen: Vec<SocketAddr>,
+    /// Connections at the same time.
+    pub max_connections: usize,
+    /// Requests of one user a second; ten times as many may come at once.
+    pub rate_per_user: std::num::NonZeroU32,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        // Tokens must not go over a network in the clear.
+        let listen = vec![SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 7000))];
+        Self { listen, max_connections: 2000, rate_per_user: std::num::NonZeroU32::MIN.saturating_add(49) }
+    }
+}
+
 /// Pushes.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -5,6 +5,7 @@ mod matrix;
 mod operate;
 mod people;
 mod tenancy;
+mod tokens;
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,7 +40,7 @@ fn caller(name: &str) -> Caller {
         "host" => (true, Door::Host),
         _ => (false, Door::Ssh),
     };
-    Caller { user: name.parse().unwrap(), operator, door }
+    Caller { user: name.parse().unwrap(), operator, door, rights: None }
 }
 
 fn build(env: &EnvRef, number: u64, state: BuildState) -> Build {
@@ -128,9 +129,9 @@ fn release(env: &EnvRef, version: u64) -> Release {
 
 /// A platform: tenant `acme` of olga (owner), dan (developer) and vera (viewer), with the app `acme/shop` whose `dev` runs v2; tenant
 /// `other` of stan; opal, an operator who is a member of neither; and the host.
-struct World {
-    commands: Commands,
-    store: Store,
+pub(crate) struct World {
+    pub(crate) commands: Commands,
+    pub(crate) store: Store,
     deployer: Arc<FakeDeployer>,
     builds: Arc<FakeBuilds>,
     logs: Logs,
@@ -139,7 +140,7 @@ struct World {
 
 /// What came of a command.
 #[derive(Debug)]
-struct Said {
+pub(crate) struct Said {
     status: u8,
     stdout: String,
     stderr: String,
@@ -147,7 +148,7 @@ struct Said {
 
 impl Said {
     #[track_caller]
-    fn ok(self) -> Self {
+    pub(crate) fn ok(self) -> Self {
         assert_eq!(self.status, 0, "{self:?}");
         self
     }
@@ -165,13 +166,13 @@ impl Said {
     }
 
     #[track_caller]
-    fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(Arc::new(TurnsKv::default()));
         let logs = Logs::open(directory.path().join("logs"), LogLimits::default()).unwrap();
@@ -282,7 +283,7 @@ impl World {
     }
 
     /// Runs a command, given as a line; words are split at spaces.
-    async fn run(&self, who: &str, line: &str) -> Said {
+    pub(crate) async fn run(&self, who: &str, line: &str) -> Said {
         self.feed(who, line, b"").await
     }
 
@@ -294,16 +295,14 @@ impl World {
     }
 
     async fn control(&self, who: &str, line: &str, input: &'static [u8], controls: mpsc::Receiver<Control>) -> Said {
+        self.ask(caller(who), line, input, controls).await
+    }
+
+    async fn ask(&self, who: Caller, line: &str, input: &'static [u8], controls: mpsc::Receiver<Control>) -> Said {
         let argv = line.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect();
         let ((stdout, mut out), (stderr, mut err)) = (tokio::io::duplex(1 << 20), tokio::io::duplex(1 << 20));
-        let io = CommandIo {
-            stdin: Box::new(input),
-            stdout: Box::new(stdout),
-            stderr: Box::new(stderr),
-            pty: None,
-            controls,
-        };
-        let status = self.commands.run(caller(who), argv, io).await;
+        let io = CommandIo::new(input, stdout, stderr, controls);
+        let status = self.commands.run(who, argv, io).await;
         let mut said = Said { status, stdout: String::new(), stderr: String::new() };
         out.read_to_string(&mut said.stdout).await.unwrap();
         err.read_to_string(&mut said.stderr).await.unwrap();

@@ -147,21 +147,26 @@ async fn invitations_go_with_the_right_to_make_them() {
 
 /// Starts a command, takes its caller's membership away once it has said `text`, and waits for its end.
 async fn loses_access(world: &World, who: &str, line: &str, text: &str) -> Said {
+    let lines = ["tenants members acme --set olga=owner".to_owned(), format!("tenants members acme --remove {who}")];
+    ends_with(world, caller(who), line, text, lines).await
+}
+
+/// Starts a command and, once it has said `text`, has olga do two others, of which only the second one must end it.
+pub(super) async fn ends_with(world: &World, who: Caller, line: &str, text: &str, lines: [String; 2]) -> Said {
     let argv = line.split(' ').map(str::to_owned).collect();
     let (_controls, controls) = mpsc::channel(4);
     let ((stdout, mut out), (stderr, mut err)) = (tokio::io::duplex(1 << 20), tokio::io::duplex(1 << 20));
     let (stdin, _input) = tokio::io::duplex(16);
-    let (stdin, stdout, stderr) = (Box::new(stdin), Box::new(stdout), Box::new(stderr));
-    let io = CommandIo { stdin, stdout, stderr, pty: None, controls };
-    let (commands, asks) = (world.commands.clone(), caller(who));
-    let running = tokio::spawn(async move { commands.run(asks, argv, io).await });
+    let io = CommandIo::new(stdin, stdout, stderr, controls);
+    let commands = world.commands.clone();
+    let running = tokio::spawn(async move { commands.run(who, argv, io).await });
     let mut seen = Vec::new();
     while !String::from_utf8_lossy(&seen).contains(text) {
         assert_ne!(out.read_buf(&mut seen).await.unwrap(), 0, "{line} has ended");
     }
-    world.run("olga", "tenants members acme --set olga=owner").await.ok();
+    world.run("olga", &lines[0]).await.ok();
     assert!(!running.is_finished(), "{line} has ended for no reason");
-    world.run("olga", &format!("tenants members acme --remove {who}")).await.ok();
+    world.run("olga", &lines[1]).await.ok();
     let status = tokio::time::timeout(Duration::from_secs(10), running).await.expect("it goes on").unwrap();
     let mut stderr = String::new();
     err.read_to_string(&mut stderr).await.unwrap();

@@ -1,0 +1,112 @@
+//! What routes take from a request: who asks, names in the path, the query, the body. Whatever is off is told as a problem.
+
+use axum::{
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    http::{StatusCode, header, request::Parts},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::{Api, problem::Problem};
+use crate::commands::Caller;
+
+/// Largest body of a request, in bytes, where nothing else is said.
+const MAX_BODY: usize = 1 << 20;
+
+fn unauthenticated(detail: &str) -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, detail)
+        .with_hint("make a token with `ssh … tokens create NAME`, and send it as `Authorization: Bearer TOKEN`")
+}
+
+impl FromRequestParts<Api> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
+        let header = parts.headers.get(header::AUTHORIZATION);
+        let header = header.ok_or_else(|| unauthenticated("the request has no Authorization header"))?;
+        let secret = header.to_str().ok().and_then(|text| text.split_once(' '));
+        let secret =
+            secret.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, secret)| secret.trim());
+        let secret = secret.ok_or_else(|| unauthenticated("the Authorization header is not `Bearer TOKEN`"))?;
+        let caller = api.authenticate_token(secret).await.map_err(Problem::broken)?;
+        let caller = caller.ok_or_else(|| unauthenticated("this token is unknown, has expired or was revoked"))?;
+        api.0.limits.may_ask(&caller.user)?;
+        Ok(caller)
+    }
+}
+
+/// The names in the path.
+pub(super) struct Names<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<Api> for Names<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
+        match Path::from_request_parts(parts, api).await {
+            Ok(Path(names)) => Ok(Self(names)),
+            Err(error) => Err(Problem::bad_request(format!("the path is off: {}", error.body_text()))),
+        }
+    }
+}
+
+/// The query, with every name known.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequestParts<Api> for Asked<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
+        match Query::from_request_parts(parts, api).await {
+            Ok(Query(query)) => Ok(Self(query)),
+            Err(error) => Err(Problem::bad_request(format!("the query is off: {}", error.body_text()))),
+        }
+    }
+}
+
+/// A body of JSON.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<Api> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &Api) -> Result<Self, Problem> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/json") {
+            let detail = format!("the body is {:?}, and application/json is taken", kind.escape_debug().to_string());
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+        }
+        read_json(&whole_body(request).await?).map(Self)
+    }
+}
+
+/// The body, up to a limit.
+pub(super) async fn whole_body(request: Request) -> Result<Bytes, Problem> {
+    let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+    body.map(|body| body.to_bytes()).map_err(|error| match error.downcast_ref::<LengthLimitError>() {
+        Some(_) => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {} KiB", MAX_BODY >> 10))
+        }
+        None => Problem::bad_request("the body did not come whole"),
+    })
+}
+
+fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let problem = Problem::bad_request(format!("the body cannot be read: {error}"));
+        Problem { line: Some(error.line()), column: Some(error.column()), ..problem }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_body_is_off_is_told() {
+        let problem =
+            read_json::<std::collections::BTreeMap<String, u32>>(b"{\"web\": 1,\n \"worker\": x}").unwrap_err();
+        assert_eq!((problem.status, problem.line, problem.column), (400, Some(2), Some(12)));
+    }
+}

@@ -1,0 +1,144 @@
+//! The routes, by what they are about; and what is served beside them.
+
+mod account;
+mod apps;
+mod config;
+mod deploy;
+mod docs;
+mod envs;
+mod platform;
+mod run;
+mod tenants;
+
+use std::time::Duration;
+
+use axum::{
+    Json, Router,
+    extract::Request,
+    http::{HeaderMap, StatusCode},
+    middleware,
+    response::{IntoResponse, Response},
+};
+use serde_json::Value;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
+use utoipa_axum::router::OpenApiRouter;
+
+use super::{Api, entity::view, idempotency::Answers, problem::Problem};
+use crate::commands::{Ask, Caller, CommandError};
+
+/// Header that carries the request's id, given by the client or by us.
+const REQUEST_ID: &str = "x-request-id";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Berth",
+        description = "A git-push build-and-deploy server. Everything that the commands over SSH do, for programs. Make a token with \
+                       `ssh … tokens create NAME` and send it as `Authorization: Bearer TOKEN`. Errors are problem details (RFC 9457). Changes \
+                       take `If-Match` where a resource has an `ETag`; creations take an `Idempotency-Key`. What takes long answers with a build \
+                       or deployment to follow.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    modifiers(&Bearer),
+    security(("token" = [])),
+    servers((url = "/"))
+)]
+struct Document;
+
+/// How requests are authenticated.
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("berth_pat_…").build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(token));
+    }
+}
+
+fn routes() -> OpenApiRouter<Api> {
+    let v1 = OpenApiRouter::new()
+        .merge(account::routes())
+        .merge(tenants::routes())
+        .merge(apps::routes())
+        .merge(envs::routes())
+        .merge(config::routes())
+        .merge(deploy::routes())
+        .merge(run::routes())
+        .merge(platform::routes());
+    OpenApiRouter::with_openapi(Document::openapi()).nest("/v1", v1)
+}
+
+/// All that is served.
+pub(super) fn router(api: Api) -> Router {
+    let (router, document) = routes().split_for_parts();
+    router
+        .merge(docs::routes(&document))
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing here").with_hint("see /docs") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method")
+                .with_hint("see /docs")
+        })
+        .layer(CatchPanicLayer::custom(|_| Problem::broken("a route has panicked").into_response()))
+        .layer(middleware::from_fn(dress))
+        .with_state(api)
+}
+
+/// What every answer bears: the request's id, and that nobody keeps or guesses about it.
+async fn dress(request: Request, next: middleware::Next) -> Response {
+    use axum::http::{HeaderValue, header};
+
+    let harmless = |id: &&HeaderValue| {
+        id.len() <= 64 && id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+    };
+    let given = request.headers().get(REQUEST_ID).filter(harmless).cloned();
+    let id = given.or_else(|| HeaderValue::from_str(&format!("{:032x}", rand::random::<u128>())).ok());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = next.run(request).await;
+    tracing::debug!(id = ?id, %method, path = %path.escape_debug(), status = response.status().as_u16(), "request");
+    let headers = response.headers_mut();
+    headers.extend(id.map(|id| (axum::http::HeaderName::from_static(REQUEST_ID), id)));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Makes something, once however often it is asked for with the same key.
+async fn create<V: serde::Serialize + serde::de::DeserializeOwned>(
+    api: &Api,
+    caller: Caller,
+    headers: &HeaderMap,
+    (path, body): (&str, &impl serde::Serialize),
+    answers: Answers,
+    ask: Ask,
+) -> Result<Response, Problem> {
+    let request = serde_json::to_value(body).map_err(Problem::broken)?;
+    let (user, commands) = (caller.user.clone(), api.clone());
+    let work = async move {
+        let made: V = view(commands.ask(caller, ask).await?)?;
+        serde_json::to_value(&made).map_err(Problem::broken)
+    };
+    api.0.once.run(&user, headers, (path, &request), answers, work).await
+}
+
+/// How long a client waits for what it cannot follow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The answer; or, when that takes long, that it goes on.
+async fn within<V: serde::de::DeserializeOwned>(
+    work: impl Future<Output = Result<Value, CommandError>>,
+) -> Result<(StatusCode, Json<Option<V>>), Problem> {
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(done) => Ok((StatusCode::OK, Json(Some(view(done?)?)))),
+        Err(_) => Ok((StatusCode::ACCEPTED, Json(None))),
+    }
+}
+
+#[cfg(test)]
+pub(super) fn document() -> utoipa::openapi::OpenApi {
+    routes().into_openapi()
+}

@@ -1,0 +1,372 @@
+//! The API over services in memory: what each route takes, answers and refuses.
+
+use std::num::NonZeroU32;
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Method, Request, StatusCode, header},
+};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::{Api, Inner, idempotency::Once, limit::Limits, routes};
+use crate::commands::tests::World;
+
+/// An answer.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Value,
+}
+
+impl Answer {
+    #[track_caller]
+    fn is(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        if self.status.is_client_error() || self.status.is_server_error() {
+            assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json");
+            assert_eq!(self.body["status"], status);
+            assert!(self.body["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{self:?}");
+        }
+        self
+    }
+
+    fn tag(&self) -> String {
+        self.headers[header::ETAG].to_str().unwrap().to_owned()
+    }
+}
+
+/// A server, and tokens for it.
+struct Server {
+    world: World,
+    router: Router,
+}
+
+impl Server {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let limits = Limits::new(NonZeroU32::new(10_000).unwrap());
+        let once = Once::new(world.store.clone());
+        let inner = Inner { commands: world.commands.clone(), limits, once };
+        Self { world, router: routes::router(Api(inner.into())) }
+    }
+
+    /// A token of a user with the most that it can be good for.
+    async fn token(&self, who: &str) -> String {
+        self.scoped(who, "--scope full").await
+    }
+
+    async fn scoped(&self, who: &str, options: &str) -> String {
+        let made = self.world.run(who, &format!("tokens create test {options} --json")).await.ok().json();
+        made["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    async fn ask(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> Answer {
+        self.ask_with(token, method, path, body, &[]).await
+    }
+
+    async fn ask_with(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let mut request =
+            Request::builder().method(method).uri(path).header(header::AUTHORIZATION, format!("Bearer {token}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = match body {
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                Body::from(body.to_string())
+            }
+            None => Body::empty(),
+        };
+        self.send(request.body(body).unwrap()).await
+    }
+}
+
+const DEV: &str = "/v1/envs/acme/shop/dev";
+
+#[tokio::test]
+async fn whatever_can_be_read_is_as_documented() {
+    let server = Server::new().await;
+    let (olga, opal) = (server.token("olga").await, server.token("opal").await);
+    for path in [
+        "/v1/whoami",
+        "/v1/keys",
+        "/v1/tokens",
+        "/v1/tenants",
+        "/v1/tenants/acme/members",
+        "/v1/apps",
+        "/v1/apps?tenant=acme",
+        "/v1/apps/acme/shop",
+        "/v1/envs",
+        "/v1/envs?app=acme/shop",
+        DEV,
+        &format!("{DEV}/scale"),
+        &format!("{DEV}/config"),
+        &format!("{DEV}/config/SECRET"),
+        &format!("{DEV}/domains"),
+        &format!("{DEV}/cron"),
+        &format!("{DEV}/cron-runs"),
+        &format!("{DEV}/builds"),
+        &format!("{DEV}/builds/2"),
+        &format!("{DEV}/releases"),
+        &format!("{DEV}/releases/v2"),
+        &format!("{DEV}/deployments"),
+        &format!("{DEV}/deployments/2"),
+    ] {
+        let answer = server.ask(&olga, "GET", path, None).await.is(200);
+        assert!(answer.body.is_object() || answer.body.is_array(), "{path}: {answer:?}");
+    }
+    server.ask(&opal, "GET", "/v1/keys?all=true", None).await.is(200);
+    server.ask(&opal, "POST", "/v1/collections", Some(json!({"dry_run": true}))).await.is(200);
+}
+
+#[tokio::test]
+async fn changes_are_those_of_the_commands() {
+    let server = Server::new().await;
+    let (olga, opal) = (server.token("olga").await, server.token("opal").await);
+    let made = server.ask(&opal, "POST", "/v1/tenants", Some(json!({"name": "new", "owner": "olga"}))).await.is(201);
+    assert_eq!(made.body["members"], json!({"olga": "owner"}));
+    let app = server.ask(&olga, "POST", "/v1/apps", Some(json!({"name": "new/api"}))).await.is(201);
+    assert!(app.body["manifest"].as_str().unwrap().contains("app: new/api"), "{app:?}");
+    server.ask(&olga, "POST", "/v1/apps", Some(json!({"name": "new/api"}))).await.is(409);
+    let made = server.ask(&olga, "POST", "/v1/envs", Some(json!({"name": "new/api/test"}))).await.is(201);
+    assert!(made.body["remote"].as_str().unwrap().ends_with("/new/api/test"));
+    let scaled = server.ask(&olga, "PATCH", &format!("{DEV}/scale"), Some(json!({"web": 3}))).await.is(202);
+    assert_eq!(scaled.body["scale"]["web"], 3);
+    server.ask(&olga, "DELETE", &format!("{DEV}/scale"), None).await.is(202);
+    server.ask(&olga, "POST", &format!("{DEV}/restart"), None).await.is(202);
+    let changed =
+        server.ask(&olga, "PATCH", &format!("{DEV}/config"), Some(json!({"A": "1", "SECRET": null}))).await.is(202);
+    assert_eq!(changed.body["changed"], true);
+    let release = changed.body["deployment"].as_u64().unwrap();
+    server.ask(&olga, "GET", &format!("{DEV}/deployments/{release}"), None).await.is(200);
+    let config = server.ask(&olga, "GET", &format!("{DEV}/config"), None).await.is(200);
+    assert_eq!((&config.body["A"], &config.body["SECRET"]), (&json!("1"), &Value::Null));
+    let begun = server.ask(&olga, "POST", &format!("{DEV}/rollback"), Some(json!({"version": 1}))).await.is(202);
+    assert_eq!(begun.body["env"], "acme/shop/dev");
+    let queued = server.ask(&olga, "POST", &format!("{DEV}/redeploy"), Some(json!({"no_cache": true}))).await.is(202);
+    server.ask(&olga, "GET", &format!("{DEV}/builds/{}", queued.body["build"]), None).await.is(200);
+    let domains = server.ask(&olga, "PUT", &format!("{DEV}/domains/api.example.com"), None).await.is(200);
+    assert!(domains.body.to_string().contains("api.example.com"));
+    server.ask(&olga, "DELETE", &format!("{DEV}/domains/api.example.com"), None).await.is(200);
+    let code = server.ask(&olga, "POST", "/v1/tenants/acme/invitations", Some(json!({"role": "viewer"}))).await.is(201);
+    let stan = server.token("stan").await;
+    server.ask(&stan, "POST", "/v1/memberships", Some(json!({"code": code.body["code"]}))).await.is(201);
+    server.ask(&olga, "PUT", "/v1/tenants/acme/members/stan", Some(json!({"role": "developer"}))).await.is(200);
+    server.ask(&olga, "DELETE", "/v1/tenants/acme/members/stan", None).await.is(200);
+    server.ask(&olga, "PATCH", "/v1/tenants/acme", Some(json!({"require_manifest": true}))).await.is(200);
+    server.ask(&olga, "DELETE", "/v1/envs/new/api/test", None).await.is(200);
+    server.ask(&olga, "DELETE", "/v1/apps/new/api", None).await.is(200);
+    let token = server.ask(&olga, "POST", "/v1/tokens", Some(json!({"name": "ci", "scope": "read"}))).await.is(201);
+    server.ask(token.body["token"].as_str().unwrap(), "GET", DEV, None).await.is(200);
+    server.ask(&olga, "DELETE", &format!("/v1/tokens/{}", token.body["id"].as_str().unwrap()), None).await.is(200);
+    server.ask(token.body["token"].as_str().unwrap(), "GET", DEV, None).await.is(401);
+}
+
+#[tokio::test]
+async fn a_command_is_run_and_its_output_comes_as_it_is_written() {
+    let server = Server::new().await;
+    let (olga, vera) = (server.token("olga").await, server.token("vera").await);
+    let run = format!("{DEV}/runs");
+    let request = Request::post(&run).header(header::AUTHORIZATION, format!("Bearer {olga}"));
+    let request = request.header(header::CONTENT_TYPE, "application/json");
+    let body = json!({"command": ["cat", "-n"], "stdin": "hello"}).to_string();
+    let response = server.router.clone().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    let lines: Vec<Value> =
+        text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    assert!(lines.contains(&json!({"stream": "stdout", "text": "cat|-n hello"})), "{lines:?}");
+    assert_eq!(lines.last(), Some(&json!({"exit_status": 42})));
+    server.ask(&vera, "POST", &run, Some(json!({"command": ["ls"]}))).await.is(403);
+    server.ask(&olga, "POST", &run, Some(json!({"command": []}))).await.is(400);
+    server.ask(&olga, "POST", "/v1/envs/acme/shop/prod/runs", Some(json!({"command": ["ls"]}))).await.is(404);
+}
+
+#[tokio::test]
+async fn who_may_not_is_told_why_and_what_to_do() {
+    let server = Server::new().await;
+    let (vera, stan, olga) = (server.token("vera").await, server.token("stan").await, server.token("olga").await);
+    let nobody = server.ask("nonsense", "GET", DEV, None).await.is(401);
+    assert!(nobody.headers.contains_key(header::WWW_AUTHENTICATE) && nobody.body["hint"].is_string());
+    let request = Request::get(DEV).body(Body::empty()).unwrap();
+    server.send(request).await.is(401);
+    // A viewer looks on; who is no member does not even learn that it exists.
+    server.ask(&vera, "GET", DEV, None).await.is(200);
+    server.ask(&vera, "PATCH", &format!("{DEV}/scale"), Some(json!({"web": 3}))).await.is(403);
+    server.ask(&vera, "GET", &format!("{DEV}/config"), None).await.is(403);
+    let hidden = server.ask(&stan, "GET", DEV, None).await.is(404);
+    let missing = server.ask(&stan, "GET", "/v1/envs/nobody/shop/dev", None).await.is(404);
+    assert_eq!(hidden.body["type"], missing.body["type"]);
+    server.ask(&olga, "POST", "/v1/tenants", Some(json!({"name": "mine"}))).await.is(403);
+    // A token allows no more than its scope.
+    let read = server.scoped("olga", "--scope read").await;
+    server.ask(&read, "GET", DEV, None).await.is(200);
+    server.ask(&read, "POST", &format!("{DEV}/restart"), None).await.is(403);
+}
+
+#[tokio::test]
+async fn what_is_off_is_told_with_its_place() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    let scale = format!("{DEV}/scale");
+    let ask = async |kind: &str, body: &str| {
+        let request = Request::patch(&scale).header(header::AUTHORIZATION, format!("Bearer {olga}"));
+        server.send(request.header(header::CONTENT_TYPE, kind).body(Body::from(body.to_owned())).unwrap()).await
+    };
+    let torn = ask("application/json", "{\"web\":\n  oops}").await.is(400);
+    assert_eq!((&torn.body["line"], &torn.body["column"]), (&json!(2), &json!(3)));
+    ask("text/plain", "{}").await.is(415);
+    ask("application/json", "{}").await.is(400);
+    let large = format!("{{\"web\": {}}}", " ".repeat(2 << 20));
+    ask("application/json", &large).await.is(413);
+    let unknown = ask("application/json", "{\"wbe\": 1}").await.is(404);
+    assert!(unknown.body["hint"].as_str().unwrap().contains("did you mean web"), "{unknown:?}");
+    server.ask(&olga, "POST", &format!("{DEV}/rollback"), Some(json!({"versoin": 1}))).await.is(400);
+    server.ask(&olga, "GET", "/v1/envs/ACME/shop/dev", None).await.is(400);
+    server.ask(&olga, "GET", &format!("{DEV}/builds/x"), None).await.is(400);
+    server.ask(&olga, "GET", "/v1/envs?limit=no", None).await.is(400);
+    server.ask(&olga, "GET", "/v1/nothing", None).await.is(404);
+    server.ask(&olga, "PUT", "/v1/whoami", None).await.is(405);
+}
+
+#[tokio::test]
+async fn a_change_of_what_others_have_changed_is_refused() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    for (path, change) in [(format!("{DEV}/config"), json!({"B": "2"})), (format!("{DEV}/scale"), json!({"web": 2}))] {
+        let seen = server.ask(&olga, "GET", &path, None).await.is(200).tag();
+        let again = server.ask_with(&olga, "GET", &path, None, &[("if-none-match", &seen)]).await;
+        assert_eq!(again.status, StatusCode::NOT_MODIFIED);
+        server.ask_with(&olga, "PATCH", &path, Some(change.clone()), &[("if-match", &seen)]).await.is(202);
+        assert_ne!(server.ask(&olga, "GET", &path, None).await.is(200).tag(), seen);
+        server.ask_with(&olga, "PATCH", &path, Some(change.clone()), &[("if-match", &seen)]).await.is(412);
+    }
+    let path = format!("{DEV}/domains/one.example.com");
+    let seen = server.ask(&olga, "GET", &format!("{DEV}/domains"), None).await.is(200).tag();
+    server.ask_with(&olga, "PUT", &path, None, &[("if-match", &seen)]).await.is(200);
+    server.ask_with(&olga, "DELETE", &path, None, &[("if-match", &seen)]).await.is(412);
+    server.ask_with(&olga, "DELETE", &path, None, &[("if-match", "*")]).await.is(200);
+}
+
+#[tokio::test]
+async fn what_is_asked_twice_with_one_key_is_done_once() {
+    let server = Server::new().await;
+    let (olga, dan) = (server.token("olga").await, server.token("dan").await);
+    let key = [("idempotency-key", "3f1c")];
+    let make = async |token: &str, name: &str| {
+        server.ask_with(token, "POST", "/v1/apps", Some(json!({"name": name})), &key).await
+    };
+    let first = make(&olga, "acme/one").await.is(201);
+    let again = make(&olga, "acme/one").await.is(201);
+    assert_eq!((first.body, &again.headers["idempotency-replayed"]), (again.body, &"true".parse().unwrap()));
+    make(&olga, "acme/two").await.is(422);
+    // The key is one's own, and what failed is tried again.
+    make(&dan, "acme/one").await.is(403);
+    make(&dan, "acme/one").await.is(403);
+    let invite = async || {
+        server
+            .ask_with(
+                &olga,
+                "POST",
+                "/v1/tenants/acme/invitations",
+                Some(json!({"role": "viewer"})),
+                &[("idempotency-key", "k")],
+            )
+            .await
+    };
+    let code = invite().await.is(201).body["code"].clone();
+    assert!(code.is_string());
+    // Its secret is shown once, and was not kept.
+    invite().await.is(409);
+    let kept = server.world.store.list::<crate::domain::OnceRequest>("").await.unwrap();
+    let kept = format!("{:?}", kept.iter().map(|one| &one.record).collect::<Vec<_>>());
+    assert!(kept.contains("acme/one") && !kept.contains(code.as_str().unwrap()), "{kept}");
+    // After a restart of a server that had not finished.
+    let mut torn = server.world.store.list::<crate::domain::OnceRequest>("").await.unwrap().remove(0);
+    let stored = torn.clone();
+    (torn.record.answer, torn.record.server) = (None, 1);
+    server.world.store.transaction().update(&stored, &torn.record).commit().await.unwrap();
+    let answers = [make(&olga, "acme/one").await.status, invite().await.status];
+    assert_eq!(
+        answers.iter().filter(|status| **status == StatusCode::CONFLICT).count(),
+        2 - usize::from(answers[0] == StatusCode::CREATED),
+        "{answers:?}"
+    );
+}
+
+#[tokio::test]
+async fn lists_come_in_pages() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    for number in 0..5 {
+        server.ask(&olga, "POST", "/v1/apps", Some(json!({"name": format!("acme/app{number}")}))).await.is(201);
+    }
+    let (mut names, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = server.ask(&olga, "GET", &format!("/v1/apps?limit=2{cursor}"), None).await.is(200).body;
+        names.extend(page["items"].as_array().unwrap().iter().map(|app| app["name"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(names, ["acme/app0", "acme/app1", "acme/app2", "acme/app3", "acme/app4", "acme/shop"]);
+    server.ask(&olga, "GET", "/v1/apps?limit=0", None).await.is(400);
+    server.ask(&olga, "GET", "/v1/apps?cursor=x", None).await.is(400);
+}
+
+#[tokio::test]
+async fn answers_bear_an_id_and_are_kept_by_nobody() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    let own = server.ask_with(&olga, "GET", "/v1/whoami", None, &[("x-request-id", "mine-1")]).await.is(200);
+    assert_eq!(
+        (&own.headers["x-request-id"], &own.headers["cache-control"]),
+        (&"mine-1".parse().unwrap(), &"no-store".parse().unwrap())
+    );
+    let given = server.ask_with(&olga, "GET", "/v1/nothing", None, &[("x-request-id", "a b\"<")]).await.is(404);
+    assert_eq!(given.headers["x-request-id"].len(), 32);
+}
+
+#[tokio::test]
+async fn the_document_and_its_pages_are_served() {
+    let server = Server::new().await;
+    let document = server.send(Request::get("/openapi.json").body(Body::empty()).unwrap()).await.is(200).body;
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"), "{}", document["openapi"]);
+    let mut ids = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let Ok(_) = method.to_uppercase().parse::<Method>() else { continue };
+            ids.push(operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}")).to_owned());
+            assert!(operation["responses"]["401"].is_object() && operation["summary"].is_string(), "{method} {path}");
+        }
+    }
+    let all = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), all, "operation ids are told apart: {ids:?}");
+    for (path, kind) in [("/docs/", "text/html"), ("/docs/swagger-ui.css", "text/css")] {
+        let response = server.router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        assert!(response.headers()[header::CONTENT_TYPE].to_str().unwrap().starts_with(kind));
+        let policy = response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'"), "{policy}");
+    }
+}
