@@ -14,6 +14,7 @@ mod domains;
 mod environments;
 mod error;
 mod events;
+mod follow;
 mod gc;
 mod help;
 mod io;
@@ -21,6 +22,7 @@ mod keys;
 mod logs;
 mod nouns;
 mod oneoff;
+mod output;
 mod parse;
 mod pipeline;
 mod ports;
@@ -35,6 +37,7 @@ use std::sync::Arc;
 pub use error::CommandError;
 pub use gc::Collections;
 pub use io::{CommandIo, Control, Pty};
+pub use output::{BuildItem, BuildLine};
 pub use ports::{BuildQueue, CronRuns, Deployments};
 
 use answer::Answer;
@@ -43,7 +46,7 @@ use parse::{Command, Parsed};
 use crate::{
     domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, User, UserName, Verb},
     git::Repositories,
-    logs::{Logs, render_line},
+    logs::{Logs, render_line, safe_json},
     places::Places,
     runtime::Runtime,
     store::{Store, StoreError},
@@ -100,6 +103,8 @@ pub struct Commands {
     services: Arc<Services>,
     /// Of one-off commands.
     run_places: Arc<Places<TenantName>>,
+    /// Of those who follow logs and builds.
+    follow_places: Arc<Places<TenantName>>,
 }
 
 impl std::ops::Deref for Commands {
@@ -118,7 +123,8 @@ impl Commands {
     /// Commands over these services.
     pub fn new(services: Services) -> Self {
         let run_places = Arc::new(Places::new(oneoff::MAX_RUNNING, oneoff::MAX_OF_TENANT));
-        Self { services: Arc::new(services), run_places }
+        let follow_places = Arc::new(Places::new(follow::MAX_FOLLOWED, follow::MAX_OF_TENANT));
+        Self { services: Arc::new(services), run_places, follow_places }
     }
 
     /// Who owns the key with this `SHA256:…` fingerprint.
@@ -221,7 +227,10 @@ async fn finish(result: Result<(), CommandError>, io: &mut CommandIo, json: bool
         (CommandError::Usage(text), false) if text.ends_with('\n') => text.clone(),
         // It may quote what an app has printed.
         (error, false) => error.to_string().lines().map(|line| format!(" !     {}\n", render_line(line))).collect(),
-        (error, true) => format!("{}\n", serde_json::json!({"error": error.to_string(), "exit_status": status})),
+        (error, true) => {
+            let said = serde_json::json!({"error": error.to_string(), "exit_status": status});
+            format!("{}\n", safe_json(&said))
+        }
     };
     io.tell(&text).await;
     status

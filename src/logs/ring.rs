@@ -7,6 +7,7 @@
 
 mod back;
 mod compress;
+mod range;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,8 +15,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(super) use self::{back::read_back, compress::Compressor};
-use super::LogRecord;
+pub(super) use self::{
+    back::{has, read_back},
+    compress::Compressor,
+    range::{Stopped, read_range},
+};
+use super::{LogCursor, LogRecord};
 
 const PREFIX: &str = "log.";
 /// Of closed files, and of those that are being compressed.
@@ -25,10 +30,16 @@ const UNFINISHED: &str = ".gz.new";
 const BLOCK: usize = 64 * 1024;
 
 /// A place in a ring: everything before it has been written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Position {
-    sequence: u64,
-    offset: u64,
+    pub(super) sequence: u64,
+    /// In bytes of the uncompressed file.
+    pub(super) offset: u64,
+}
+
+impl Position {
+    /// Before everything that is there.
+    pub(super) const START: Self = Self { sequence: 0, offset: 0 };
 }
 
 /// The writing end.
@@ -75,19 +86,25 @@ impl Ring {
         })
     }
 
-    /// Takes a record; [`Self::flush`] writes it.
-    pub(super) fn append(&mut self, record: &LogRecord) -> io::Result<()> {
+    /// Takes a record; [`Self::flush`] writes it. The place after it.
+    pub(super) fn append(&mut self, record: &LogRecord) -> io::Result<LogCursor> {
         let start = self.buffer.len();
         serde_json::to_writer(&mut self.buffer, record)?;
         self.buffer.push(b'\n');
         if self.length + self.buffer.len() as u64 <= self.segment_bytes || self.length + start as u64 == 0 {
-            return Ok(());
+            return Ok(self.after_buffered(start));
         }
         let last = self.buffer.split_off(start);
         self.flush()?;
         self.rotate()?;
         self.buffer = last;
-        Ok(())
+        Ok(self.after_buffered(0))
+    }
+
+    /// The place after the last line of the buffer, which begins at `start` of it.
+    fn after_buffered(&self, start: usize) -> LogCursor {
+        let position = Position { sequence: self.sequence, offset: self.length + self.buffer.len() as u64 };
+        LogCursor::after(position, &self.buffer[start..self.buffer.len() - 1])
     }
 
     /// Writes what was appended. On failure (a full disk) the unwritten records are lost, and the file ends with a whole line.
@@ -224,7 +241,7 @@ mod tests {
 
     fn back(directory: &Path, until: Position) -> Vec<String> {
         let mut texts = Vec::new();
-        read_back(directory, until, |line| {
+        read_back(directory, until, |_, line| {
             texts.push(serde_json::from_slice::<LogRecord>(line).unwrap().text);
             true
         })
@@ -356,10 +373,70 @@ mod tests {
         assert_eq!(back(dir.path(), ring.position()), all);
     }
 
+    /// The texts after a place, and where reading stopped.
+    fn forward(directory: &Path, from: Position, until: Position, most: usize) -> (Vec<String>, Stopped) {
+        let mut texts = Vec::new();
+        let stopped = read_range(directory, from, until, |_, line| {
+            texts.push(serde_json::from_slice::<LogRecord>(line).unwrap().text);
+            texts.len() < most
+        });
+        (texts, stopped.unwrap())
+    }
+
+    #[test]
+    fn reading_goes_on_after_any_line_as_long_as_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ring = open(dir.path(), 2000, 4).unwrap();
+        let mut cursors = Vec::new();
+        for n in 0..200 {
+            cursors.push(ring.append(&record(&n.to_string())).unwrap());
+        }
+        ring.flush().unwrap();
+        let until = ring.position();
+        assert_eq!(cursors.last().unwrap().position, until);
+        for compressing_is_over in [false, true] {
+            if compressing_is_over {
+                compressed(dir.path());
+            }
+            let (there, all) = forward(dir.path(), Position::START, until, usize::MAX);
+            assert!(there.len() > 40 && all == Stopped { position: until, gap: true }, "{all:?}");
+            let oldest = 200 - there.len();
+            for (n, cursor) in cursors.iter().enumerate() {
+                assert_eq!(has(dir.path(), *cursor).unwrap(), n >= oldest, "{n}");
+                if n >= oldest {
+                    let (rest, stopped) = forward(dir.path(), cursor.position, until, 7);
+                    assert_eq!(rest, (n + 1..200).take(7).map(|n| n.to_string()).collect::<Vec<_>>());
+                    assert!(!stopped.gap && stopped.position == cursors[(n + 7).min(199)].position, "{n} {stopped:?}");
+                }
+            }
+            // Back and forth, lines have the same places.
+            let mut places = Vec::new();
+            read_back(dir.path(), until, |position, line| {
+                places.push(LogCursor::after(position, line));
+                true
+            })
+            .unwrap();
+            places.reverse();
+            assert_eq!(places, cursors[oldest..]);
+        }
+        // Another line in its place, and beyond the end.
+        let last = cursors.last().unwrap();
+        assert!(!has(dir.path(), LogCursor::after(last.position, b"other")).unwrap());
+        for offset in [0, 1, last.position.offset + 1, u64::MAX] {
+            let nowhere = Position { offset, ..last.position };
+            assert!(!has(dir.path(), LogCursor::after(nowhere, b"")).unwrap(), "{offset}");
+        }
+        let (none, _) = forward(dir.path(), until, until, 9);
+        assert!(none.is_empty());
+    }
+
     #[test]
     fn nothing_was_ever_logged() {
         let dir = tempfile::tempdir().unwrap();
         let nowhere = dir.path().join("none");
+        let end = Position { sequence: 9, offset: 9 };
+        assert!(forward(&nowhere, Position::START, end, 9).0.is_empty());
+        assert!(!has(&nowhere, LogCursor::after(end, b"")).unwrap());
         assert!(back(&nowhere, Position { sequence: 9, offset: 9 }).is_empty());
         assert!(!has_rotated(&nowhere));
     }
