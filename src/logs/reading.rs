@@ -206,6 +206,12 @@ impl Reader {
             }
             let end = self.logs.ask(|reply| Command::Mark(self.env.clone(), reply)).await?;
             self.until = end;
+            if end < self.position {
+                // It was made anew meanwhile, or lost its end.
+                self.position = Position::START;
+                self.ready.push_back(LogItem::Gap);
+                continue;
+            }
             if end.sequence == self.position.sequence && end.offset <= self.position.offset + NEAR {
                 let follow = |reply| Command::Follow(self.env.clone(), self.filter.clone(), reply);
                 let (until, follower) = self.logs.ask(follow).await?;
