@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::logs::{is_unsafe, safe_json};
+
 /// What a command found or did.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Answer {
@@ -27,13 +29,14 @@ impl Answer {
 
     /// The text to print.
     pub(super) fn render(&self, json: bool) -> String {
-        if json { format!("{}\n", self.json) } else { self.human.clone() }
+        if json { format!("{}\n", safe_json(&self.json)) } else { self.human.clone() }
     }
 }
 
 /// Control characters (a terminal's escape sequences among them) made visible; for text that came from a tenant.
 pub(super) fn clean(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    let shown = |c: char| if c == '\t' || is_unsafe(c) { c.escape_default().collect() } else { vec![c] };
+    text.chars().flat_map(shown).collect()
 }
 
 /// Left-aligned columns, two spaces between them.

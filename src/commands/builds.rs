@@ -3,12 +3,17 @@
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, error::logged, io::interrupted, nouns, now};
+use super::{
+    Answer, BuildItem, BuildLine, Caller, CommandError, CommandIo, Commands, answer, io::interrupted, nouns, now,
+};
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},
-    logs::{OutputLines, render_line, until_ended},
+    logs::render_line,
     store::Stored,
 };
+
+/// Lines that are written in one go, as far as they are there.
+const AT_ONCE: usize = 500;
 
 /// The state in a word.
 fn state(build: &Build) -> &'static str {
@@ -61,8 +66,6 @@ impl Commands {
                 Ok(Some(build_info(&build)))
             }
             nouns::Builds::Logs { env, number, follow } => {
-                self.env_for(caller, Verb::Read, &env).await?;
-                let number = self.build(&env, number).await?.number;
                 self.build_logs(caller, &env, number, follow, json, io).await.map(|()| None)
             }
             nouns::Builds::Cancel { env, number } => self.cancel_build(caller, &env, number).await.map(Some),
@@ -145,12 +148,12 @@ impl Commands {
         Ok(Answer::new(format!("The build cache of {app} is empty"), json!({"app": app})))
     }
 
-    /// The output of a build so far, or until it has ended.
+    /// Prints the output of a build so far, or until it has ended.
     pub(super) async fn build_logs(
         &self,
         caller: &Caller,
         env: &EnvRef,
-        number: BuildNumber,
+        number: Option<BuildNumber>,
         follow: bool,
         json: bool,
         io: &mut CommandIo,
@@ -159,13 +162,8 @@ impl Commands {
         if follow {
             return self.relay_build(caller, env, number, form, io).await;
         }
-        let bytes = self.logs.read_build(env, number).await;
-        let bytes =
-            bytes.map_err(|error| logged(error, format!("the output of build {number} of {env} cannot be read")))?;
-        let gone = || CommandError::NotFound(format!("the output of build {number} of {env} is not kept any more"));
-        let mut lines = BuildLines::new(form);
-        let mut text = lines.take(&bytes.ok_or_else(gone)?);
-        text.push_str(&lines.rest());
+        let (_, lines) = self.build_log(caller, env, number).await?;
+        let text: String = lines.iter().map(|line| form.line(line)).collect();
         io.print(&text).await
     }
 
@@ -175,35 +173,32 @@ impl Commands {
         &self,
         caller: &Caller,
         env: &EnvRef,
-        number: BuildNumber,
+        number: Option<BuildNumber>,
         form: Form,
         io: &mut CommandIo,
     ) -> Result<(), CommandError> {
-        let (builds, of) = (self.builds.clone(), env.clone());
-        let ended = async move { drop(builds.wait(&of, number).await) };
-        let mut output = std::pin::pin!(until_ended(self.logs.follow_build(env, number), ended));
-        let mut lines = BuildLines::new(form);
-        let mut access_lost = std::pin::pin!(self.access_lost(caller, Verb::Read, &env.tenant));
+        let output = self.build_log_stream(caller, env, number, 0).await?;
+        let mut output = std::pin::pin!(output.ready_chunks(AT_ONCE));
         loop {
             let chunk = tokio::select! {
                 chunk = output.next() => chunk,
                 () = interrupted(&mut io.controls) => {
                     return Err(CommandError::Failed(format!("the build goes on; see `builds logs {env} -f`")));
                 }
-                denied = &mut access_lost => return Err(denied),
             };
-            let text = match chunk {
-                Some(Ok(bytes)) => lines.take(&bytes),
-                Some(Err(error)) => {
-                    return Err(logged(error.into(), format!("the output of build {number} of {env} cannot be read")));
+            let Some(chunk) = chunk else { return Ok(()) };
+            let (mut text, mut end) = (String::new(), None);
+            for item in chunk {
+                match item {
+                    Ok(BuildItem::Line(line)) => text.push_str(&form.line(&line)),
+                    Ok(BuildItem::Ended(_)) => end = Some(Ok(())),
+                    Err(error) => end = Some(Err(error)),
                 }
-                None => {
-                    let rest = lines.rest();
-                    lines.write(io, &rest).await?;
-                    return Ok(());
-                }
-            };
-            lines.write(io, &text).await?;
+            }
+            form.write(io, &text).await?;
+            if let Some(end) = end {
+                return end;
+            }
         }
     }
 }
@@ -219,39 +214,13 @@ pub(super) enum Form {
 }
 
 impl Form {
-    fn line(self, line: &str) -> String {
-        match self {
-            Self::Json => format!("{}\n", json!({"line": line})),
-            Self::Text | Self::Aside => format!("{}\n", render_line(line)),
-        }
-    }
-}
-
-/// Output of a build by lines, so that nothing in it can do more to a terminal than colour text.
-struct BuildLines {
-    form: Form,
-    lines: OutputLines,
-}
-
-impl BuildLines {
-    fn new(form: Form) -> Self {
-        Self { form, lines: OutputLines::default() }
+    fn line(self, line: &BuildLine) -> String {
+        let line = if self == Self::Json { line.json() } else { line.rendered() };
+        format!("{line}\n")
     }
 
-    /// The lines that are complete with these bytes.
-    fn take(&mut self, bytes: &[u8]) -> String {
-        let (mut text, form) = (String::new(), self.form);
-        self.lines.take(bytes, |line| text.push_str(&form.line(line)));
-        text
-    }
-
-    /// The last line, if it has no end.
-    fn rest(&mut self) -> String {
-        self.lines.rest().map(|line| self.form.line(&line)).unwrap_or_default()
-    }
-
-    async fn write(&self, io: &mut CommandIo, text: &str) -> Result<(), CommandError> {
-        if self.form == Form::Aside {
+    async fn write(self, io: &mut CommandIo, text: &str) -> Result<(), CommandError> {
+        if self == Self::Aside {
             io.tell(text).await;
             return Ok(());
         }
@@ -276,20 +245,4 @@ fn build_info(build: &Build) -> Answer {
         human.push_str(&format!("  {stage:<16} {milliseconds:>7} ms\n"));
     }
     Answer::new(human, value(build))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn output_comes_by_lines_and_is_harmless() {
-        let mut lines = BuildLines::new(Form::Text);
-        assert_eq!(lines.take(b"one\r\ntw"), "one\n");
-        assert_eq!(lines.take(b"o\x1b[2J\n\n"), "two^[[2J\n\n");
-        assert_eq!((lines.take(b"end"), lines.rest()), (String::new(), "end\n".to_owned()));
-        let mut lines = BuildLines::new(Form::Json);
-        assert_eq!(lines.take(b"say \"hi\"\n"), "{\"line\":\"say \\\"hi\\\"\"}\n");
-        assert_eq!(lines.rest(), "");
-    }
 }

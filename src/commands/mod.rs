@@ -15,6 +15,7 @@ mod domains;
 mod environments;
 mod error;
 mod events;
+mod follow;
 mod gc;
 mod help;
 mod io;
@@ -22,6 +23,7 @@ mod keys;
 mod logs;
 pub(crate) mod nouns;
 mod oneoff;
+mod output;
 mod parse;
 mod pipeline;
 mod ports;
@@ -38,6 +40,7 @@ pub(crate) use ask::{Ask, etag};
 pub use error::CommandError;
 pub use gc::Collections;
 pub use io::{CommandIo, Control, OnlyIf, Pty};
+pub use output::{BuildItem, BuildLine};
 pub use ports::{BuildQueue, CronRuns, Deployments};
 
 use answer::Answer;
@@ -47,7 +50,7 @@ use parse::Parsed;
 use crate::{
     domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, TokenRights, User, UserName, Verb},
     git::Repositories,
-    logs::{Logs, render_line},
+    logs::{Logs, render_line, safe_json},
     places::Places,
     runtime::Runtime,
     store::{Store, StoreError},
@@ -111,6 +114,8 @@ pub struct Commands {
     run_places: Arc<Places<TenantName>>,
     /// Who changes the config of an environment.
     config_turns: Arc<Places<EnvRef>>,
+    /// Of those who follow logs and builds.
+    follow_places: Arc<Places<TenantName>>,
 }
 
 impl std::ops::Deref for Commands {
@@ -133,7 +138,8 @@ impl Commands {
     pub fn new(services: Services) -> Self {
         let run_places = Arc::new(Places::new(oneoff::MAX_RUNNING, oneoff::MAX_OF_TENANT));
         let config_turns = Arc::new(Places::new(MAX_TURNS, 1));
-        Self { services: Arc::new(services), run_places, config_turns }
+        let follow_places = Arc::new(Places::new(follow::MAX_FOLLOWED, follow::MAX_OF_TENANT));
+        Self { services: Arc::new(services), run_places, config_turns, follow_places }
     }
 
     /// Who owns the key with this `SHA256:…` fingerprint.
@@ -238,7 +244,10 @@ async fn finish(result: Result<(), CommandError>, io: &mut CommandIo, json: bool
         (CommandError::Usage(text), false) if text.ends_with('\n') => text.clone(),
         // It may quote what an app has printed.
         (error, false) => error.to_string().lines().map(|line| format!(" !     {}\n", render_line(line))).collect(),
-        (error, true) => format!("{}\n", serde_json::json!({"error": error.to_string(), "exit_status": status})),
+        (error, true) => {
+            let said = serde_json::json!({"error": error.to_string(), "exit_status": status});
+            format!("{}\n", safe_json(&said))
+        }
     };
     io.tell(&text).await;
     status

@@ -5,7 +5,10 @@ use std::str::FromStr;
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 
-use crate::domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, TokenScope, UserName};
+use crate::{
+    domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, TokenScope, UserName},
+    logs::{LogCursor, LogLevel, LogSource, LogStream, Moment},
+};
 
 /// Most lines of a log that can be asked for at once.
 const MAX_LINES: i64 = crate::logs::MAX_TAIL as i64;
@@ -161,8 +164,35 @@ pub(crate) struct LogsArgs {
     /// Only one process type (web) or replica (web.2), or `router`
     #[arg(long)]
     pub process: Option<String>,
+    /// Only one replica by its ID, as --json shows it: web.2 of today is not web.2 of yesterday
+    #[arg(long, value_name = "ID")]
+    pub replica: Option<String>,
+    /// Only what the app, the router, or the platform (berth) wrote
+    #[arg(long, value_name = "app|router|berth")]
+    pub source: Option<LogSource>,
+    /// Only standard output, or standard error
+    #[arg(long, value_name = "stdout|stderr")]
+    pub stream: Option<LogStream>,
+    /// Only from then on: so long ago (10m, 2h, 1d), or a time (2026-01-02T03:04:05Z)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Moment>,
+    /// Only what was before; with -f, end then
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Moment>,
+    /// Only lines that say they are so grave: trace, debug, info, warn, error, fatal
+    #[arg(long)]
+    pub level: Option<LogLevel>,
+    /// Only lines with this text
+    #[arg(long, value_name = "TEXT")]
+    pub search: Option<String>,
+    /// Search for capitals and small letters alike
+    #[arg(short, long, requires = "search")]
+    pub ignore_case: bool,
+    /// Only what comes after the line with this `cursor` (see --json): with -n the first lines, with -f all
+    #[arg(long, value_name = "CURSOR")]
+    pub after: Option<LogCursor>,
     /// The output of this build instead
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["process", "replica", "source", "stream", "since", "until", "level", "search", "after"])]
     pub build: Option<BuildNumber>,
 }
 

@@ -227,6 +227,8 @@ mod tests {
             "scale acme/shop/dev --reset",
             "restart acme/shop/dev",
             "logs acme/shop/dev -n 5 -f --process web",
+            "logs acme/shop/dev --since 10m --until 2026-01-02T03:04:05Z --level warn --search x -i --stream stderr",
+            "logs acme/shop/dev --replica abc --source router --after 1-2f-0a0b0c0d -f",
             "logs acme/shop/dev --build 3",
             "builds cancel acme/shop/dev",
             "builds:purge-cache acme/shop",
@@ -258,6 +260,16 @@ mod tests {
         let Parsed::Usage(text) = parse(words("restart acme/shop")) else { panic!("taken") };
         assert!(text.contains("TENANT/APP/ENV"), "no reason: {text}");
         assert!(matches!(parse(vec![]), Parsed::Help(_)));
+        for words_and_hint in [
+            ("logs acme/shop/dev --since 2026-01-02", "10m, 2h, 1d"),
+            ("logs acme/shop/dev --level loud", "trace, debug"),
+            ("logs acme/shop/dev --source web", "app, router and berth"),
+            ("logs acme/shop/dev --after 17", "no place in a log"),
+            ("logs acme/shop/dev --build 3 --since 10m", "cannot be used with"),
+        ] {
+            let Parsed::Usage(text) = parse(words(words_and_hint.0)) else { panic!("{words_and_hint:?} was taken") };
+            assert!(text.contains(words_and_hint.1), "no reason: {text}");
+        }
         for text in ["help", "--help", "help --json"] {
             let Parsed::Help(text) = parse(words(text)) else { panic!("{text} is no help") };
             assert!(text.contains("git push"), "{text}");

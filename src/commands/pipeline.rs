@@ -88,7 +88,7 @@ impl Commands {
             ));
         }
         let form = if json { Form::Aside } else { Form::Text };
-        self.relay_build(caller, env, build.number, form, io).await?;
+        self.relay_build(caller, env, Some(build.number), form, io).await?;
         let build = self.builds.wait(env, build.number).await?;
         match (&build.state, build.release) {
             (BuildState::Succeeded, _) => Ok(Answer {

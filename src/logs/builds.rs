@@ -132,10 +132,10 @@ impl Builds {
         &self,
         env: &EnvRef,
         build: BuildNumber,
+        offset: u64,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
         let progress = self.progress(env, build);
-        let reader =
-            Reader { paths: self.paths(env, build), receiver: progress.subscribe(), _keep: progress, offset: 0 };
+        let reader = Reader { paths: self.paths(env, build), receiver: progress.subscribe(), _keep: progress, offset };
         futures::stream::try_unfold(reader, async |mut reader| Ok(reader.next().await?.map(|bytes| (bytes, reader))))
     }
 }
@@ -275,7 +275,7 @@ mod tests {
     async fn a_follower_gets_everything_even_across_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let first = builds(&dir, 1 << 20, 5);
-        let mut before = Box::pin(first.follow(&env(), ONE));
+        let mut before = Box::pin(first.follow(&env(), ONE, 0));
         assert!(before.next().now_or_never().is_none(), "the build has not begun");
         let mut writer = first.writer(&env(), ONE).unwrap();
         writer.write(b"-----> one\n");
@@ -283,7 +283,7 @@ mod tests {
         drop(writer);
         // Another process takes it up.
         let second = builds(&dir, 1 << 20, 5);
-        let after = second.follow(&env(), ONE);
+        let after = second.follow(&env(), ONE, 0);
         let mut writer = second.writer(&env(), ONE).unwrap();
         let collect = tokio::spawn(after.try_collect::<Vec<Bytes>>());
         for n in 0..1000 {
@@ -296,8 +296,12 @@ mod tests {
         let all = collect.await.unwrap().unwrap().concat();
         assert_eq!(all, read(&second, ONE));
         assert!(all.starts_with(b"-----> one\nline 0\n") && all.ends_with(b"line 999\n"));
-        let late = second.follow(&env(), ONE).try_collect::<Vec<Bytes>>().await.unwrap().concat();
+        let late = second.follow(&env(), ONE, 0).try_collect::<Vec<Bytes>>().await.unwrap().concat();
         assert_eq!(late, all);
+        let rest = second.follow(&env(), ONE, 11).try_collect::<Vec<Bytes>>().await.unwrap().concat();
+        assert_eq!(rest, all[11..]);
+        let beyond = second.follow(&env(), ONE, 1 << 30).try_collect::<Vec<Bytes>>().await.unwrap();
+        assert!(beyond.is_empty());
     }
 
     #[test]
@@ -346,7 +350,7 @@ mod tests {
     async fn a_removed_environment_ends_its_followers() {
         let dir = tempfile::tempdir().unwrap();
         let builds = builds(&dir, 1 << 20, 3);
-        let follow = builds.follow(&env(), ONE);
+        let follow = builds.follow(&env(), ONE, 0);
         builds.forget(&env());
         assert!(follow.try_collect::<Vec<_>>().await.unwrap().is_empty());
     }

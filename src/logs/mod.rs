@@ -4,18 +4,24 @@
 //! One writer thread (`service`) owns the rings (`ring`) and the followers (`follow`), another compresses closed files; [`Logs`] is the
 //! handle that everyone clones. Replicas ([`collector`]) and jobs ([`JobOutput`]) are taken at a pace, and of the lines that wait for the
 //! writer one tenant has a share, so that none who writes without end is in the way of others. Build
-//! logs (`builds`) are files of their own. [`collector`] and [`access`] bring in what replicas and the router write. [`render_record`]
-//! makes a line safe for a terminal, [`plain_line`] plain text of it.
+//! logs (`builds`) are files of their own. [`collector`] and [`access`] bring in what replicas and the router write. `reading` is how they are
+//! read: the last lines, those after a [`LogCursor`], those that come, of all of them what a [`LogFilter`] wants. [`render_record`] makes a
+//! line safe for a terminal, [`plain_record`] and [`plain_line`] plain text of it, and [`safe_json`] JSON.
 
 pub mod access;
 mod builds;
 pub mod collector;
+mod cursor;
+mod filter;
 mod follow;
 mod hold;
 mod job;
+mod level;
 mod lines;
 mod pace;
 mod plain;
+mod query;
+mod reading;
 mod record;
 mod render;
 mod ring;
@@ -36,12 +42,16 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
     builds::BuildLogWriter,
+    cursor::{BadCursor, LogCursor},
+    filter::{BadSearch, LogFilter, MAX_SEARCH, Search},
     follow::LogItem,
     job::JobOutput,
+    level::{LogLevel, NoLevel},
     lines::OutputLines,
     plain::plain_line,
-    record::{LogFilter, LogRecord, LogSource, LogStream, MAX_TEXT},
-    render::{render_line, render_record},
+    query::{BadMoment, LogQuery, Moment},
+    record::{LogEntry, LogRecord, LogSource, LogStream, MAX_TEXT, NotOne},
+    render::{is_unsafe, plain_record, plain_text, render_line, render_record, safe_json},
     tail::OutputTail,
 };
 use self::{
@@ -61,6 +71,9 @@ pub const MAX_TAIL: usize = 10_000;
 const SHARE: usize = 3;
 /// Questions that wait among the lines.
 const QUESTIONS: usize = 64;
+/// So many read files at a time, each of them with a file of a ring or a page of lines in memory; of one tenant so many.
+const READS: usize = 16;
+const READS_OF_TENANT: usize = 6;
 /// How long a line waits that can.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -117,6 +130,8 @@ struct Inner {
     patient: Places<TenantName>,
     dropped: Arc<Dropped>,
     builds: Builds,
+    /// Of those who read files.
+    reads: Places<TenantName>,
 }
 
 impl Logs {
@@ -132,6 +147,7 @@ impl Logs {
         let places = limits.queue - patient;
         let share = |all: usize| Places::new(all.max(1), (all / SHARE).max(1));
         let (patient, places) = (share(patient), share(places));
+        let reads = Places::new(READS, READS_OF_TENANT);
         let (queue, commands) = mpsc::channel(limits.queue + QUESTIONS);
         let dropped = Arc::new(Dropped::default());
         let replica_rate = limits.replica_rate;
@@ -142,7 +158,7 @@ impl Logs {
             .name("logs".to_owned())
             .spawn(move || writer.run(commands))
             .context("the log writer cannot be started")?;
-        Ok(Self(Arc::new(Inner { root, replica_rate, queue, places, patient, dropped, builds })))
+        Ok(Self(Arc::new(Inner { root, replica_rate, queue, places, patient, dropped, builds, reads })))
     }
 
     /// Adds a line. Never waits: when the queue, or what the tenant may have of it, is full, the line is dropped, and the log says how many
@@ -177,42 +193,6 @@ impl Logs {
             // An error means that the writer is gone.
             let _ = done.await;
         }
-    }
-
-    /// The last `count` lines (at most [`MAX_TAIL`]) that match, oldest first.
-    ///
-    /// # Errors
-    /// When the files cannot be read.
-    pub async fn tail(&self, env: &EnvRef, count: usize, filter: &LogFilter) -> anyhow::Result<Vec<LogRecord>> {
-        let position = self.ask(|reply| Command::Mark(env.clone(), reply)).await?;
-        self.read_tail(env, position, count, filter).await
-    }
-
-    /// Lines as they come, from now on; ends when the environment's log is removed.
-    ///
-    /// # Errors
-    /// When the log cannot be opened.
-    pub async fn follow(
-        &self,
-        env: &EnvRef,
-        filter: &LogFilter,
-    ) -> anyhow::Result<impl Stream<Item = LogItem> + Send + use<>> {
-        let (_, follower) = self.ask(|reply| Command::Follow(env.clone(), filter.clone(), reply)).await?;
-        Ok(follower.into_stream())
-    }
-
-    /// The last lines, and every line after them: none is missing in between and none comes twice.
-    ///
-    /// # Errors
-    /// As [`Self::tail`].
-    pub async fn tail_and_follow(
-        &self,
-        env: &EnvRef,
-        count: usize,
-        filter: &LogFilter,
-    ) -> anyhow::Result<(Vec<LogRecord>, impl Stream<Item = LogItem> + Send + use<>)> {
-        let (position, follower) = self.ask(|reply| Command::Follow(env.clone(), filter.clone(), reply)).await?;
-        Ok((self.read_tail(env, position, count, filter).await?, follower.into_stream()))
     }
 
     /// Where reading a replica's output is to go on; `None` when nothing of it is kept and it is to be read from its start.
@@ -293,7 +273,26 @@ impl Logs {
         env: &EnvRef,
         build: BuildNumber,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
-        self.0.builds.follow(env, build)
+        self.follow_build_from(env, build, 0)
+    }
+
+    /// The same from so many bytes on.
+    pub fn follow_build_from(
+        &self,
+        env: &EnvRef,
+        build: BuildNumber,
+        offset: u64,
+    ) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        self.0.builds.follow(env, build, offset)
+    }
+
+    /// How long a build's log is by now, in bytes; `None` when there is none (any more).
+    ///
+    /// # Errors
+    /// When the file cannot be looked at.
+    pub async fn build_log_length(&self, env: &EnvRef, build: BuildNumber) -> anyhow::Result<Option<u64>> {
+        let path = self.0.builds.find(env, build);
+        blocking(move || path.map(|path| std::fs::metadata(path).map(|file| file.len())).transpose()).await
     }
 
     /// The last `count` lines of a build's log as far as they lie in its last 64 KiB, for failure reports.
@@ -314,17 +313,6 @@ impl Logs {
         let (reply, answer) = oneshot::channel();
         self.0.queue.send(command(reply)).await.ok().context("the log writer has ended")?;
         answer.await.context("the log writer has ended")?.context("the log cannot be read")
-    }
-
-    async fn read_tail(
-        &self,
-        env: &EnvRef,
-        position: Position,
-        count: usize,
-        filter: &LogFilter,
-    ) -> anyhow::Result<Vec<LogRecord>> {
-        let (directory, filter) = (env_directory(&self.0.root, env), filter.clone());
-        blocking(move || tail(&directory, position, count.min(MAX_TAIL), &filter)).await
     }
 }
 
@@ -358,24 +346,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.context("reading the log failed")?.context("the log cannot be read")
 }
 
-fn tail(directory: &Path, until: Position, count: usize, filter: &LogFilter) -> io::Result<Vec<LogRecord>> {
-    let mut records = Vec::new();
-    if count == 0 {
-        return Ok(records);
-    }
-    ring::read_back(directory, until, |line| {
-        // A line that is no record was damaged outside of Berth; the others still count.
-        records.extend(serde_json::from_slice(line).ok().filter(|record| filter.matches(record)));
-        records.len() < count
-    })?;
-    records.reverse();
-    Ok(records)
-}
-
 fn find_resume_point(directory: &Path, until: Position, replica: &str) -> io::Result<Option<ResumePoint>> {
     let mut point: Option<ResumePoint> = None;
     let mut oldest = None;
-    ring::read_back(directory, until, |line| {
+    ring::read_back(directory, until, |_, line| {
         let Ok(record) = serde_json::from_slice::<LogRecord>(line) else { return true };
         oldest = Some(record.at);
         if record.replica.as_deref() != Some(replica) {

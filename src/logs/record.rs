@@ -1,9 +1,10 @@
 //! Lines of a log, and which of them someone wants.
 
-use std::{convert::Infallible, str::FromStr};
+use std::{ops::Deref, str::FromStr, sync::OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use super::{LogCursor, safe_json};
 use crate::domain::Timestamp;
 
 /// Longest text of a record, in bytes; what is longer is cut.
@@ -32,6 +33,20 @@ impl LogSource {
     }
 }
 
+/// A word that names no source, or no stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no {0}; there are {1}")]
+pub struct NotOne(&'static str, &'static str);
+
+impl FromStr for LogSource {
+    type Err = NotOne;
+
+    fn from_str(word: &str) -> Result<Self, NotOne> {
+        let mut all = [Self::App, Self::Router, Self::Berth].into_iter();
+        all.find(|source| source.as_str() == word).ok_or(NotOne("such source", "app, router and berth"))
+    }
+}
+
 /// Which stream of a process a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -44,6 +59,18 @@ pub enum LogStream {
 impl LogStream {
     fn is_stdout(&self) -> bool {
         *self == Self::Stdout
+    }
+}
+
+impl FromStr for LogStream {
+    type Err = NotOne;
+
+    fn from_str(word: &str) -> Result<Self, NotOne> {
+        match word {
+            "stdout" => Ok(Self::Stdout),
+            "stderr" => Ok(Self::Stderr),
+            _ => Err(NotOne("such stream", "stdout and stderr")),
+        }
     }
 }
 
@@ -78,39 +105,47 @@ impl LogRecord {
     }
 }
 
-/// Which lines someone wants: all, those of a process type (`web`), or those of one replica (`web.2`).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LogFilter {
-    process: Option<String>,
+/// A record as it is read, with its place in the log. All who follow share it.
+#[derive(Debug, Serialize)]
+pub struct LogEntry {
+    #[serde(flatten)]
+    record: LogRecord,
+    /// Where to go on after it; `None` when it could not be written down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cursor: Option<LogCursor>,
+    #[serde(skip)]
+    json: OnceLock<String>,
 }
 
-impl LogFilter {
-    /// Every line.
-    pub fn all() -> Self {
-        Self::default()
+impl LogEntry {
+    pub(super) fn new(record: LogRecord, cursor: Option<LogCursor>) -> Self {
+        Self { record, cursor, json: OnceLock::new() }
     }
 
-    /// Lines of a process type or of one replica.
-    pub fn process(name: impl Into<String>) -> Self {
-        Self { process: Some(name.into()) }
+    /// What a reader goes on after, to have the next line and all that follow; `None` when the line could not be written down.
+    pub fn cursor(&self) -> Option<LogCursor> {
+        self.cursor
     }
 
-    /// Whether the line is wanted.
-    pub fn matches(&self, record: &LogRecord) -> bool {
-        let Some(wanted) = &self.process else { return true };
-        match record.process.strip_prefix(wanted.as_str()) {
-            Some(rest) => rest.is_empty() || (rest.starts_with('.') && !wanted.contains('.')),
-            None => false,
-        }
+    /// The record and its `cursor` as JSON in one line, exact and harmless to a terminal ([`safe_json`]). Made once for all who follow.
+    pub fn json(&self) -> &str {
+        self.json.get_or_init(|| safe_json(self))
     }
 }
 
-impl FromStr for LogFilter {
-    type Err = Infallible;
+impl PartialEq for LogEntry {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.record, self.cursor) == (&other.record, other.cursor)
+    }
+}
 
-    /// An empty text wants every line.
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(if text.is_empty() { Self::all() } else { Self::process(text) })
+impl Eq for LogEntry {}
+
+impl Deref for LogEntry {
+    type Target = LogRecord;
+
+    fn deref(&self) -> &LogRecord {
+        &self.record
     }
 }
 
@@ -119,28 +154,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters() {
-        for (filter, process, wanted) in [
-            ("", "web.1", true),
-            ("web", "web.1", true),
-            ("web", "web.12", true),
-            ("web.1", "web.1", true),
-            ("web.1", "web.12", false),
-            ("web", "webhook.1", false),
-            ("web", "router", false),
-            ("router", "router", true),
-        ] {
-            let record = LogRecord::berth(Timestamp::UNIX_EPOCH, process, "x");
-            let filter: LogFilter = filter.parse().unwrap_or_default();
-            assert_eq!(filter.matches(&record), wanted, "{filter:?} {process}");
-        }
-    }
-
-    #[test]
     fn long_text_is_cut_at_a_character() {
         let mut record = LogRecord::berth(Timestamp::UNIX_EPOCH, "web.1", "ä".repeat(MAX_TEXT));
         record.text.insert(0, 'x');
         record.cut();
         assert_eq!(record.text.len(), MAX_TEXT - 1);
+    }
+
+    #[test]
+    fn an_entry_is_one_harmless_line_of_json_that_says_all() {
+        let text = "\u{1b}]52;c;eA==\u{7}\u{9b}2J\u{202e}\u{200b}\u{e0041}\r\n<script>\u{7f}";
+        let record = LogRecord::berth(Timestamp::UNIX_EPOCH, "web.1", text);
+        let entry = LogEntry::new(record.clone(), Some("1-2f-c".parse().unwrap()));
+        let json = entry.json();
+        assert!(json.chars().all(|c| !super::super::is_unsafe(c)), "{json:?}");
+        let read: serde_json::Value = serde_json::from_str(json).unwrap();
+        assert_eq!((&read["text"], &read["cursor"]), (&text.into(), &"1-2f-0000000c".into()));
+        assert_eq!(serde_json::from_str::<LogRecord>(json).unwrap(), record);
     }
 }

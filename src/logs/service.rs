@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    LogFilter, LogLimits, LogRecord,
+    LogEntry, LogFilter, LogLimits, LogRecord,
     follow::{Feed, Follower, channel},
     ring::{Compressor, Position, Ring},
 };
@@ -143,10 +143,11 @@ impl Writer {
     fn append(&mut self, env: &EnvRef, mut record: LogRecord) {
         record.cut();
         let written = self.ring(env).and_then(|ring| ring.append(&record));
-        self.report(env, written);
+        let cursor = written.as_ref().ok().copied();
+        self.report(env, written.map(drop));
         if let Some(feeds) = self.feeds.get_mut(env) {
-            let record = Arc::new(record);
-            feeds.retain(|feed| feed.push(&record));
+            let entry = Arc::new(LogEntry::new(record, cursor));
+            feeds.retain(|feed| feed.push(&entry));
             if feeds.is_empty() {
                 self.feeds.remove(env);
             }

@@ -19,7 +19,7 @@ fn record(n: usize) -> LogRecord {
     }
 }
 
-fn texts(records: &[LogRecord]) -> Vec<&str> {
+fn texts(records: &[LogEntry]) -> Vec<&str> {
     records.iter().map(|record| record.text.as_str()).collect()
 }
 

@@ -1,6 +1,7 @@
 //! The commands as their callers see them: words in, text and exit status out, over a store in memory.
 
 mod fakes;
+mod logs;
 mod matrix;
 mod operate;
 mod people;

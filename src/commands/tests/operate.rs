@@ -230,7 +230,11 @@ async fn builds_are_listed_followed_and_cancelled() {
     assert_eq!(world.run("vera", "builds info acme/shop/dev 1 --json").await.ok().json()["number"], 1);
     world.run("vera", "builds info acme/shop/dev 9").await.fails(4, "no build 9");
     assert_eq!(world.run("vera", "builds logs acme/shop/dev").await.ok().stdout, "-----> Building\n");
-    world.run("vera", "builds logs acme/shop/dev -f --json").await.ok().says("{\"line\":\"-----> Building\"}");
+    world
+        .run("vera", "builds logs acme/shop/dev -f --json")
+        .await
+        .ok()
+        .says("{\"line\":\"-----> Building\",\"offset\":16}");
     world.run("vera", "builds logs acme/shop/dev 1").await.fails(4, "not kept");
     world.run("dan", "builds cancel acme/shop/dev 1").await.fails(5, "ended already: succeeded");
     world.builds.begin(&shop(), Stage::Build);

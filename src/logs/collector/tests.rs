@@ -360,6 +360,7 @@ async fn what_comes_too_fast_is_left_out_and_counted_but_for_its_end() {
         .map(|item| match item {
             LogItem::Record(record) => record.text.clone(),
             other @ LogItem::Missed(_) => panic!("{other:?}"),
+            LogItem::Gap => panic!("a gap without a place to go on from"),
         })
         .collect()
         .await;

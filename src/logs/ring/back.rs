@@ -8,13 +8,14 @@ use std::{
 
 use flate2::read::GzDecoder;
 
-use super::{BLOCK, Position, compressed_path, segment_path, sequences};
+use super::{BLOCK, LogCursor, Position, compressed_path, segment_path, sequences};
 
-/// Calls `take` with the lines before `until`, newest first, until it returns false. A file that is rotated away meanwhile ends it.
+/// Calls `take` with the lines before `until` and the place after each, newest first, until it returns false. A file that is rotated away
+/// meanwhile ends it.
 pub(in crate::logs) fn read_back(
     directory: &Path,
     until: Position,
-    mut take: impl FnMut(&[u8]) -> bool,
+    mut take: impl FnMut(Position, &[u8]) -> bool,
 ) -> io::Result<()> {
     let mut all = match sequences(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -24,11 +25,27 @@ pub(in crate::logs) fn read_back(
     for sequence in all.into_iter().rev() {
         let Some(mut segment) = Segment::open(directory, sequence)? else { return Ok(()) };
         let end = if sequence == until.sequence { until.offset } else { segment.len()? };
+        let mut take = |offset, line: &[u8]| take(Position { sequence, offset }, line);
         if !segment.read_back(end, &mut take)? {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Whether the line that the cursor stands after is still there.
+pub(in crate::logs) fn has(directory: &Path, cursor: LogCursor) -> io::Result<bool> {
+    let position = cursor.position;
+    let Some(mut segment) = Segment::open(directory, position.sequence)? else { return Ok(false) };
+    let mut found = false;
+    if position.offset <= segment.len()? {
+        let mut take = |offset, line: &[u8]| {
+            found = LogCursor::after(Position { offset, ..position }, line) == cursor;
+            false
+        };
+        segment.read_back(position.offset, &mut take)?;
+    }
+    Ok(found)
 }
 
 /// A file of the ring, ready to be read.
@@ -62,7 +79,7 @@ impl Segment {
         }
     }
 
-    fn read_back(&mut self, end: u64, take: &mut impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+    fn read_back(&mut self, end: u64, take: &mut impl FnMut(u64, &[u8]) -> bool) -> io::Result<bool> {
         match self {
             Self::Plain(file) => read_file_back(file, end, take),
             Self::Compressed(lines) => read_file_back(lines, end, take),
@@ -74,7 +91,7 @@ impl Segment {
 fn read_file_back(
     file: &mut (impl Read + Seek),
     mut end: u64,
-    take: &mut impl FnMut(&[u8]) -> bool,
+    take: &mut impl FnMut(u64, &[u8]) -> bool,
 ) -> io::Result<bool> {
     // The beginning of the block read last, which belongs to a line whose start lies before it.
     let mut head: Vec<u8> = Vec::new();
@@ -89,10 +106,15 @@ fn read_file_back(
             0 => 0,
             _ => block.iter().position(|byte| *byte == b'\n').map_or(block.len(), |newline| newline + 1),
         };
-        for line in block[complete_from..].split(|byte| *byte == b'\n').rev().filter(|line| !line.is_empty()) {
-            if !take(line) {
+        let mut line_end = block.len();
+        while line_end > complete_from {
+            let text_end = line_end - usize::from(block[line_end - 1] == b'\n');
+            let before = block[complete_from..text_end].iter().rposition(|byte| *byte == b'\n');
+            let line_start = before.map_or(complete_from, |newline| complete_from + newline + 1);
+            if line_start < text_end && !take(start + line_end as u64, &block[line_start..text_end]) {
                 return Ok(false);
             }
+            line_end = line_start;
         }
         block.truncate(complete_from);
         head = block;
