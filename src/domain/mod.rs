@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod build;
+pub mod cloud_event;
 pub mod cron;
 pub mod event;
 pub mod fail_point;
@@ -19,7 +20,8 @@ pub mod replica;
 pub use access::{Role, Verb};
 pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
 pub use cron::{CronJob, CronMark, CronRun, CronState, Overlap};
-pub use event::{Event, EventKind};
+pub use cloud_event::CloudEvent;
+pub use event::{Event, EventData, EventKind, UnknownKind};
 pub use fail_point::FailPoint;
 pub use image::{Digest, ImageRef};
 pub use names::{AppName, AppRef, EnvName, EnvRef, JobName, NameError, ProcessType, TenantName, UserName};
