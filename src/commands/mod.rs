@@ -30,7 +30,10 @@ mod tenants;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 pub use error::CommandError;
 pub use gc::Collections;
@@ -42,6 +45,7 @@ use parse::{Command, Parsed};
 
 use crate::{
     domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, User, UserName, Verb},
+    events::{EventHub, Pace},
     git::Repositories,
     logs::{Logs, render_line},
     places::Places,
@@ -89,6 +93,7 @@ pub struct Services {
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
+    pub events: EventHub,
     /// Signs the project tokens of new manifests.
     pub tokens: Arc<TokenKey>,
     pub settings: CommandSettings,
@@ -100,6 +105,8 @@ pub struct Commands {
     services: Arc<Services>,
     /// Of one-off commands.
     run_places: Arc<Places<TenantName>>,
+    /// How often it is told of each user that they were refused something.
+    denied: Arc<Mutex<Pace<UserName>>>,
 }
 
 impl std::ops::Deref for Commands {
@@ -108,6 +115,9 @@ impl std::ops::Deref for Commands {
         &self.services
     }
 }
+
+/// Of what one user was refused, so much is told at once, and then one every so often.
+const DENIED: (u32, Duration) = (5, Duration::from_secs(60));
 
 /// The present.
 fn now() -> Timestamp {
@@ -118,7 +128,8 @@ impl Commands {
     /// Commands over these services.
     pub fn new(services: Services) -> Self {
         let run_places = Arc::new(Places::new(oneoff::MAX_RUNNING, oneoff::MAX_OF_TENANT));
-        Self { services: Arc::new(services), run_places }
+        let denied = Arc::new(Mutex::new(Pace::new(DENIED.0, DENIED.1)));
+        Self { services: Arc::new(services), run_places, denied }
     }
 
     /// Who owns the key with this `SHA256:…` fingerprint.

@@ -190,9 +190,11 @@ impl Commands {
                 return Err(CommandError::NotFound(text));
             }
         }
+        let mut before = stored.scale.clone();
         let changed = self
             .store
             .modify::<Environment, CommandError>(env, |record| {
+                before.clone_from(&record.scale);
                 if args.reset {
                     record.scale.clear();
                 }
@@ -202,6 +204,7 @@ impl Commands {
             .await?;
         let what = if args.reset { "back to the manifest".to_owned() } else { args.counts.join(" ") };
         let event = NewEvent::new(EventKind::ScaleChanged, now(), format!("{env} scaled: {what}"));
+        let event = event.data("old", json!(before)).data("new", json!(changed.scale)).data("reset", args.reset);
         self.store.record(event.env(env).by(&caller.user)).await?;
         self.deployer.nudge(env);
         io.tell(&format!("-----> Scaling {env}: {what}\n")).await;
@@ -226,6 +229,8 @@ impl Commands {
                 Ok(())
             })
             .await?;
+        let event = NewEvent::new(EventKind::EnvRestarted, now(), format!("{env} is restarted"));
+        self.store.record(event.env(env).by(&caller.user)).await?;
         self.deployer.nudge(env);
         io.tell(&format!("-----> Restarting {env}\n")).await;
         self.settle(env, io).await?;

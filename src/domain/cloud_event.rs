@@ -73,18 +73,18 @@ impl Event {
 
     fn subject(&self) -> Option<String> {
         let (folder, field) = match self.kind.family() {
-            "push" | "build" => ("builds", "build"),
-            "release" | "deployment" => ("releases", "release"),
-            "replica" => ("replicas", "replica"),
-            "cron" => ("cron", "job"),
-            "run" => ("runs", "run"),
-            "domain" => ("domains", "domain"),
-            "member" => ("members", "user"),
+            "push" | "build" => ("builds/", "build"),
+            "release" | "deployment" => ("releases/v", "release"),
+            "replica" => ("replicas/", "replica"),
+            "cron" => ("cron/", "job"),
+            "run" => ("runs/", "run"),
+            "domain" => ("domains/", "domain"),
+            "member" => ("members/", "user"),
             _ => return None,
         };
         match self.data.get(field)? {
-            serde_json::Value::String(text) => Some(format!("{folder}/{text}")),
-            serde_json::Value::Number(number) => Some(format!("{folder}/{number}")),
+            serde_json::Value::String(text) => Some(format!("{folder}{text}")),
+            serde_json::Value::Number(number) => Some(format!("{folder}{number}")),
             _ => None,
         }
     }
@@ -136,7 +136,7 @@ mod tests {
     /// `spec.md`: required attributes are non-empty strings, optional ones absent or non-empty; names are lower-case letters and digits.
     #[test]
     fn every_kind_has_the_required_attributes() {
-        let fields = [("build", json!(3)), ("release", json!("v7")), ("replica", json!("web.1")), ("job", json!([1]))];
+        let fields = [("build", json!(3)), ("release", json!(7)), ("replica", json!("web.1")), ("job", json!([1]))];
         for kind in EventKind::ALL {
             for (tenant, base) in [(true, ""), (true, "https://berth.example.com"), (false, "")] {
                 let mut event = event(*kind, &fields);
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn subjects_name_what_of_the_environment() {
-        let fields = [("build", json!(3)), ("release", json!("v7")), ("replica", json!("web.1"))];
+        let fields = [("build", json!(3)), ("release", json!(7)), ("replica", json!("web.1"))];
         let subject = |kind| event(kind, &fields).subject();
         assert_eq!(subject(EventKind::PushAccepted).as_deref(), Some("builds/3"));
         assert_eq!(subject(EventKind::DeploymentStep).as_deref(), Some("releases/v7"));

@@ -19,8 +19,8 @@ pub mod replica;
 
 pub use access::{Role, Verb};
 pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
-pub use cron::{CronJob, CronMark, CronRun, CronState, Overlap};
 pub use cloud_event::CloudEvent;
+pub use cron::{CronJob, CronMark, CronRun, CronState, Overlap};
 pub use event::{Event, EventData, EventKind, UnknownKind};
 pub use fail_point::FailPoint;
 pub use image::{Digest, ImageRef};

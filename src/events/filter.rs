@@ -28,7 +28,10 @@ pub struct KindFilter(String);
 pub enum FilterError {
     #[error(transparent)]
     Name(#[from] NameError),
-    #[error("there is no kind of event called {given:?}{hint}; write a kind (build.finished) or a family (build.): the families are {}", families())]
+    #[error(
+        "there is no kind of event called {given:?}{hint}; write a kind (build.finished) or a family (build.): the families are {}",
+        families()
+    )]
     Kind { given: String, hint: String },
     #[error("{inner} is not of {outer}: leave one of both out")]
     Contradiction { inner: String, outer: String },

@@ -79,7 +79,8 @@ impl EventWriter {
         let wanted = batch.len();
         let lost = self.store.record_all(std::mem::take(batch)).await as u64;
         // The event about those before is none of them.
-        let again = if lost as usize == wanted { (lost + dropped).saturating_sub(u64::from(dropped > 0)) } else { lost };
+        let again =
+            if lost as usize == wanted { (lost + dropped).saturating_sub(u64::from(dropped > 0)) } else { lost };
         self.dropped.fetch_add(again, Ordering::Relaxed);
     }
 }
@@ -102,8 +103,7 @@ mod tests {
         shutdown.cancel();
         writer.run(shutdown).await;
         let events = store.list::<Event>("").await.unwrap();
-        let (told, others): (Vec<_>, Vec<_>) =
-            events.iter().partition(|event| event.kind == EventKind::EventsDropped);
+        let (told, others): (Vec<_>, Vec<_>) = events.iter().partition(|event| event.kind == EventKind::EventsDropped);
         assert_eq!(told[0].data.get("dropped"), Some(&7.into()));
         let order: Vec<usize> = others.iter().map(|event| event.message.parse().unwrap()).collect();
         assert_eq!(order, (0..QUEUE).collect::<Vec<_>>(), "the rest is in order");

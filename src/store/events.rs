@@ -231,7 +231,10 @@ impl Store {
             let (events, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|one| (one.event, one.reply)).unzip();
             let written = store.write_events(&mut last, events).await;
             let sweeps = written.as_ref().is_ok_and(|events| {
-                events.first().zip(events.last()).is_some_and(|(first, last)| first.id.div_ceil(SWEEP) <= last.id / SWEEP)
+                events
+                    .first()
+                    .zip(events.last())
+                    .is_some_and(|(first, last)| first.id.div_ceil(SWEEP) <= last.id / SWEEP)
             });
             match written {
                 Ok(events) => replies.into_iter().zip(events).for_each(|(reply, event)| drop(reply.send(Ok(event)))),
@@ -250,8 +253,7 @@ impl Store {
                 Some(last) => last,
                 None => self.last_event().await?,
             };
-            let events: Vec<Event> =
-                (from + 1..).zip(&new).map(|(id, event)| event.clone().numbered(id)).collect();
+            let events: Vec<Event> = (from + 1..).zip(&new).map(|(id, event)| event.clone().numbered(id)).collect();
             let create = events.iter().fold(self.transaction(), |transaction, event| transaction.create(event));
             match create.commit().await {
                 Ok(_) => {

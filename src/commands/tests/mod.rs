@@ -205,8 +205,11 @@ impl World {
             clock: Arc::new(SystemClock),
             settings: CronSettings::default(),
         });
+        let (events, hub) = EventHub::start(store.clone(), "").await.unwrap();
+        tokio::spawn(hub.run(CancellationToken::new()));
         let services = Services {
             store: store.clone(),
+            events,
             builds: builds.clone(),
             deployer: deployer.clone(),
             cron: Arc::new(cron),
