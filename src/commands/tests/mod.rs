@@ -1,5 +1,6 @@
 //! The commands as their callers see them: words in, text and exit status out, over a store in memory.
 
+mod events;
 mod fakes;
 mod matrix;
 mod operate;
