@@ -27,6 +27,7 @@ use super::{
     secrets, settings,
     status::Status,
     telemetry,
+    told_registry::ToldRegistry,
 };
 use crate::{
     build::{BuildParts, Builds},
@@ -152,10 +153,10 @@ impl Server {
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
         let logs = start_logs(config, data, &runtime, &mut ground)?;
         let repositories = Repositories::new(data.join("repositories"));
-        let registry: Arc<dyn Registry> = Arc::new(registry);
         // Below those who tell it something.
         let (events, hub) = EventHub::start(store.clone(), "").await?;
         ground.spawn(hub.run(ground.stop.clone()));
+        let registry: Arc<dyn Registry> = Arc::new(ToldRegistry::new(registry, events.sink().clone()));
         let on = Ground { config, data, store: store.clone(), disk, registry, runtime, repositories, logs, events };
 
         let mut work = Layer::new("work");

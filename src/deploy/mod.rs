@@ -12,7 +12,6 @@ mod api;
 mod clock;
 mod domains;
 mod hosts;
-mod presence;
 mod probe;
 mod progress;
 mod releases;
@@ -35,7 +34,6 @@ use tokio::{
 use self::{
     actor::{Address, Message},
     clock::Steady,
-    presence::Presence,
     progress::NOTES,
     routes::{Routes, RoutesTask},
     service::Directory,
@@ -54,7 +52,7 @@ pub use self::{
 };
 use crate::{
     domain::{EnvRef, Environment, EventKind, ImageRef, Release, ReleaseVersion, UserName},
-    events::EventSink,
+    events::{EventSink, Presence},
     logs::Logs,
     runtime::Runtime,
     store::{NewEvent, Store, StoreError},
@@ -114,7 +112,7 @@ impl Deployer {
         clock: Arc<dyn Clock>,
     ) -> (Self, DeployService) {
         let (events, writer) = EventSink::new(store.clone());
-        let presence = |lost, back| Presence::new((lost, back), events.clone(), clock.clone());
+        let presence = |lost, back| Presence::new((lost, back), events.clone());
         let engine = presence(EventKind::EngineLost, EventKind::EngineBack);
         let router = presence(EventKind::RouterLost, EventKind::RouterBack);
         let (world, observer) = Observer::new(runtime.clone(), engine);

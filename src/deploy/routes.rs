@@ -10,9 +10,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{DeploySettings, hosts, presence::Presence};
+use super::{DeploySettings, hosts};
 use crate::{
     domain::{EnvRef, FailPoint, fail_point::reached},
+    events::Presence,
     plan::RouteState,
     router::table::{Ack, Route, RoutesTable, Upstream},
 };

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -15,9 +15,9 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
-use super::presence::Presence;
 use crate::{
     domain::{EnvRef, Replica},
+    events::Presence,
     runtime::{Runtime, RuntimeError, RuntimeEvent},
 };
 
@@ -79,14 +79,14 @@ pub(super) struct Observer {
     runtime: Arc<dyn Runtime>,
     world: World,
     picture: watch::Sender<Arc<Picture>>,
-    engine: Mutex<Presence>,
+    engine: Presence,
 }
 
 impl Observer {
     pub(super) fn new(runtime: Arc<dyn Runtime>, engine: Presence) -> (World, Self) {
         let (picture, receiver) = watch::channel(Arc::new(Picture::default()));
         let world = World { wanted: Arc::default(), wake: Arc::default(), picture: receiver };
-        (world.clone(), Self { runtime, world, picture, engine: Mutex::new(engine) })
+        (world.clone(), Self { runtime, world, picture, engine })
     }
 
     /// Runs until it is dropped.
@@ -124,7 +124,7 @@ impl Observer {
                 for replica in replicas {
                     by_env.entry(replica.set.env.clone()).or_default().push(replica);
                 }
-                self.engine().back("the engine answers again");
+                self.engine.back("the engine answers again");
                 let picture = Picture { ticket, known: true, replicas: by_env, error: None };
                 // One like the one before tells nobody anything.
                 self.picture.send_if_modified(|before| {
@@ -154,14 +154,9 @@ impl Observer {
         timeout(DEADLINE - SILENT, look).await.unwrap_or_else(|_| Err(late(DEADLINE)))
     }
 
-    fn engine(&self) -> std::sync::MutexGuard<'_, Presence> {
-        // A panic elsewhere leaves it whole.
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Says why there is no newer picture.
     fn doubt(&self, error: &RuntimeError) {
-        self.engine().lost("the engine does not answer", &error.to_string());
+        self.engine.lost("the engine does not answer", &error.to_string());
         let before = self.picture.borrow().clone();
         let error = Some(error.to_string());
         self.picture.send_replace(Arc::new(Picture { error, ..Picture::clone(&before) }));

@@ -9,6 +9,7 @@
 mod filter;
 mod hub;
 mod pace;
+mod presence;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use std::{
 pub use filter::{EventFilter, FilterError, KindFilter};
 pub use hub::{EventHub, EventService, Follower, Page, Sees};
 pub use pace::Pace;
+pub use presence::Presence;
 pub use sink::{EventSink, EventWriter};
 
 use crate::domain::Event;
