@@ -1,7 +1,7 @@
 //! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
 //!
 //! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `api`, `control` → `receive`, `build`, `deploy`,
-//! `cron`, `jobs`, `commands`, `logs` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
+//! `cron`, `jobs`, `commands`, `logs`, `events` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
 pub mod api;
 pub mod app;
@@ -12,6 +12,7 @@ pub mod cron;
 pub mod deploy;
 pub mod disk;
 pub mod domain;
+pub mod events;
 pub mod gc;
 pub mod git;
 pub mod jobs;

@@ -27,3 +27,4 @@ mod settings;
 mod status;
 mod teardown;
 pub mod telemetry;
+mod told_registry;

@@ -27,6 +27,7 @@ use super::{
     secrets, settings,
     status::Status,
     telemetry,
+    told_registry::ToldRegistry,
 };
 use crate::{
     api::ApiServer,
@@ -36,6 +37,7 @@ use crate::{
     cron::{Cron, CronParts},
     deploy::{Deployer, NetProber, SystemClock},
     disk::DiskFloor,
+    events::EventHub,
     gc::{Gc, GcParts},
     git::{Git, Repositories},
     keys,
@@ -140,6 +142,7 @@ struct Ground<'c> {
     runtime: Arc<dyn Runtime>,
     repositories: Repositories,
     logs: Logs,
+    events: EventHub,
 }
 
 impl Server {
@@ -151,8 +154,11 @@ impl Server {
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
         let logs = start_logs(config, data, &runtime, &mut ground)?;
         let repositories = Repositories::new(data.join("repositories"));
-        let registry: Arc<dyn Registry> = Arc::new(registry);
-        let on = Ground { config, data, store: store.clone(), disk, registry, runtime, repositories, logs };
+        // Below those who tell it something.
+        let (events, hub) = EventHub::start(store.clone(), "").await?;
+        ground.spawn(hub.run(ground.stop.clone()));
+        let registry: Arc<dyn Registry> = Arc::new(ToldRegistry::new(registry, events.sink().clone()));
+        let on = Ground { config, data, store: store.clone(), disk, registry, runtime, repositories, logs, events };
 
         let mut work = Layer::new("work");
         on.repositories.clean()?;
@@ -171,6 +177,7 @@ impl Server {
         let cron = start_cron(config, store, &on.runtime, &on.logs, &mut work);
         let commands = Commands::new(Services {
             store: store.clone(),
+            events: on.events.clone(),
             builds: Arc::new(builds),
             deployer: Arc::new(deployer),
             cron: Arc::new(cron),

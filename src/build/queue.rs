@@ -25,7 +25,8 @@ use super::{
     records::{CompileRecord, SlugRecord},
 };
 use crate::{
-    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, ImageRef, QueuePlace, Stage},
+    domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Environment, EventKind, ImageRef, QueuePlace, Stage},
+    events::{EventSink, EventWriter},
     registry::PublishGate,
     store::{Store, StoreError},
 };
@@ -75,6 +76,7 @@ impl Queue {
 struct Shared {
     pipeline: Pipeline,
     store: Store,
+    events: EventSink,
     queue: Mutex<Queue>,
     /// One enqueue at a time: it reads, decides and writes.
     enqueueing: tokio::sync::Mutex<()>,
@@ -93,6 +95,7 @@ pub struct Builds {
 /// Owns the builds under way; [`BuildService::run`] does the work.
 pub struct BuildService {
     shared: Arc<Shared>,
+    writer: EventWriter,
 }
 
 impl Builds {
@@ -139,6 +142,10 @@ impl Builds {
         queue.active.insert(build.env.clone(), Active::new(build.clone(), false, new.held));
         queue.tell_places();
         drop(queue);
+        // One that is held is told of once it may begin.
+        if !build.held {
+            self.shared.tell(EventKind::BuildQueued, &build);
+        }
         self.shared.wake.notify_one();
         Ok(build)
     }

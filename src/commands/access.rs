@@ -1,13 +1,14 @@
 //! May this caller do that? Asked here and nowhere else.
 
-use std::{collections::BTreeSet, convert::Infallible};
+use std::{collections::BTreeSet, convert::Infallible, sync::PoisonError};
 
 use futures::StreamExt;
+use tokio::time::Instant;
 
 use super::{Caller, CommandError, Commands, now};
 use crate::{
-    domain::{App, AppRef, EnvRef, Environment, Role, Tenant, TenantName, UserTokens, Verb},
-    store::Stored,
+    domain::{App, AppRef, EnvRef, Environment, EventKind, Role, Tenant, TenantName, UserTokens, Verb},
+    store::{NewEvent, Stored},
 };
 
 /// Names further away than this (Jaro-Winkler) are not suggested.
@@ -51,16 +52,6 @@ impl Caller {
         }
     }
 
-    /// Refuses what only operators may do.
-    pub(super) fn need_operator(&self, what: &str) -> Result<(), CommandError> {
-        self.need_account(what)?;
-        if self.operator {
-            Ok(())
-        } else {
-            Err(CommandError::Denied(format!("only an operator may {what}; ask yours")))
-        }
-    }
-
     /// What is added to a name that was not found: what a token hides.
     fn blinkers(&self) -> String {
         let only = self.rights.as_ref().and_then(|rights| rights.tenant.as_ref());
@@ -69,6 +60,24 @@ impl Caller {
 }
 
 impl Commands {
+    /// Refuses what only operators may do.
+    pub(super) fn need_operator(&self, caller: &Caller, what: &str) -> Result<(), CommandError> {
+        caller.need_account(what)?;
+        if caller.operator {
+            return Ok(());
+        }
+        self.tell_denied(caller, &format!("{} may not {what}: only operators may", caller.user), |event| event);
+        Err(CommandError::Denied(format!("only an operator may {what}; ask yours")))
+    }
+
+    /// Has it recorded that somebody was refused, but not all the time.
+    fn tell_denied(&self, caller: &Caller, message: &str, more: impl FnOnce(NewEvent) -> NewEvent) {
+        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(suppressed) = denied.take(&caller.user, Instant::now()) else { return };
+        let event = NewEvent::new(EventKind::AccessDenied, now(), message).by(&caller.user);
+        self.events.sink().send(more(event.data("suppressed", suppressed)));
+    }
+
     /// The tenants that the caller may know of.
     pub(super) async fn visible_tenants(&self, caller: &Caller) -> Result<BTreeSet<TenantName>, CommandError> {
         let tenants = self.store.list::<Tenant>("").await?.into_iter();
@@ -88,6 +97,22 @@ impl Commands {
 
     /// The tenant, if the caller may do `verb` there. Whether it does not exist or is not the caller's looks the same.
     pub(super) async fn tenant_for(
+        &self,
+        caller: &Caller,
+        verb: Verb,
+        name: &TenantName,
+    ) -> Result<Stored<Tenant>, CommandError> {
+        let found = self.tenant_if_allowed(caller, verb, name).await;
+        if let Err(CommandError::Denied(_)) = &found {
+            let verb = verb.name();
+            let message = format!("{} was refused for lack of a role in {name}: {verb}", caller.user);
+            self.tell_denied(caller, &message, |event| event.tenant(name).data("verb", verb));
+        }
+        found
+    }
+
+    /// The same without telling.
+    async fn tenant_if_allowed(
         &self,
         caller: &Caller,
         verb: Verb,
@@ -168,7 +193,7 @@ impl Commands {
         let from = self.store.revision().await?;
         let mut changes = self.store.watch::<Tenant>(name.as_str(), from).await?;
         loop {
-            self.tenant_for(caller, verb, name).await?;
+            self.tenant_if_allowed(caller, verb, name).await?;
             if changes.next().await.is_none() {
                 // The store is closed: the server is ending, and whoever waits here with it.
                 std::future::pending::<()>().await;

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::json;
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, nouns};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, nouns, now};
 use crate::{
     deploy::Derive,
-    domain::{EnvRef, Environment, ReleaseVersion, Verb},
+    domain::{EnvRef, Environment, EventKind, ReleaseVersion, Verb},
+    store::NewEvent,
 };
 
 /// Largest value, and all names and values of an environment together, in bytes.
@@ -158,6 +159,7 @@ impl Commands {
                 check_size(&record.config)
             });
             written.await?;
+            self.tell_config(caller, env, &changes, None).await?;
             let json = json!({"env": env, "changed": true, "release": null});
             return Ok(Answer::new("Changed; the first release will have it", json));
         };
@@ -166,10 +168,35 @@ impl Commands {
         let derive = Derive::Config(changes.clone());
         let version = self.deployer.derive_release(env, current, derive, &caller.user, &why).await?.version;
         drop(turn);
+        self.tell_config(caller, env, &changes, Some(version)).await?;
         match self.deploy_and_say(env, version, io).await {
             Ok(answer) => Ok(answer),
             Err(error) => Err(self.with_fate(env, version, verb, &changes, error).await),
         }
+    }
+
+    /// Records which variables were changed; never what they are.
+    async fn tell_config(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        changes: &Changes,
+        release: Option<ReleaseVersion>,
+    ) -> Result<(), CommandError> {
+        let names = |set: bool| {
+            let names = changes.iter().filter(|(_, value)| value.is_some() == set);
+            names.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        };
+        let (set, unset) = (names(true), names(false));
+        let what: Vec<_> = [("set", &set), ("unset", &unset)]
+            .into_iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(verb, names)| format!("{verb} {}", names.join(" ")))
+            .collect();
+        let event = NewEvent::new(EventKind::ConfigChanged, now(), format!("config of {env}: {}", what.join(", ")));
+        let event = event.env(env).by(&caller.user).data("release", release.map(|release| release.0));
+        self.store.record(event.data("set", set).data("unset", unset)).await?;
+        Ok(())
     }
 
     /// The error of a release that was to bring a change of config, and what has become of that.

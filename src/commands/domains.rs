@@ -83,7 +83,7 @@ impl Commands {
     ) -> Result<Answer, CommandError> {
         let domain = parse_domain(text, &self.settings.base_domain)?;
         keep_trying(|| self.try_add_domain(caller, env, &domain, only_if)).await?;
-        self.domain_changed(caller, env, format!("{env} answers at {domain}")).await
+        self.domain_changed(caller, env, (&domain, true), format!("{env} answers at {domain}")).await
     }
 
     /// The domain and the claim to it, in one transaction.
@@ -127,7 +127,7 @@ impl Commands {
     ) -> Result<Answer, CommandError> {
         let domain = domain.trim_end_matches('.').to_ascii_lowercase();
         keep_trying(|| self.try_remove_domain(caller, env, &domain, only_if)).await?;
-        self.domain_changed(caller, env, format!("{env} no longer answers at {domain}")).await
+        self.domain_changed(caller, env, (&domain, false), format!("{env} no longer answers at {domain}")).await
     }
 
     /// Takes the domain off the record, and gives it up.
@@ -175,9 +175,16 @@ impl Commands {
         Ok(claims)
     }
 
-    async fn domain_changed(&self, caller: &Caller, env: &EnvRef, what: String) -> Result<Answer, CommandError> {
+    async fn domain_changed(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        (domain, added): (&str, bool),
+        what: String,
+    ) -> Result<Answer, CommandError> {
         self.deployer.nudge(env);
         let event = NewEvent::new(EventKind::DomainChanged, now(), what.clone());
+        let event = event.data("domain", domain).data("added", added);
         self.store.record(event.env(env).by(&caller.user)).await?;
         Ok(Answer::new(what, json!({"env": env})))
     }

@@ -29,7 +29,7 @@ const LISTED: usize = 50;
 impl Commands {
     /// Collects, or says what would go.
     pub(super) async fn gc(&self, caller: &Caller, dry_run: bool, io: &mut CommandIo) -> Result<Answer, CommandError> {
-        caller.need_operator("collect what is not needed")?;
+        self.need_operator(caller, "collect what is not needed")?;
         if !dry_run {
             io.tell("Collecting what is not needed any more; it goes on when you do not wait\n").await;
         }

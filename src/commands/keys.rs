@@ -19,7 +19,7 @@ impl Commands {
         io: &mut CommandIo,
     ) -> Result<Answer, CommandError> {
         if caller.door != Door::Host {
-            caller.need_operator("upload keys for users")?;
+            self.need_operator(caller, "upload keys for users")?;
         }
         let bytes = io.read_all().await?;
         let parsed = keys::parse_upload(&bytes).map_err(|error| CommandError::Usage(error.to_string()))?;
@@ -88,6 +88,7 @@ impl Commands {
                     now(),
                     format!("key {} added for {}", key.fingerprint, user.name),
                 );
+                let event = event.data("fingerprint", key.fingerprint.as_str()).data("user", user.name.as_str());
                 self.store.record(event.by(&caller.user)).await?;
             }
         }
@@ -110,7 +111,7 @@ impl Commands {
         caller.need_account("see keys")?;
         let whose = user.unwrap_or_else(|| caller.user.clone());
         if all || whose != caller.user {
-            caller.need_operator("see the keys of others")?;
+            self.need_operator(caller, "see the keys of others")?;
         }
         let keys = self.store.list::<PublicKey>("").await?;
         let keys: Vec<_> = keys.into_iter().filter(|key| all || key.user == whose).collect();
@@ -144,6 +145,7 @@ impl Commands {
         }
         self.store.transaction().delete(&key).commit().await?;
         let event = NewEvent::new(EventKind::KeyRemoved, now(), format!("key {fingerprint} of {} removed", key.user));
+        let event = event.data("fingerprint", fingerprint).data("user", key.user.as_str());
         self.store.record(event.by(&caller.user)).await?;
         Ok(Answer::new(
             format!("Removed {fingerprint} of {}", key.user),

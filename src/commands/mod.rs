@@ -34,7 +34,10 @@ mod tenants;
 pub(crate) mod tests;
 mod tokens;
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 pub(crate) use ask::{Ask, etag};
 pub use error::CommandError;
@@ -49,6 +52,7 @@ use parse::Parsed;
 
 use crate::{
     domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, TokenRights, User, UserName, Verb},
+    events::{EventHub, Pace},
     git::Repositories,
     logs::{Logs, render_line, safe_json},
     places::Places,
@@ -101,6 +105,7 @@ pub struct Services {
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
+    pub events: EventHub,
     /// Signs the project tokens of new manifests.
     pub tokens: Arc<TokenKey>,
     pub settings: CommandSettings,
@@ -116,6 +121,8 @@ pub struct Commands {
     config_turns: Arc<Places<EnvRef>>,
     /// Of those who follow logs and builds.
     follow_places: Arc<Places<TenantName>>,
+    /// How often it is told of each user that they were refused something.
+    denied: Arc<Mutex<Pace<UserName>>>,
 }
 
 impl std::ops::Deref for Commands {
@@ -127,6 +134,8 @@ impl std::ops::Deref for Commands {
 
 /// Config changes at the same time.
 const MAX_TURNS: usize = 1000;
+/// Of what one user was refused, so much is told at once, and then one every so often.
+const DENIED: (u32, Duration) = (5, Duration::from_secs(60));
 
 /// The present.
 fn now() -> Timestamp {
@@ -139,7 +148,8 @@ impl Commands {
         let run_places = Arc::new(Places::new(oneoff::MAX_RUNNING, oneoff::MAX_OF_TENANT));
         let config_turns = Arc::new(Places::new(MAX_TURNS, 1));
         let follow_places = Arc::new(Places::new(follow::MAX_FOLLOWED, follow::MAX_OF_TENANT));
-        Self { services: Arc::new(services), run_places, config_turns, follow_places }
+        let denied = Arc::new(Mutex::new(Pace::new(DENIED.0, DENIED.1)));
+        Self { services: Arc::new(services), run_places, config_turns, follow_places, denied }
     }
 
     /// Who owns the key with this `SHA256:…` fingerprint.

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 
 use crate::{
     domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, TokenScope, UserName},
+    events::KindFilter,
     logs::{LogCursor, LogLevel, LogSource, LogStream, Moment},
 };
 
@@ -291,9 +292,21 @@ pub(crate) struct Events {
     /// Only about this tenant
     #[arg(long)]
     pub tenant: Option<TenantName>,
-    /// Number of events
-    #[arg(short = 'n', long = "lines", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=10_000))]
-    pub lines: u32,
+    /// Only about this app: TENANT/APP
+    #[arg(long)]
+    pub app: Option<AppRef>,
+    /// Only about this environment: TENANT/APP/ENV
+    #[arg(long)]
+    pub env: Option<EnvRef>,
+    /// Only of this kind (build.finished) or family (build.); several with commas between them
+    #[arg(long = "type", value_name = "KIND", value_delimiter = ',')]
+    pub kinds: Vec<KindFilter>,
+    /// Only what came after the event with this number, the oldest first
+    #[arg(long, value_name = "ID")]
+    pub after: Option<u64>,
+    /// Number of events: the newest 50 unless said otherwise, with --after as many as there are
+    #[arg(short = 'n', long = "lines", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub lines: Option<u32>,
     /// Go on with new events as they come
     #[arg(short, long)]
     pub follow: bool,

@@ -99,13 +99,15 @@ impl Commands {
         }
         // The words are not recorded: they may hold secrets.
         let event = NewEvent::new(EventKind::RunStarted, now(), format!("{name} started in {version} of {env}"));
-        self.store.record(event.env(env).by(&caller.user)).await?;
+        let event = event.env(env).by(&caller.user).data("run", name.as_str()).data("release", version.0);
+        self.store.record(event).await?;
         let status = self.attend_command(caller, &spec, io).await;
         let end = match &status {
             Ok(status) => format!("{name} exited with status {status}"),
             Err(error) => format!("{name} ended: {error}"),
         };
         let event = NewEvent::new(EventKind::RunFinished, now(), end).env(env).by(&caller.user);
+        let event = event.data("run", name.as_str()).data("exit_code", status.as_ref().ok().copied());
         if let Err(error) = self.store.record(event).await {
             tracing::error!(%env, %error, "the end of a one-off command is not recorded");
         }

@@ -191,10 +191,12 @@ impl Commands {
             }
         }
         let only_if = io.only_if.clone();
+        let mut before = stored.scale.clone();
         let changed = self
             .store
             .modify::<Environment, CommandError>(env, |record| {
                 only_if.check(&scale_answer(&release, &record.scale).json)?;
+                before.clone_from(&record.scale);
                 if args.reset {
                     record.scale.clear();
                 }
@@ -204,6 +206,7 @@ impl Commands {
             .await?;
         let what = if args.reset { "back to the manifest".to_owned() } else { args.counts.join(" ") };
         let event = NewEvent::new(EventKind::ScaleChanged, now(), format!("{env} scaled: {what}"));
+        let event = event.data("old", json!(before)).data("new", json!(changed.scale)).data("reset", args.reset);
         self.store.record(event.env(env).by(&caller.user)).await?;
         self.deployer.nudge(env);
         io.tell(&format!("-----> Scaling {env}: {what}\n")).await;
@@ -228,6 +231,8 @@ impl Commands {
                 Ok(())
             })
             .await?;
+        let event = NewEvent::new(EventKind::EnvRestarted, now(), format!("{env} is restarted"));
+        self.store.record(event.env(env).by(&caller.user)).await?;
         self.deployer.nudge(env);
         io.tell(&format!("-----> Restarting {env}\n")).await;
         self.settle(env, io).await?;

@@ -44,7 +44,7 @@ impl Commands {
         name: TenantName,
         owner: Option<UserName>,
     ) -> Result<Answer, CommandError> {
-        caller.need_operator("create tenants")?;
+        self.need_operator(caller, "create tenants")?;
         let owner = match owner {
             Some(owner) => owner,
             None if caller.door == Door::Host => {
@@ -54,6 +54,7 @@ impl Commands {
         };
         let tenant = keep_trying(|| self.try_create_tenant(&name, &owner)).await?;
         let event = NewEvent::new(EventKind::TenantCreated, now(), format!("tenant {name} created for {owner}"));
+        let event = event.data("owner", owner.as_str());
         self.store.record(event.tenant(&name).by(&caller.user)).await?;
         let human = format!("Created tenant {name}, owned by {owner}\nNext: apps create {name}/APP");
         Ok(Answer::new(human, json!(tenant)))
@@ -129,7 +130,8 @@ impl Commands {
         change: impl Fn(&mut Tenant) -> Result<(), CommandError> + Send + Sync,
     ) -> Result<Answer, CommandError> {
         let changed = keep_trying(|| self.try_change_members(name, user, &change)).await?;
-        let event = NewEvent::new(EventKind::MemberChanged, now(), what);
+        let role = changed.members.get(user).map(Role::to_string);
+        let event = NewEvent::new(EventKind::MemberChanged, now(), what).data("user", user.as_str()).data("role", role);
         self.store.record(event.tenant(name).by(&caller.user)).await?;
         Ok(Answer::new(what, json!({"tenant": name, "members": changed.members})))
     }
@@ -169,7 +171,7 @@ impl Commands {
             true => format!("pushes to {name} need a berth.yaml"),
             false => format!("pushes to {name} are taken without a berth.yaml"),
         };
-        let event = NewEvent::new(EventKind::TenantChanged, now(), &what);
+        let event = NewEvent::new(EventKind::TenantChanged, now(), &what).data("require_manifest", on);
         self.store.record(event.tenant(name).by(&caller.user)).await?;
         Ok(Answer::new(what, json!({"tenant": name, "require_manifest": on})))
     }
@@ -206,6 +208,7 @@ impl Commands {
         caller.need_account("join tenants")?;
         let (name, role) = keep_trying(|| self.try_join(&caller.user, code)).await?;
         let event = NewEvent::new(EventKind::MemberChanged, now(), format!("{} joined {name} as {role}", caller.user));
+        let event = event.data("user", caller.user.as_str()).data("role", role.to_string());
         self.store.record(event.tenant(&name).by(&caller.user)).await?;
         Ok(Answer::new(format!("You are now {role} of {name}"), json!({"tenant": name, "role": role})))
     }

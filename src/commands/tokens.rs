@@ -216,7 +216,7 @@ impl Commands {
         caller.need_account("see tokens")?;
         let whose = user.unwrap_or_else(|| caller.user.clone());
         if all || whose != caller.user {
-            caller.need_operator("see the tokens of others")?;
+            self.need_operator(caller, "see the tokens of others")?;
         }
         let mut tokens = if all {
             self.store.list::<ApiToken>("").await?

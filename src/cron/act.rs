@@ -138,7 +138,9 @@ impl CronService {
         self.set_mark(mark);
         if let Some(by) = &run.requested_by {
             let message = format!("run {} of {} started in {} by hand", run.number, run.job, run.release);
-            self.event(NewEvent::new(EventKind::CronStarted, parts.clock.now(), message).env(&run.env).by(by)).await;
+            let event = NewEvent::new(EventKind::CronStarted, parts.clock.now(), message).env(&run.env).by(by);
+            let event = event.data("job", run.job.as_str()).data("run", run.number).data("release", run.release.0);
+            self.event(event).await;
         }
         let (stop, stopped) = watch::channel(None);
         let (output, ended) = viewer.unzip();
@@ -173,7 +175,8 @@ impl CronService {
         if repeated.is_none() {
             let (job, word) = (&run.job, run.state.word());
             let message = format!("{job} {word}: {}", run.state.reason().unwrap_or_default());
-            self.event(NewEvent::new(EventKind::CronSkipped, self.parts.clock.now(), message).env(&run.env)).await;
+            let event = NewEvent::new(EventKind::CronSkipped, self.parts.clock.now(), message).env(&run.env);
+            self.event(event.data("job", run.job.as_str()).data("outcome", word)).await;
         }
         Ok(())
     }

@@ -340,7 +340,12 @@ impl CronService {
         }
         let why = run.state.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
         let message = format!("run {} of {} {}{why}", run.number, run.job, run.state.word());
-        let event = NewEvent::new(EventKind::CronFinished, self.parts.clock.now(), message).env(&run.env);
+        let event = NewEvent::new(EventKind::CronFinished, self.parts.clock.now(), message)
+            .env(&run.env)
+            .data("job", run.job.as_str())
+            .data("run", run.number)
+            .data("release", run.release.0)
+            .data("outcome", run.state.word());
         self.event(event).await;
     }
 

@@ -52,6 +52,7 @@ pub use self::{
 };
 use crate::{
     domain::{EnvRef, Environment, EventKind, ImageRef, Release, ReleaseVersion, UserName},
+    events::{EventSink, Presence},
     logs::Logs,
     runtime::Runtime,
     store::{NewEvent, Store, StoreError},
@@ -74,15 +75,13 @@ struct Parts {
     steady: Steady,
     world: World,
     routes: Routes,
-    events: mpsc::Sender<NewEvent>,
+    events: EventSink,
 }
 
 impl Parts {
     /// Has an event recorded, off the path of whoever caused it.
     fn event(&self, event: NewEvent) {
-        if self.events.try_send(event).is_err() {
-            tracing::warn!("an event is not recorded: too many wait, or the server is stopping");
-        }
+        self.events.send(event);
     }
 
     fn url(&self, env: &EnvRef) -> String {
@@ -112,13 +111,16 @@ impl Deployer {
         prober: Arc<dyn Prober>,
         clock: Arc<dyn Clock>,
     ) -> (Self, DeployService) {
-        let (world, observer) = Observer::new(runtime.clone());
-        let (routes, routes_task) = RoutesTask::new(publisher, &settings);
-        let (events, event_queue) = mpsc::channel(service::EVENTS);
+        let (events, writer) = EventSink::new(store.clone());
+        let presence = |lost, back| Presence::new((lost, back), events.clone());
+        let engine = presence(EventKind::EngineLost, EventKind::EngineBack);
+        let router = presence(EventKind::RouterLost, EventKind::RouterBack);
+        let (world, observer) = Observer::new(runtime.clone(), engine);
+        let (routes, routes_task) = RoutesTask::new(publisher, &settings, router);
         let steady = Steady::starting_at(clock.now());
         let parts = Arc::new(Parts { settings, store, runtime, logs, prober, clock, steady, world, routes, events });
         let (directory, asks) = Directory::new();
-        let service = DeployService::new(parts.clone(), asks, observer, routes_task, event_queue);
+        let service = DeployService::new(parts.clone(), asks, observer, routes_task, writer);
         (Self { parts, directory }, service)
     }
 
@@ -291,7 +293,10 @@ impl Deployer {
 
     fn created(&self, release: &Release) {
         let message = format!("{} ({})", release.version, release.reason);
-        let event = NewEvent::new(EventKind::ReleaseCreated, release.created_at, message);
+        let event = NewEvent::new(EventKind::ReleaseCreated, release.created_at, message)
+            .data("release", release.version.0)
+            .data("reason", release.reason.as_str())
+            .data("image", release.image.to_string());
         self.parts.event(event.env(&release.env).by(&release.created_by));
     }
 }

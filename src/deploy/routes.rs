@@ -13,6 +13,7 @@ use tokio::{
 use super::{DeploySettings, hosts};
 use crate::{
     domain::{EnvRef, FailPoint, fail_point::reached},
+    events::Presence,
     plan::RouteState,
     router::table::{Ack, Route, RoutesTable, Upstream},
 };
@@ -134,6 +135,8 @@ pub(super) struct RoutesTask {
     wanted: BTreeMap<EnvRef, EnvRoutes>,
     now: RoutesView,
     waiting: Vec<oneshot::Sender<()>>,
+    /// Whether the router has acknowledged what it was given.
+    router: Presence,
     /// A failed publication is waiting to be tried again.
     publishes_again: bool,
     heard: FuturesUnordered<BoxFuture<'static, Heard>>,
@@ -141,7 +144,11 @@ pub(super) struct RoutesTask {
 
 impl RoutesTask {
     /// Begins with the table that is published already.
-    pub(super) fn new(publisher: Arc<dyn RoutePublisher>, settings: &DeploySettings) -> (Routes, Self) {
+    pub(super) fn new(
+        publisher: Arc<dyn RoutePublisher>,
+        settings: &DeploySettings,
+        router: Presence,
+    ) -> (Routes, Self) {
         let table = publisher.load().unwrap_or_else(|error| {
             tracing::error!(error = format!("{error:#}"), "the old routes are lost; they are made anew from what runs");
             None
@@ -175,6 +182,7 @@ impl RoutesTask {
             wanted,
             now,
             waiting: Vec::new(),
+            router,
             publishes_again: false,
             heard: FuturesUnordered::new(),
         };
@@ -235,9 +243,11 @@ impl RoutesTask {
         self.now.acked = self.now.acked.max(generation);
         if answered {
             self.now.silent = false;
+            self.router.back("the router acknowledges its routes again");
         } else if generation == self.now.table.generation && !self.now.silent {
             tracing::warn!(generation, "the router does not acknowledge its routes; is `berth router` running?");
             self.now.silent = true;
+            self.router.lost("the router does not answer", "it does not acknowledge its routes");
         }
     }
 

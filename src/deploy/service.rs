@@ -31,11 +31,10 @@ use super::{
 };
 use crate::{
     domain::{EnvRef, Environment},
-    store::{NewEvent, Revision, Store, StoreError},
+    events::EventWriter,
+    store::{Revision, StoreError},
 };
 
-/// Events that may wait to be recorded.
-pub(super) const EVENTS: usize = 1024;
 /// How long bringing an image ahead of time may take.
 pub(super) const PREPARE_DEADLINE: Duration = Duration::from_secs(300);
 /// Requests that may wait for the service.
@@ -89,7 +88,7 @@ pub struct DeployService {
     asks: mpsc::Receiver<Ask>,
     observer: Observer,
     routes: RoutesTask,
-    events: mpsc::Receiver<NewEvent>,
+    events: EventWriter,
 }
 
 impl DeployService {
@@ -98,7 +97,7 @@ impl DeployService {
         asks: mpsc::Receiver<Ask>,
         observer: Observer,
         routes: RoutesTask,
-        events: mpsc::Receiver<NewEvent>,
+        events: EventWriter,
     ) -> Self {
         Self { parts, asks, observer, routes, events }
     }
@@ -110,7 +109,7 @@ impl DeployService {
         tasks.spawn(observer.run());
         tasks.spawn(routes.run());
         let orphans = AbortOnDropHandle::new(tokio::spawn(end_orphans(parts.clone())));
-        let recorder = tokio::spawn(record(parts.store.clone(), events, shutdown.clone()));
+        let recorder = tokio::spawn(events.run(shutdown.clone()));
         tokio::select! {
             () = Supervisor::new(parts, shutdown).run(asks) => {}
             // Without them nothing moves; whoever runs this service sees it end and starts the server anew.
@@ -139,19 +138,6 @@ async fn end_orphans(parts: Arc<Parts>) {
             }
         }
         sleep(AGAIN * 5).await;
-    }
-}
-
-async fn record(store: Store, mut events: mpsc::Receiver<NewEvent>, shutdown: CancellationToken) {
-    loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
-            () = shutdown.cancelled() => events.try_recv().ok(),
-        };
-        let Some(event) = event else { return };
-        if let Err(error) = store.record(event).await {
-            tracing::error!(%error, "an event is not recorded");
-        }
     }
 }
 

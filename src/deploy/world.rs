@@ -17,6 +17,7 @@ use tokio::{
 
 use crate::{
     domain::{EnvRef, Replica},
+    events::Presence,
     runtime::{Runtime, RuntimeError, RuntimeEvent},
 };
 
@@ -78,13 +79,14 @@ pub(super) struct Observer {
     runtime: Arc<dyn Runtime>,
     world: World,
     picture: watch::Sender<Arc<Picture>>,
+    engine: Presence,
 }
 
 impl Observer {
-    pub(super) fn new(runtime: Arc<dyn Runtime>) -> (World, Self) {
+    pub(super) fn new(runtime: Arc<dyn Runtime>, engine: Presence) -> (World, Self) {
         let (picture, receiver) = watch::channel(Arc::new(Picture::default()));
         let world = World { wanted: Arc::default(), wake: Arc::default(), picture: receiver };
-        (world.clone(), Self { runtime, world, picture })
+        (world.clone(), Self { runtime, world, picture, engine })
     }
 
     /// Runs until it is dropped.
@@ -122,6 +124,7 @@ impl Observer {
                 for replica in replicas {
                     by_env.entry(replica.set.env.clone()).or_default().push(replica);
                 }
+                self.engine.back("the engine answers again");
                 let picture = Picture { ticket, known: true, replicas: by_env, error: None };
                 // One like the one before tells nobody anything.
                 self.picture.send_if_modified(|before| {
@@ -153,6 +156,7 @@ impl Observer {
 
     /// Says why there is no newer picture.
     fn doubt(&self, error: &RuntimeError) {
+        self.engine.lost("the engine does not answer", &error.to_string());
         let before = self.picture.borrow().clone();
         let error = Some(error.to_string());
         self.picture.send_replace(Arc::new(Picture { error, ..Picture::clone(&before) }));

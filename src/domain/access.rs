@@ -74,6 +74,21 @@ impl Verb {
         Self::Destroy,
         Self::ManageMembers,
     ];
+
+    /// Its name, for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Push => "push",
+            Self::Operate => "operate",
+            Self::ReadConfig => "read-config",
+            Self::WriteConfig => "write-config",
+            Self::Run => "run",
+            Self::Create => "create",
+            Self::Destroy => "destroy",
+            Self::ManageMembers => "manage-members",
+        }
+    }
 }
 
 impl Role {

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod api_token;
 pub mod build;
+pub mod cloud_event;
 pub mod cron;
 pub mod event;
 pub mod fail_point;
@@ -21,8 +22,9 @@ pub mod replica;
 pub use access::{Role, TokenScope, Verb};
 pub use api_token::{ApiToken, TokenRights, UserTokens};
 pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
+pub use cloud_event::CloudEvent;
 pub use cron::{CronJob, CronMark, CronRun, CronState, Overlap};
-pub use event::{Event, EventKind};
+pub use event::{Event, EventData, EventKind, UnknownKind};
 pub use fail_point::FailPoint;
 pub use image::{Digest, ImageRef};
 pub use names::{AppName, AppRef, EnvName, EnvRef, JobName, NameError, ProcessType, TenantName, UserName};

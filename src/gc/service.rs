@@ -9,6 +9,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Ask, GcError, GcParts, GcSettings, Report, Turn, Turns};
+use crate::{
+    domain::{EventKind, Timestamp},
+    store::NewEvent,
+};
 
 /// How often free space is looked at: nothing tells when it gets low.
 const LOOK: Duration = Duration::from_secs(15);
@@ -39,6 +43,7 @@ impl GcService {
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut early: Option<Instant> = None;
+        let mut low = false;
         loop {
             let (turn, dry_run, reply) = tokio::select! {
                 () = stop.cancelled() => return,
@@ -47,10 +52,13 @@ impl GcService {
                     Some(turn) => (turn, false, None),
                     None => continue,
                 },
-                _ = looks.tick() => match self.when_low(&mut early) {
-                    Some(turn) => (turn, false, None),
-                    None => continue,
-                },
+                _ = looks.tick() => {
+                    self.tell_room(&mut low).await;
+                    match self.when_low(&mut early) {
+                        Some(turn) => (turn, false, None),
+                        None => continue,
+                    }
+                }
                 () = self.parts.disk.refused() => match self.when_low(&mut early) {
                     Some(turn) => (turn, false, None),
                     None => continue,
@@ -62,10 +70,58 @@ impl GcService {
             };
             drop(turn);
             tell(&report);
+            self.tell_end(&report).await;
             if let Some(reply) = reply {
                 // Whoever asked may be gone.
                 let _ = reply.send(report);
             }
+        }
+    }
+
+    /// Records that space has become low, or is not any more.
+    async fn tell_room(&self, low: &mut bool) {
+        let is_low = self.parts.disk.is_low();
+        if std::mem::replace(low, is_low) == is_low {
+            return;
+        }
+        let (kind, message) = match is_low {
+            true => {
+                (EventKind::DiskLow, "disk space is low: what is not needed is collected, or pushes will be refused")
+            }
+            false => (EventKind::DiskOk, "there is enough disk space again"),
+        };
+        self.record(NewEvent::new(kind, Timestamp::now(), message)).await;
+    }
+
+    /// Records a collection that did something, or could not.
+    async fn tell_end(&self, report: &Result<Report, GcError>) {
+        let (kind, at) = (EventKind::CollectionFinished, Timestamp::now());
+        let event = match report {
+            Ok(report) if report.dry_run || report.count() == 0 && report.failures.is_empty() => return,
+            Err(GcError::Stopping) => return,
+            Ok(report) => {
+                let (count, bytes) = (report.count(), report.bytes());
+                NewEvent::new(
+                    kind,
+                    at,
+                    format!("{count} things that are not needed any more were removed ({bytes} bytes)"),
+                )
+                .data("outcome", "finished")
+                .data("count", count)
+                .data("bytes", bytes)
+                .data("millis", report.millis)
+                .data("failures", report.failures.len())
+            }
+            Err(_) => {
+                NewEvent::new(kind, at, "a collection ended early; the server's log says why").data("outcome", "failed")
+            }
+        };
+        self.record(event).await;
+    }
+
+    async fn record(&self, event: NewEvent) {
+        if let Err(error) = self.parts.store.record(event).await {
+            tracing::warn!(%error, "an event could not be recorded");
         }
     }
 

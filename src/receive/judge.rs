@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, Update,
-    Verdict,
+    Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, RefusalKind,
+    Update, Verdict,
     ended::unrecorded,
     policy::decide,
     waiting::{in_queue, patiently},
@@ -41,9 +41,9 @@ impl From<StoreError> for Unknown {
 }
 
 /// What a push that was let in has become.
-struct Queued {
-    build: Build,
-    detached: bool,
+pub(super) struct Queued {
+    pub(super) build: Build,
+    pub(super) detached: bool,
     /// A manifest to add, for a tree without one.
     manifest: Option<String>,
 }
@@ -67,10 +67,16 @@ impl Receive {
             return Verdict::Reject;
         };
         push.judged.store(true, Ordering::Release);
+        self.tell_received(&push, &request);
         // In a task of its own: a hook that dies must not leave a push half-way between the queue and its pin.
         let (receive, judged) = (self.clone(), push.clone());
         let admitted = self.0.tasks.spawn(async move { receive.admit(&judged, &request).await });
-        match patiently("checking the push", admitted, &output).await.unwrap_or_else(|error| Err(error.into())) {
+        let admitted =
+            patiently("checking the push", admitted, &output).await.unwrap_or_else(|error| Err(error.into()));
+        if let Ok(queued) = &admitted {
+            self.tell_accepted(&push, queued.as_ref());
+        }
+        match admitted {
             Ok(None) => Verdict::Accept,
             Ok(Some(queued)) if queued.detached => {
                 let env = &push.env;
@@ -95,6 +101,7 @@ impl Receive {
                     .downcast::<Rejected>()
                     .map(|rejected| rejected.0)
                     .unwrap_or_else(|error| failed(&push.env, &error));
+                self.tell_refused(&push.env, &push.user, &refusal);
                 say(refusal.render()).await;
                 Verdict::Reject
             }
@@ -120,7 +127,7 @@ impl Receive {
         self.refuse_moved(env, update).await?;
         let active = self.0.pipeline.active(env).await?;
         let replaced = match active {
-            Some(active) if !options.supersede => return Err(Rejected(busy(&active)).into()),
+            Some(active) if !options.supersede => return Err(Rejected(busy(&active).of(RefusalKind::Busy)).into()),
             active => active,
         };
         let described = self.check_commit(env, request, update).await?;
@@ -171,7 +178,11 @@ impl Receive {
             let tips: Vec<&str> = tips.iter().map(String::as_str).collect();
             is_cut_off(&path, quarantine.as_deref(), &tips)
         });
-        if cut_off.await?? { Err(Rejected(refusal_of(Obstacle::Shallow)).into()) } else { Ok(()) }
+        if cut_off.await?? {
+            Err(Rejected(refusal_of(Obstacle::Shallow).of(RefusalKind::Commit)).into())
+        } else {
+            Ok(())
+        }
     }
 
     /// The commit itself, then what its tree says.
@@ -186,7 +197,7 @@ impl Receive {
             Ok(commit_obstacle(&path, quarantine.as_deref(), &commit)?)
         });
         if let Some(obstacle) = obstacle.await?? {
-            return Err(Rejected(refusal_of(obstacle)).into());
+            return Err(Rejected(refusal_of(obstacle).of(RefusalKind::Commit)).into());
         }
         let tree = PushedTree {
             env: env.clone(),
@@ -198,7 +209,7 @@ impl Receive {
         let description = self.0.pipeline.describe(tree).await.map_err(|problems| {
             let mut refusal = Refusal::new("The pushed tree cannot be built as it is:");
             refusal.details.extend(problems.lines().map(str::to_owned));
-            Rejected(refusal.unchanged())
+            Rejected(refusal.of(RefusalKind::Manifest).unchanged())
         })?;
         let of_tenant = self.0.store.get::<Tenant>(&env.tenant).await?.is_some_and(|tenant| tenant.require_manifest);
         let required_by = match (self.0.settings.require_manifest, of_tenant) {
@@ -206,7 +217,8 @@ impl Receive {
             (false, true) => Some(format!("The tenant {}", env.tenant)),
             (false, false) => None,
         };
-        self.check_description(env, &description, required_by).map_err(Rejected)?;
+        self.check_description(env, &description, required_by)
+            .map_err(|refusal| Rejected(refusal.of(RefusalKind::Manifest)))?;
         Ok(description)
     }
 
@@ -298,18 +310,21 @@ impl Receive {
 /// What a push is told that the server could not judge.
 pub(super) fn failed(env: &EnvRef, error: &anyhow::Error) -> Refusal {
     tracing::error!(%env, error = format!("{error:#}"), "a push could not be judged");
-    Refusal::new("The server failed to take the push; its log says why.").unchanged()
+    Refusal::new("The server failed to take the push; its log says why.").of(RefusalKind::Internal).unchanged()
 }
 
 /// Why a push was not queued, for the pusher.
 fn not_queued(error: QueueError) -> anyhow::Error {
     let refusal = match error {
-        QueueError::Busy(active) => busy(&active),
+        QueueError::Busy(active) => busy(&active).of(RefusalKind::Busy),
         QueueError::Full { limit } => {
-            Refusal::new(format!("{limit} builds are waiting already; try again in a few minutes.")).unchanged()
+            Refusal::new(format!("{limit} builds are waiting already; try again in a few minutes."))
+                .of(RefusalKind::QueueFull)
+                .unchanged()
         }
         QueueError::TenantFull { tenant, limit } => {
             Refusal::new(format!("{limit} builds of {tenant} are waiting already, as many as one tenant may have."))
+                .of(RefusalKind::QueueFull)
                 .detail("Try again when some of them have ended.")
                 .unchanged()
         }
@@ -335,7 +350,7 @@ fn offer(manifest: Option<String>) -> String {
 
 /// What a push is told that there is no room for.
 pub(super) fn full_disk(no_room: &NoRoom) -> Refusal {
-    Refusal::new(format!("Push refused: {no_room}.")).unchanged()
+    Refusal::new(format!("Push refused: {no_room}.")).of(RefusalKind::Disk).unchanged()
 }
 
 fn millis(since: Instant) -> u64 {

@@ -10,6 +10,7 @@ mod ended;
 mod judge;
 mod policy;
 mod settle;
+mod tell;
 mod turn;
 mod waiting;
 mod wire;
@@ -34,12 +35,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     disk::{DiskFloor, NoRoom},
     domain::{AppRef, Build, BuildNumber, EnvRef, QueuePlace, TenantName, UserName},
+    events::EventSink,
     git::{Git, Repositories, Used, idle::Idle},
     places::{Place, Places},
     store::{Store, StoreError},
 };
 
-pub use policy::{MAX_UPDATES, PushOptions, Refusal, Update};
+pub use policy::{MAX_UPDATES, PushOptions, Refusal, RefusalKind, Update};
 
 /// The hook that is installed to `DATA/hooks` at start.
 pub const PRE_RECEIVE: &str = include_str!("../../hooks/pre-receive");
@@ -185,6 +187,7 @@ struct Inner {
     repositories: Repositories,
     store: Store,
     pipeline: Arc<dyn Pipeline>,
+    events: EventSink,
     live: Mutex<HashMap<String, Arc<LivePush>>>,
     sessions: Places<UserName>,
     /// Who may judge a push to an environment: one at a time.
@@ -198,7 +201,7 @@ struct Inner {
 pub struct Receive(Arc<Inner>);
 
 impl Receive {
-    /// Nothing runs yet. Once `shutdown` is cancelled, waiting pushes are told that their builds go on without them.
+    /// Must be called in a runtime, in which events are written. Once `shutdown` is cancelled, waiting pushes are told that their builds go on without them.
     pub fn new(
         settings: ReceiveSettings,
         git: Git,
@@ -210,7 +213,21 @@ impl Receive {
         let sessions = Places::new(settings.sessions, settings.sessions_per_user);
         let turns = Places::new(turn::ALL, 1);
         let (live, tasks) = (Mutex::default(), TaskTracker::new());
-        Self(Arc::new(Inner { settings, git, repositories, store, pipeline, live, sessions, turns, tasks, shutdown }))
+        let (events, writer) = EventSink::new(store.clone());
+        tasks.spawn(writer.run(shutdown.clone()));
+        Self(Arc::new(Inner {
+            settings,
+            git,
+            repositories,
+            store,
+            pipeline,
+            events,
+            live,
+            sessions,
+            turns,
+            tasks,
+            shutdown,
+        }))
     }
 
     /// Waits, after `shutdown`, until no push needs this process any more.

@@ -76,9 +76,30 @@ impl PushOptions {
 /// The assurance of a refusal that nothing has come of the push.
 const UNCHANGED: &str = "Nothing was changed.";
 
+/// What sort of refusal it is, for programs; the names are part of what they rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalKind {
+    /// The push wants what no push may do there.
+    Policy,
+    /// Another build is under way, or another push came first.
+    Busy,
+    /// The commit or its history cannot be taken.
+    Commit,
+    /// What the tree says of itself does not fit.
+    Manifest,
+    /// As many builds as may wait do.
+    QueueFull,
+    /// There is no room on the disk.
+    Disk,
+    /// The server failed.
+    Internal,
+}
+
 /// Why a push is refused: one line that says what, and lines that say what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
+    pub kind: RefusalKind,
     pub reason: String,
     pub details: Vec<String>,
 }
@@ -86,7 +107,12 @@ pub struct Refusal {
 impl Refusal {
     /// Without details yet.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), details: Vec::new() }
+        Self { kind: RefusalKind::Policy, reason: reason.into(), details: Vec::new() }
+    }
+
+    /// The same, of another kind.
+    pub fn of(self, kind: RefusalKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// With one more line.

@@ -60,7 +60,9 @@ impl Receive {
             && let Err(no_room) = self.0.settings.disk.check()
         {
             tracing::warn!(%env, %user, %no_room, "a push was refused");
-            say(&output, &full_disk(&no_room)).await;
+            let refusal = full_disk(&no_room);
+            self.tell_refused(env, user, &refusal);
+            say(&output, &refusal).await;
             return TRY_LATER;
         }
         let place = match self.0.sessions.take(user, self.0.settings.patience).await {

@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 pub use disk::is_vacant;
-pub use events::NewEvent;
+pub use events::{EventChange, Forgotten, KEPT_EVENTS, NewEvent};
 pub use memory::MemoryKv;
 pub use records::Record;
 pub use redb_kv::{RedbKv, open_store};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, stream::BoxStream};
 
-use super::{Change, Entry, Guard, Kv, KvError, Record, Revision, Write};
+use super::{Change, Entry, Guard, Kv, KvError, Record, Revision, Write, events::EventLog};
 
 /// Why a record operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -58,6 +58,7 @@ const MODIFY_TRIES: usize = 32;
 #[derive(Clone)]
 pub struct Store {
     kv: Arc<dyn Kv>,
+    pub(super) events: Arc<EventLog>,
 }
 
 fn full_key<R: Record>(own: &str) -> String {
@@ -78,7 +79,7 @@ fn encode<R: Record>(record: &R) -> Result<Vec<u8>, StoreError> {
 impl Store {
     /// A store over `kv`.
     pub fn new(kv: Arc<dyn Kv>) -> Self {
-        Self { kv }
+        Self { kv, events: Arc::default() }
     }
 
     /// The port below, for what has no record type.

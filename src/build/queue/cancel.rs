@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Builds, Shared, unbroken};
 use crate::{
-    domain::{Build, BuildNumber, BuildState, EnvRef, ReleaseVersion, Stage},
+    domain::{Build, BuildNumber, BuildState, EnvRef, EventKind, ReleaseVersion, Stage},
     store::StoreError,
 };
 
@@ -113,6 +113,7 @@ impl Shared {
         // It may have been held too long just now.
         let Some(active) = active.filter(|active| active.reason.is_none()) else { return Ok(false) };
         active.build.held = false;
+        self.tell(EventKind::BuildQueued, &active.build);
         active.held.send_replace(false);
         Ok(true)
     }

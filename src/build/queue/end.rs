@@ -12,7 +12,7 @@ use crate::{
         work::{Ended, write},
     },
     deploy::Progress,
-    domain::{Build, BuildState, EnvRef, EventKind, UserName},
+    domain::{Build, BuildState, EnvRef, EventKind},
     store::NewEvent,
 };
 
@@ -107,22 +107,37 @@ impl Shared {
         if let Some(active) = active {
             active.done.send_replace(Some(build.clone()));
         }
-        self.record(EventKind::BuildFinished, build, None).await;
+        let cancelled = matches!(build.state, BuildState::Cancelled { .. });
+        self.tell(if cancelled { EventKind::BuildCancelled } else { EventKind::BuildFinished }, build);
     }
 
-    pub(super) async fn record(&self, kind: EventKind, build: &Build, by: Option<&UserName>) {
-        let (at, message) = match &build.state {
-            BuildState::Queued | BuildState::Running { .. } => (build.queued_at, "queued".to_owned()),
-            BuildState::Succeeded => (jiff::Timestamp::now(), "succeeded".to_owned()),
-            BuildState::Failed { reason } => (jiff::Timestamp::now(), format!("failed: {reason}")),
-            BuildState::Cancelled { reason } => (jiff::Timestamp::now(), format!("was cancelled: {reason}")),
+    /// Has an event recorded about how far a build is.
+    pub(super) fn tell(&self, kind: EventKind, build: &Build) {
+        let (message, outcome, reason) = match &build.state {
+            BuildState::Queued => ("queued".to_owned(), None, None),
+            BuildState::Running { .. } => ("started".to_owned(), None, None),
+            BuildState::Succeeded => ("succeeded".to_owned(), Some("succeeded"), None),
+            BuildState::Failed { reason } => (format!("failed: {reason}"), Some("failed"), Some(reason)),
+            BuildState::Cancelled { reason } => (format!("was cancelled: {reason}"), Some("cancelled"), Some(reason)),
         };
-        let mut event = NewEvent::new(kind, at, format!("build #{} {message}", build.number)).env(&build.env);
-        if let Some(user) = by {
-            event = event.by(user);
+        let at = if kind == EventKind::BuildQueued { build.queued_at } else { jiff::Timestamp::now() };
+        let mut event = NewEvent::new(kind, at, format!("build #{} {message}", build.number))
+            .env(&build.env)
+            .data("build", build.number.0)
+            .data("commit", build.commit.as_str())
+            .data("branch", build.branch.as_deref());
+        if outcome.is_none() {
+            event = event.by(&build.pushed_by);
         }
-        if let Err(error) = self.store.record(event).await {
-            tracing::warn!(%error, "an event could not be recorded");
+        if let Some(outcome) = outcome {
+            let millis: serde_json::Map<_, _> =
+                build.timings.iter().map(|(stage, millis)| (stage.clone(), (*millis).into())).collect();
+            let release = build.release.map(|release| release.0);
+            event = event.data("outcome", outcome).data("release", release).data("timings", millis);
         }
+        if let Some(reason) = reason {
+            event = event.data("reason", reason.as_str());
+        }
+        self.events.send(event);
     }
 }

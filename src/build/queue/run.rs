@@ -3,7 +3,10 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Active, BuildService, Shared};
@@ -22,6 +25,8 @@ use crate::{
 pub(super) const STOPPED: &str = "the server was stopped before the push was checked to its end; push again";
 /// How long a build waits for word that it may begin; longer than any check of a push takes.
 const HELD_DEADLINE: Duration = Duration::from_secs(120);
+/// How long the last events may take to be written at shutdown.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
 /// Pause before what could not be written is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
@@ -74,14 +79,11 @@ impl Shared {
         let env = build.env.clone();
         let queued = build.clone();
         let worked = async {
-            let event = async {
-                if !resumed {
-                    self.record(EventKind::BuildQueued, &queued, Some(&queued.pushed_by)).await;
-                }
-            };
+            if !resumed {
+                self.tell(EventKind::BuildStarted, &queued);
+            }
             let worked = AssertUnwindSafe(work(&self.pipeline, build, &output, &*self)).catch_unwind();
-            let (ended, ()) = futures::join!(worked, event);
-            ended.unwrap_or_else(|_| {
+            worked.await.unwrap_or_else(|_| {
                 // The panic is in the log already; what it left behind is dropped with the future.
                 output.error("The platform failed, not your app: an internal error.");
                 let reason = "an internal error of the platform".to_owned();
@@ -216,8 +218,12 @@ impl Watch for Shared {
 impl BuildService {
     /// Runs builds until `shutdown`. Builds under way are then dropped with their containers, and go on with the next server.
     pub async fn run(self, shutdown: CancellationToken) {
+        let Self { shared: queue, writer } = self;
+        // Until the last build has ended and told so.
+        let told = CancellationToken::new();
+        let writing = tokio::spawn(writer.run(told.clone()));
         let mut builds = JoinSet::new();
-        let shared = self.shared.clone();
+        let shared = queue.clone();
         let prepare_until = shutdown.clone();
         builds.spawn(async move {
             tokio::select! {
@@ -226,12 +232,12 @@ impl BuildService {
             }
         });
         loop {
-            while let Some((build, cancel)) = self.shared.next() {
-                builds.spawn(self.shared.clone().run_build(build, cancel, shutdown.clone()));
+            while let Some((build, cancel)) = queue.next() {
+                builds.spawn(queue.clone().run_build(build, cancel, shutdown.clone()));
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                () = self.shared.wake.notified() => {}
+                () = queue.wake.notified() => {}
                 Some(ended) = builds.join_next() => {
                     if let Err(error) = ended {
                         tracing::error!(%error, "a build's task has failed");
@@ -240,11 +246,15 @@ impl BuildService {
             }
         }
         while builds.join_next().await.is_some() {}
-        self.shared.end_held().await;
-        self.shared.pipeline.containers_gone().await;
-        self.shared.stopping.cancel();
-        self.shared.unwritten.close();
-        self.shared.unwritten.wait().await;
+        queue.end_held().await;
+        queue.pipeline.containers_gone().await;
+        queue.stopping.cancel();
+        queue.unwritten.close();
+        queue.unwritten.wait().await;
+        told.cancel();
+        if timeout(LAST_EVENTS, writing).await.is_err() {
+            tracing::warn!("the last events could not be recorded in time");
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     },
     deploy::Progress,
     domain::{Build, BuildNumber, BuildState, EnvRef, Stage},
+    events::EventSink,
 };
 
 /// How often a build may be interrupted by the end of a server and be tried again.
@@ -62,9 +63,11 @@ impl Builds {
     /// Takes up what the records say: queued builds wait in their order, builds that had begun go first.
     pub async fn start(parts: BuildParts, settings: BuildSettings) -> anyhow::Result<(Self, BuildService)> {
         let store = parts.store.clone();
+        let (events, writer) = EventSink::new(store.clone());
         let shared = Arc::new(Shared {
             pipeline: Pipeline::new(parts, settings)?,
             store: store.clone(),
+            events,
             queue: Mutex::new(Queue::default()),
             enqueueing: tokio::sync::Mutex::new(()),
             wake: Notify::new(),
@@ -80,7 +83,7 @@ impl Builds {
             shared.take_up(build, is_newest).await;
         }
         shared.queue().tell_places();
-        Ok((Self { shared: shared.clone() }, BuildService { shared }))
+        Ok((Self { shared: shared.clone() }, BuildService { shared, writer }))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The commands as their callers see them: words in, text and exit status out, over a store in memory.
 
+mod events;
 mod fakes;
 mod logs;
 mod matrix;
@@ -207,8 +208,11 @@ impl World {
             clock: Arc::new(SystemClock),
             settings: CronSettings::default(),
         });
+        let (events, hub) = EventHub::start(store.clone(), "").await.unwrap();
+        tokio::spawn(hub.run(CancellationToken::new()));
         let services = Services {
             store: store.clone(),
+            events,
             builds: builds.clone(),
             deployer: deployer.clone(),
             cron: Arc::new(cron),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Actor, Picture, Tracked};
+use super::{Actor, Picture, Tracked, tell};
 use crate::{
     deploy::{
         clock::elapsed,
@@ -66,6 +66,7 @@ impl Actor {
             was_routed: false,
             stopping: false,
             stop_again: false,
+            told_healthy: None,
             shown: None,
             watcher: None,
         });
@@ -116,7 +117,8 @@ impl Actor {
             verdicts: self.verdicts.0.clone(),
         };
         let set = set.clone();
-        let name = format!("{}.{}", set.process, one.replica.index);
+        let index = one.replica.index;
+        let name = format!("{}.{index}", set.process);
         let watcher = AbortOnDropHandle::new(tokio::spawn(watcher.run()));
         if let Some(one) = self.replicas.get_mut(id) {
             one.watcher = Some(watcher);
@@ -125,13 +127,16 @@ impl Actor {
             if adopted || stable {
                 one.phase = Phase::Ready;
                 one.ready_since = Some(started_at);
+                // Found healthy, which is no news.
+                one.told_healthy = found.then_some(true);
             }
         }
         if adopted || stable {
             self.sets.entry(set.clone()).or_default().ever_ready = true;
         }
         if !found {
-            self.note(EventKind::ReplicaStarted, format!("{name} of {} started", set.release));
+            let event = self.event(EventKind::ReplicaStarted, format!("{name} of {} started", set.release));
+            self.parts.event(tell::of_replica(event, &set, index));
         }
     }
 
@@ -193,6 +198,11 @@ impl Actor {
         if one.stopping {
             return;
         }
+        let (set, index) = (one.replica.set.clone(), one.replica.index);
+        let exit = match one.replica.state {
+            ReplicaState::Exited { code, out_of_memory } => Some((code, out_of_memory)),
+            ReplicaState::Created | ReplicaState::Running => None,
+        };
         let mut message =
             format!("{}.{} of {} {how}", one.replica.set.process, one.replica.index, one.replica.set.release);
         let state = self.sets.entry(one.replica.set.clone()).or_default();
@@ -207,8 +217,14 @@ impl Actor {
             state.crashes = state.crashes.saturating_add(1);
         }
         state.trouble = Some(message.clone());
+        let failures = state.backoff.failures();
         tracing::info!(env = %self.env, "{message}");
-        self.note(EventKind::ReplicaDied, message);
+        let event = self.event(EventKind::ReplicaDied, message).data("reason", how).data("failures", failures);
+        let event = tell::of_replica(event, &set, index);
+        self.parts.event(match exit {
+            Some((code, out_of_memory)) => event.data("exit_code", code).data("out_of_memory", out_of_memory),
+            None => event,
+        });
         self.read_tail(id);
     }
 

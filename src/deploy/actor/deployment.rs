@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::{sync::oneshot, time::Instant};
 
+use super::tell::Steps;
 use crate::{
     deploy::{
         api::{DeployFailure, Deployed},
@@ -59,6 +60,8 @@ pub(super) struct Rollout {
     pub(super) waiting: Vec<oneshot::Sender<Outcome>>,
     /// Milliseconds since it began at which something was reached.
     marks: Vec<(&'static str, u64)>,
+    /// What events have said of it.
+    pub(super) steps: Steps,
     /// What was said last, and when.
     pub(super) said: (String, Instant),
     /// Why it has failed and with what last lines, when that could not be acted on where it was found.
@@ -84,6 +87,7 @@ impl Rollout {
             audience: Audience::default(),
             waiting: Vec::new(),
             marks: Vec::new(),
+            steps: Steps::default(),
             said: (String::new(), now),
             phase_failure: None,
             last_words: false,

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Actor, STORE_AGAIN, deployment::Outcome, report::counts};
+use super::{Actor, STORE_AGAIN, deployment::Outcome, report::counts, tell};
 use crate::{
     deploy::{
         api::{CancelFailure, Deployed},
@@ -31,7 +31,9 @@ impl Actor {
             self.rollout = Some(rollout);
             return self.wake_by(Instant::now() + STORE_AGAIN);
         }
-        self.note(EventKind::DeploymentFinished, format!("{version} is deployed"));
+        let event = self.event(EventKind::DeploymentFinished, format!("{version} is deployed"));
+        let event = event.data("release", version.0).data("outcome", "succeeded");
+        self.parts.event(event.data("timings", tell::timings(&rollout.timings())));
         let all = goal.processes.iter().map(|(process, goal)| (process, goal.count, goal.count));
         let counts = counts(all);
         if rollout.said.0 != counts {
@@ -97,6 +99,10 @@ impl Actor {
     async fn go_back(&mut self, state: DeploymentState, reason: String, last_log_lines: Vec<String>) {
         let Some(mut rollout) = self.rollout.take() else { return };
         let version = rollout.version;
+        let by = match &state {
+            DeploymentState::Cancelled { by } => Some(by.clone()),
+            _ => None,
+        };
         let mut deployment = rollout.record(&self.env, state, Some(self.parts.clock.now()));
         let older = last_log_lines.len().saturating_sub(LAST_LOG_LINES);
         deployment.last_log_lines = last_log_lines[older..].to_vec();
@@ -121,7 +127,7 @@ impl Actor {
         }
         // Without the reason, which may quote what an app has said.
         tracing::warn!(env = %self.env, %version, "a deployment failed");
-        self.note(EventKind::DeploymentFinished, format!("{version} was not deployed: {reason}"));
+        self.tell_failure(version, &reason, by);
         rollout.end(&Outcome::Failed { release: version, reason, last_log_lines });
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `absorb` keeps what is known of the replicas; `rollout` moves the environment from release to release and `ending` ends
 //! that (`deployment` is what is known of it); `execute` does what the plan
-//! says, in tasks that report back; `goal` is what should be; `phase` runs release phases; `tail` reads last words; `loops` keeps crash loops over restarts; `report` tells people.
+//! says, in tasks that report back; `goal` is what should be; `phase` runs release phases; `tail` reads last words; `loops` keeps crash loops over restarts; `report` tells people, `tell` those who read events.
 
 mod absorb;
 mod deployment;
@@ -14,6 +14,7 @@ mod phase;
 mod report;
 mod rollout;
 mod tail;
+mod tell;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,11 +44,12 @@ use super::{
 };
 use crate::{
     domain::{
-        CrashLoop, EnvRef, Environment, ProcessType, Release, ReleaseVersion, Replica, ReplicaId, SetId, Timestamp,
-        UserName,
+        CrashLoop, EnvRef, Environment, EventKind, ProcessType, Release, ReleaseVersion, Replica, ReplicaId, SetId,
+        Timestamp, UserName,
     },
+    events::Pace,
     plan::{self, Backoff, Goal, Phase},
-    store::StoreError,
+    store::{NewEvent, StoreError},
 };
 
 /// Messages that may wait for an actor.
@@ -116,6 +118,8 @@ struct Tracked {
     stopping: bool,
     /// Stopping it did not come to its end, and is tried again. It may be stopping all the same, and hidden by the engine for that.
     stop_again: bool,
+    /// Whether events have said last that it is healthy.
+    told_healthy: Option<bool>,
     /// What people were told last that it is, and since when by the time of day.
     shown: Option<(ReplicaHealth, Timestamp)>,
     /// Probes it; ends when dropped.
@@ -190,6 +194,8 @@ pub(super) struct Actor {
     /// Who wants to deploy to an environment of the same name that was made meanwhile; its own actor will answer them.
     deferred: Vec<oneshot::Sender<Outcome>>,
     wake: Option<Instant>,
+    /// How often events tell of the health of each replica, by its process type and index.
+    health_pace: Pace<(ProcessType, u32)>,
     /// What each process type waits for, and since when (by the time of day).
     waiting: BTreeMap<ProcessType, report::Waited>,
 }
@@ -234,6 +240,7 @@ impl Actor {
             retiring: None,
             deferred: Vec::new(),
             wake: None,
+            health_pace: tell::health_pace(),
             waiting: BTreeMap::new(),
         };
         (Address { inbox, nudge, status: watcher }, actor)
@@ -381,8 +388,9 @@ impl Actor {
         self.wake = Some(self.wake.map_or(moment, |wake| wake.min(moment)));
     }
 
-    fn note(&self, kind: crate::domain::EventKind, message: String) {
-        self.parts.event(crate::store::NewEvent::new(kind, self.parts.clock.now(), message).env(&self.env));
+    /// An event about the environment, to be given to `self.parts.event`.
+    fn event(&self, kind: EventKind, message: String) -> NewEvent {
+        NewEvent::new(kind, self.parts.clock.now(), message).env(&self.env)
     }
 
     /// Whether the goal is to have nothing, and nothing is left.

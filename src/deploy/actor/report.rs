@@ -38,6 +38,8 @@ impl Actor {
             self.mark_stages(plan, goal);
         }
         self.note_health();
+        self.tell_health();
+        self.tell_step(plan);
         let waits = self.waits(plan);
         let why = self.why(plan);
         let deployment = self.rollout.as_ref().map(|rollout| rollout.record(&self.env, DeploymentState::Running, None));
@@ -291,6 +293,7 @@ mod tests {
             was_routed: false,
             stopping: false,
             stop_again: false,
+            told_healthy: None,
             shown: None,
             watcher: None,
         };

@@ -79,7 +79,9 @@ impl Actor {
             return Ok(Some(Outcome::Superseded { by }));
         }
         reached(FailPoint::Start);
+        self.tell_start(version, record.current);
         if let Some(old) = self.rollout.replace(rollout) {
+            self.tell_superseded(old.version, version);
             old.end(&Outcome::Superseded { by: version });
         }
         Ok(None)
@@ -129,7 +131,11 @@ impl Actor {
         if !changed.is_empty() {
             self.change(&changed, |_| {}).await?;
         }
+        if deployment.is_none() {
+            self.tell_start(target, current);
+        }
         if let Some(old) = self.rollout.replace(rollout) {
+            self.tell_superseded(old.version, target);
             old.end(&Outcome::Superseded { by: target });
         }
         Ok(())

@@ -7,3 +7,4 @@ mod faults;
 mod promises;
 mod rollouts;
 pub(crate) mod support;
+mod telling;
