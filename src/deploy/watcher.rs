@@ -1,6 +1,7 @@
 //! One task per running replica: probes it for as long as it runs, and tells its environment's actor when the verdict changes.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -76,6 +77,8 @@ pub(super) struct Watcher {
     pub(super) prober: Arc<dyn Prober>,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) verdicts: mpsc::Sender<Verdict>,
+    /// What is not to be quoted of what a health command says; see [`secrets`].
+    pub(super) secrets: Vec<String>,
 }
 
 impl Watcher {
@@ -173,7 +176,8 @@ impl Watcher {
             Err(RuntimeError::Unavailable(_)) => return None,
             Err(error) => return Some(Err(ProbeError::Wrong(format!("the health command cannot be run: {error}")))),
         };
-        let said = String::from_utf8_lossy(&ended.output);
+        // It is told to whoever may see the state of the environment, which is not the same as its configuration.
+        let said = without(&self.secrets, String::from_utf8_lossy(&ended.output).into_owned());
         let mut lines = said.lines().rev().map(|line| plain_line(line, SAID));
         let last = lines.find(|line| !line.trim().is_empty()).unwrap_or_default();
         let said = if last.is_empty() { last } else { format!(": {last}") };
@@ -189,6 +193,24 @@ impl Watcher {
         let found = timeout(LOOK_TIMEOUT, self.runtime.listeners(&self.replica)).await.ok()?.ok()?;
         Some(explain(&found, port))
     }
+}
+
+/// Values of configuration shorter than this are found in any text, and are no secrets.
+const SECRET: usize = 4;
+
+/// What of a configuration is not to be quoted, the longest first.
+pub(super) fn secrets(config: &BTreeMap<String, String>) -> Vec<String> {
+    let mut secrets: Vec<String> = config.values().filter(|value| value.len() >= SECRET).cloned().collect();
+    secrets.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    secrets
+}
+
+/// A text that an app has said, without these values.
+fn without(secrets: &[String], text: String) -> String {
+    secrets
+        .iter()
+        .filter(|secret| text.contains(*secret))
+        .fold(text.clone(), |text, secret| text.replace(secret, "[config]"))
 }
 
 /// Why nothing answers on `port`, given what is listened on.
@@ -238,6 +260,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn no_configuration_is_quoted() {
+        let config = [("A", "hunter2"), ("B", "hunter2-long"), ("C", "1"), ("D", "two\nlines")];
+        let config = config.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let said = "cannot log in as hunter2-long or hunter2 (1): two\nlines".to_owned();
+        assert_eq!(without(&secrets(&config), said), "cannot log in as [config] or [config] (1): [config]");
+    }
+
     /// Fails the first time and whenever it is asked after it has answered; notes who was taken for starting.
     #[derive(Default)]
     struct Notes(std::sync::Mutex<Vec<bool>>);
@@ -276,6 +306,7 @@ mod tests {
                 prober: prober.clone(),
                 runtime: Arc::new(FakeRuntime::new(Behaviour::default())),
                 verdicts,
+                secrets: Vec::new(),
             };
             let _ = timeout(Duration::from_secs(60), watcher.run()).await;
             assert_eq!(prober.0.lock().unwrap()[..4], want);

@@ -102,7 +102,15 @@ impl EventHub {
         let last = self.last();
         let cursor = after.unwrap_or(last);
         let known = if after.is_some() { 0 } else { cursor };
-        Follower { shared: self.shared.clone(), changes, filter, cursor, live_from: last.max(cursor), known }
+        Follower {
+            shared: self.shared.clone(),
+            changes,
+            filter,
+            cursor,
+            live_from: last.max(cursor),
+            known,
+            forgotten: None,
+        }
     }
 }
 
@@ -226,8 +234,9 @@ pub struct Follower {
     cursor: u64,
     /// What comes after this one came while it was read.
     live_from: u64,
-    /// Up to where it knows what is gone.
+    /// Up to where it knows what is gone, and what it has looked at for that.
     known: u64,
+    forgotten: Option<Arc<Forgotten>>,
 }
 
 impl Follower {
@@ -280,7 +289,9 @@ impl Follower {
             return Err(StreamEnd::TooSlow { last_id: self.cursor });
         }
         let from = self.cursor;
-        let gone = self.gone(&kept, &visible);
+        // Rarely anything has gone since the last look.
+        let looked_at = self.forgotten.as_ref().is_some_and(|forgotten| Arc::ptr_eq(forgotten, &kept.forgotten));
+        let gone = if looked_at { 0 } else { self.gone(&kept, &visible) };
         let mut events = Vec::new();
         let mut looked = 0;
         for event in range(from) {
@@ -296,6 +307,7 @@ impl Follower {
         let more = range(self.cursor).next().is_some();
         let missed = (gone > from.max(self.known)).then_some((from + 1, gone));
         self.known = self.known.max(gone);
+        self.forgotten = Some(kept.forgotten.clone());
         Ok((Page { events, missed, allowed, users: kept.users }, more))
     }
 
@@ -305,7 +317,6 @@ impl Follower {
         let fits = |name: Option<&TenantName>| {
             self.filter.of_tenant().is_none_or(|tenant| name == Some(tenant)) && visible(name)
         };
-        // Rarely any is newer than what has been read.
         let tenants = forgotten.tenants.iter().map(|(name, id)| (Some(name), *id));
         let all = tenants.chain([(None, forgotten.platform)]);
         let newer = all.filter(|(_, id)| *id > self.cursor.max(self.known)).filter(|(name, _)| fits(*name));

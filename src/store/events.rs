@@ -23,7 +23,7 @@ use crate::domain::{AppRef, EnvRef, Event, EventData, EventKind, Tenant, TenantN
 /// How many events are kept.
 pub const KEPT_EVENTS: usize = 10_000;
 /// After so many new ones it is looked whether there are too many.
-const SWEEP: u64 = 100;
+const SWEEP: u64 = 250;
 /// Most events that one transaction writes.
 const BATCH: usize = 256;
 /// How often a batch is numbered anew when somebody else has taken the numbers.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use berth::{
-    domain::{BuildState, Environment, Role, Tenant, Timestamp},
+    domain::{BuildState, Environment, Event, EventKind, Role, Tenant, Timestamp},
     ssh::SshSettings,
 };
 
@@ -38,6 +38,32 @@ async fn refs_that_cannot_be_pushed() {
     }
     assert_eq!(server.branch("main"), before, "something was half-done");
     assert_eq!(server.pipeline.builds(&env()).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_tell_what_became_of_a_push() {
+    let server = Server::start().await;
+    let work = server.work("work").await;
+    server.commit(&work, &[("berth.yaml", "app: acme/other")]).await;
+    server.git(&work, &["push", "paas-dev", "main"]).await.refused(&["berth.yaml says"]);
+    server.commit(&work, &[("berth.yaml", "app: acme/shop")]).await;
+    server.git(&work, &["push", "-q", "paas-dev", "main"]).await.ok();
+    // They are written beside.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let events = loop {
+        let events = server.store.list::<Event>("").await.unwrap();
+        if events.iter().any(|event| event.kind == EventKind::PushAccepted) {
+            break events;
+        }
+        assert!(std::time::Instant::now() < deadline, "{events:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let kinds: Vec<_> = events.iter().map(|event| event.kind.name()).collect();
+    assert_eq!(kinds, ["push.received", "push.refused", "push.received", "push.accepted"]);
+    assert_eq!(events[1].data.get("kind").and_then(|kind| kind.as_str()), Some("manifest"));
+    assert_eq!(events[3].data.get("branch").and_then(|branch| branch.as_str()), Some("main"));
+    assert!(events[3].data.get("build").is_some());
+    assert!(events.iter().all(|event| event.env_ref() == Some(env()) && event.actor.is_some()), "{events:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,7 +38,18 @@ async fn busy_full_supersede_and_cancel() {
     assert_eq!(world.end_of(&newer).await.state, BuildState::Succeeded);
     assert_eq!(world.end_of(&other).await.state, BuildState::Succeeded);
     assert_eq!(world.builds.active(&env("dev")).await.unwrap(), None);
+    let store = world.builds.shared.store.clone();
     world.stop().await;
+    let of = |number: BuildNumber, env: &EnvRef, events: &[crate::store::Stored<crate::domain::Event>]| {
+        let is_it = |event: &&crate::store::Stored<crate::domain::Event>| {
+            event.env_ref().as_ref() == Some(env) && event.data.get("build") == Some(&number.0.into())
+        };
+        events.iter().filter(is_it).map(|event| event.kind.name()).collect::<Vec<_>>()
+    };
+    let events = store.list::<crate::domain::Event>("").await.unwrap();
+    assert_eq!(of(running.number, &running.env, &events), ["build.queued", "build.started", "build.cancelled"]);
+    assert_eq!(of(queued.number, &queued.env, &events), ["build.queued", "build.cancelled"]);
+    assert_eq!(of(newer.number, &newer.env, &events), ["build.queued", "build.started", "build.finished"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use crate::{
     deploy::{
         clock::elapsed,
         spec,
-        watcher::{Verdict, Watcher},
+        watcher::{Verdict, Watcher, secrets},
     },
     domain::{
         EventKind, FailPoint, Health, HealthProbe, Replica, ReplicaId, ReplicaState, SetId, Timestamp,
@@ -101,6 +101,7 @@ impl Actor {
         let started_at = one.replica.started_at.filter(|started| found && *started < now).unwrap_or(now);
         let adopted = found && (published || self.served_unseen(set, &health, elapsed(started_at, now)));
         let stable = health.probe == HealthProbe::Running && elapsed(started_at, now) >= self.parts.settings.stability;
+        let secrets = self.releases.get(&set.release).map(|release| secrets(&release.config)).unwrap_or_default();
         let watcher = Watcher {
             replica: id.clone(),
             address: one.replica.address,
@@ -115,6 +116,7 @@ impl Actor {
             prober: self.parts.prober.clone(),
             runtime: self.parts.runtime.clone(),
             verdicts: self.verdicts.0.clone(),
+            secrets,
         };
         let set = set.clone();
         let index = one.replica.index;

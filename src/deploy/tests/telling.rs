@@ -118,7 +118,7 @@ async fn an_engine_and_a_router_that_are_away_are_told_once() {
     platform.engine.set_down(false);
     sleep(Duration::from_secs(30)).await;
     *platform.router.asleep.lock().unwrap() = true;
-    platform.change(|record| drop(record.scale.insert("web".parse().unwrap(), 3))).await;
+    platform.change(|record| record.scale.extend([("web".parse().unwrap(), 3)])).await;
     sleep(Duration::from_secs(120)).await;
     let events = events(&platform).await;
     let count = |kind| of(&events, kind).len();
