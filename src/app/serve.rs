@@ -170,7 +170,10 @@ impl Server {
         let cron = start_cron(config, store, &on.runtime, &on.logs, &mut work);
         let commands = Commands::new(Services {
             store: store.clone(),
+            publishing: builds.publishing(),
             builds: Arc::new(builds),
+            sources: Arc::new(receive.clone()),
+            registry: on.registry.clone(),
             deployer: Arc::new(deployer),
             cron: Arc::new(cron),
             logs: on.logs.clone(),

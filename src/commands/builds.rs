@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, answer, error::logged, io::interrupted, nouns, now};
+use super::{Answer, Caller, CommandError, CommandIo, Commands, SourceOptions, answer, error::logged, io::interrupted, nouns, now};
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},
     logs::{OutputLines, render_line, until_ended},
@@ -64,6 +64,10 @@ impl Commands {
                 self.env_for(caller, Verb::Read, &env).await?;
                 let number = self.build(&env, number).await?.number;
                 self.build_logs(caller, &env, number, follow, json, io).await.map(|()| None)
+            }
+            nouns::Builds::Create { env, message, no_cache, detach } => {
+                let options = SourceOptions { message, no_cache };
+                self.create_build(caller, &env, options, detach, json, io).await.map(Some)
             }
             nouns::Builds::Cancel { env, number } => self.cancel_build(caller, &env, number).await.map(Some),
             nouns::Builds::PurgeCache { app } => self.purge_cache(caller, &app).await.map(Some),

@@ -11,6 +11,9 @@ pub enum CommandError {
     /// Exit status 1. What failed, why, what to do next.
     #[error("{0}")]
     Failed(String),
+    /// Exit status 1: what was sent cannot be taken as it is. What is wrong with it, and where.
+    #[error("{0}")]
+    Unfit(String),
     /// Exit status 2: the words are off.
     #[error("{0}")]
     Usage(String),
@@ -32,7 +35,7 @@ impl CommandError {
     /// The exit status of the contract.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Failed(_) => 1,
+            Self::Failed(_) | Self::Unfit(_) => 1,
             Self::Usage(_) => 2,
             Self::Denied(_) => 3,
             Self::NotFound(_) => 4,

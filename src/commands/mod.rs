@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod gc;
 mod help;
+mod images;
 mod io;
 mod keys;
 mod logs;
@@ -26,6 +27,7 @@ mod pipeline;
 mod ports;
 mod releases;
 mod running;
+mod sources;
 mod tenants;
 #[cfg(test)]
 mod tests;
@@ -35,7 +37,8 @@ use std::sync::Arc;
 pub use error::CommandError;
 pub use gc::Collections;
 pub use io::{CommandIo, Control, Pty};
-pub use ports::{BuildQueue, CronRuns, Deployments};
+pub use ports::{BuildQueue, CronRuns, Deployments, Sources};
+pub use sources::SourceOptions;
 
 use answer::Answer;
 use parse::{Command, Parsed};
@@ -44,7 +47,9 @@ use crate::{
     domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, User, UserName, Verb},
     git::Repositories,
     logs::{Logs, render_line},
+    manifest::Defaults,
     places::Places,
+    registry::{PublishGate, Registry},
     runtime::Runtime,
     store::{Store, StoreError},
     token::TokenKey,
@@ -77,12 +82,20 @@ pub struct CommandSettings {
     pub base_domain: String,
     /// Processes and threads of a one-off command.
     pub run_pids: u32,
+    /// What holds for a process that does not say.
+    pub process_defaults: Defaults,
+    /// Most that a process may ask for: thousandths of a core, bytes of memory.
+    pub largest_process: (u32, u64),
 }
 
 /// What the commands need.
 pub struct Services {
     pub store: Store,
     pub builds: Arc<dyn BuildQueue>,
+    pub sources: Arc<dyn Sources>,
+    pub registry: Arc<dyn Registry>,
+    /// Keeps images from being collected while a release is made of them.
+    pub publishing: PublishGate,
     pub deployer: Arc<dyn Deployments>,
     pub cron: Arc<dyn CronRuns>,
     pub logs: Logs,
@@ -199,6 +212,7 @@ impl Commands {
             Command::Deployments(command) => self.deployments(caller, command).await?,
             Command::Rollback { env, version } => self.rollback(caller, &env, version, io).await?,
             Command::Redeploy { env, no_cache } => self.redeploy(caller, &env, no_cache, json, io).await?,
+            Command::Deploy(args) => self.deploy_and_answer(caller, args, io).await?,
             Command::Promote { from, to } => self.promote(caller, &from, &to, json, io).await?,
             Command::Config(command) => self.config(caller, command, io).await?,
             Command::Domains(command) => self.domains(caller, command).await?,

@@ -81,6 +81,18 @@ impl Commands {
             }
             Err(EnqueueError::Store(error)) => return Err(error.into()),
         };
+        self.relay_to_end(caller, env, &build, json, io).await
+    }
+
+    /// Relays the output of a build to its end, and answers what it came to.
+    pub(super) async fn relay_to_end(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        build: &Build,
+        json: bool,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
         let form = if json { Form::Aside } else { Form::Text };
         self.relay_build(caller, env, build.number, form, io).await?;
         let build = self.builds.wait(env, build.number).await?;

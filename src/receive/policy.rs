@@ -76,17 +76,38 @@ impl PushOptions {
 /// The assurance of a refusal that nothing has come of the push.
 const UNCHANGED: &str = "Nothing was changed.";
 
+/// What a refusal is to a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// What was sent cannot be taken as it is.
+    Unfit,
+    /// Somebody else is at it.
+    Busy,
+    /// Nothing is wrong with it; later it may be taken.
+    Later,
+    /// There is no such environment any more.
+    Gone,
+    /// The server has failed.
+    Failed,
+}
+
 /// Why a push is refused: one line that says what, and lines that say what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
+    pub kind: RefusalKind,
     pub reason: String,
     pub details: Vec<String>,
 }
 
 impl Refusal {
-    /// Without details yet.
+    /// Of what was sent, without details yet.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), details: Vec::new() }
+        Self { kind: RefusalKind::Unfit, reason: reason.into(), details: Vec::new() }
+    }
+
+    /// Of another kind.
+    pub fn kind(self, kind: RefusalKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// With one more line.
@@ -104,6 +125,11 @@ impl Refusal {
     pub fn but(mut self, line: impl Into<String>) -> Self {
         self.details.retain(|detail| detail != UNCHANGED);
         self.detail(line)
+    }
+
+    /// The reason and all details, as lines without marks.
+    pub fn text(&self) -> String {
+        [&self.reason].into_iter().chain(&self.details).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
     /// As the pusher sees it.
