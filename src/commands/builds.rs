@@ -3,7 +3,10 @@
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, CommandIo, Commands, SourceOptions, answer, error::logged, io::interrupted, nouns, now};
+use super::{
+    Answer, Caller, CommandError, CommandIo, Commands, SourceOptions, answer, error::logged, io::interrupted, nouns,
+    now,
+};
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},
     logs::{OutputLines, render_line, until_ended},

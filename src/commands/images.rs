@@ -112,7 +112,12 @@ impl Commands {
         let config: ImageConfig = serde_json::from_slice(&bytes)
             .map_err(|error| unfit(format!("its configuration cannot be read: {error}")))?;
         if (config.os.as_str(), config.architecture.as_str()) != ("linux", architecture()) {
-            return Err(unfit(format!("it is for {}/{}, this server for linux/{}", config.os, config.architecture, architecture())));
+            return Err(unfit(format!(
+                "it is for {}/{}, this server for linux/{}",
+                config.os,
+                config.architecture,
+                architecture()
+            )));
         }
         Ok(Some(config))
     }
@@ -141,10 +146,12 @@ impl Commands {
             None => self.current_release(env).await?,
         };
         let unknown = || {
-            let text = format!("nothing is known of what runs in {image}; say it with --processes '{{web: {{command: …}}}}'");
+            let text =
+                format!("nothing is known of what runs in {image}; say it with --processes '{{web: {{command: …}}}}'");
             CommandError::Unfit(text)
         };
-        let processes = given.or_else(|| model.as_ref().map(|release| release.processes.clone())).ok_or_else(unknown)?;
+        let processes =
+            given.or_else(|| model.as_ref().map(|release| release.processes.clone())).ok_or_else(unknown)?;
         let short = &image.digest.hex()[..12];
         let app = image.app().filter(|app| *app != env.app_ref());
         let reason = app.map_or_else(|| format!("image {short}"), |app| format!("image {short} of {app}"));
@@ -157,7 +164,11 @@ impl Commands {
             release_command: model.as_ref().and_then(|release| release.release_command.clone()),
             upgrade: model.as_ref().map_or_else(UpgradePolicy::default, |release| release.upgrade.clone()),
             // Those of another environment are its own.
-            domains: model.as_ref().filter(|release| release.env == *env).map(|release| release.domains.clone()).unwrap_or_default(),
+            domains: model
+                .as_ref()
+                .filter(|release| release.env == *env)
+                .map(|release| release.domains.clone())
+                .unwrap_or_default(),
             cron: model.map(|release| release.cron).unwrap_or_default(),
             created_by: caller.user.clone(),
             reason,
@@ -184,7 +195,8 @@ impl Commands {
             return Err(CommandError::Usage(text.into()));
         }
         let parsed = manifest::parse(format!("processes: {text}\n"), PROCESSES);
-        let definition = parsed.map_err(|problems| CommandError::Unfit(render_problems(&problems)))?.for_environment(&env.env);
+        let definition =
+            parsed.map_err(|problems| CommandError::Unfit(render_problems(&problems)))?.for_environment(&env.env);
         if !definition.processes.keys().any(ProcessType::is_web) {
             return Err(CommandError::Unfit("there is no `web` among the processes".into()));
         }
@@ -218,7 +230,9 @@ fn parse_image(text: &str, address: &str) -> Result<ImageRef, CommandError> {
     if name.rsplit('/').next().is_some_and(|last| last.contains(':')) {
         return usage("a tag may come to name another image, so an image is named by its digest alone");
     }
-    let Ok(digest) = digest.parse() else { return usage("an image is named by its digest, 64 hexadecimal digits after sha256:") };
+    let Ok(digest) = digest.parse() else {
+        return usage("an image is named by its digest, 64 hexadecimal digits after sha256:");
+    };
     let host = name.split('/').next().unwrap_or_default();
     if host.contains(['.', ':']) || host == "localhost" {
         return usage("only images in the server's own registry can be deployed");

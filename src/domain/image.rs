@@ -106,7 +106,8 @@ mod tests {
     #[test]
     fn whose_image_it_is() {
         let app: AppRef = "acme/shop".parse().unwrap();
-        let image = |repository: &str| ImageRef { repository: repository.to_owned(), digest: Digest::from_sha256([7; 32]) };
+        let image =
+            |repository: &str| ImageRef { repository: repository.to_owned(), digest: Digest::from_sha256([7; 32]) };
         assert_eq!(image(&ImageRef::repository_of(&app)).app(), Some(app));
         for other in ["berth/stack-run", "acme/shop", "berth/acme/shop/x", "berth/../shop", ""] {
             assert_eq!(image(other).app(), None, "{other}");

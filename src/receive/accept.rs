@@ -53,7 +53,10 @@ impl Receive {
             BuildState::Cancelled { reason } => format!("was cancelled: {reason}"),
             _ => "has ended before it began".to_owned(),
         };
-        Err(Rejected(Refusal::new(format!("Push rejected: build {} {reason}", build.number)).kind(RefusalKind::Busy).unchanged()).into())
+        Err(Rejected(
+            Refusal::new(format!("Push rejected: build {} {reason}", build.number)).kind(RefusalKind::Busy).unchanged(),
+        )
+        .into())
     }
 
     /// The build that was there a moment ago may have ended just now, and its push has not moved the branch yet.

@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal,
-    RefusalKind, Update, Verdict,
+    Description, HookRequest, LivePush, NewPush, PushOptions, PushedTree, QueueError, Receive, Refusal, RefusalKind,
+    Update, Verdict,
     ended::unrecorded,
     policy::decide,
     waiting::{in_queue, patiently},

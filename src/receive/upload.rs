@@ -2,6 +2,8 @@
 //! push goes on from the last one.
 
 mod metered;
+#[cfg(test)]
+mod tests;
 
 use std::time::Instant;
 
@@ -122,7 +124,9 @@ fn faulty(fault: &Fault, limit: u64, idle: u64) -> Refusal {
         }
         Fault::Idle => Refusal::new(format!("Nothing was sent for {idle} s, so the upload was ended; try again."))
             .kind(RefusalKind::Later),
-        Fault::Stopping => Refusal::new("The server is restarting; send the source again in a moment.").kind(RefusalKind::Later),
+        Fault::Stopping => {
+            Refusal::new("The server is restarting; send the source again in a moment.").kind(RefusalKind::Later)
+        }
         Fault::Lost(reason) => Refusal::new(format!("The source did not come to its end: {reason}.")),
     }
     .unchanged()
@@ -131,7 +135,9 @@ fn faulty(fault: &Fault, limit: u64, idle: u64) -> Refusal {
 fn unfit_source(error: &ImportError) -> Refusal {
     let refusal = Refusal::new(format!("The source cannot be taken: {error}."));
     let refusal = match error {
-        ImportError::NotAnArchive(_) => refusal.detail("Make one with: git archive --format=tar.gz HEAD > source.tar.gz"),
+        ImportError::NotAnArchive(_) => {
+            refusal.detail("Make one with: git archive --format=tar.gz HEAD > source.tar.gz")
+        }
         ImportError::TooMany { .. } | ImportError::TooMuch { .. } => {
             refusal.detail("Send what people write; dependencies, build results and data do not belong into it.")
         }

@@ -95,7 +95,12 @@ impl Registry for FakeRegistry {
         Ok(self.state().links.contains(&(repository.to_owned(), digest.clone())))
     }
 
-    async fn small_blob(&self, repository: &str, digest: &Digest, limit: usize) -> Result<Option<Vec<u8>>, RegistryError> {
+    async fn small_blob(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
         let state = self.state();
         let shown = state.links.contains(&(repository.to_owned(), digest.clone()));
         match state.blobs.get(digest).filter(|_| shown) {

@@ -291,7 +291,12 @@ impl Registry for OciRegistry {
         self.attempt(&what, OPERATION_DEADLINE, request).await
     }
 
-    async fn small_blob(&self, repository: &str, digest: &Digest, limit: usize) -> Result<Option<Vec<u8>>, RegistryError> {
+    async fn small_blob(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
         let image = &self.reference(repository, digest.as_str());
         let what = format!("the blob {digest}");
         let layer = &OciDescriptor { digest: digest.to_string(), ..OciDescriptor::default() };

@@ -4,6 +4,7 @@ mod fakes;
 mod matrix;
 mod operate;
 mod people;
+mod sources;
 mod tenancy;
 
 use std::{sync::Arc, time::Duration};
@@ -19,6 +20,7 @@ use crate::{
     deploy::SystemClock,
     domain::*,
     logs::{LogLimits, LogRecord},
+    registry::FakeRegistry,
     runtime::{
         Source,
         fake::{Behaviour, FakeRuntime},
@@ -131,6 +133,7 @@ fn release(env: &EnvRef, version: u64) -> Release {
 struct World {
     commands: Commands,
     store: Store,
+    registry: FakeRegistry,
     deployer: Arc<FakeDeployer>,
     builds: Arc<FakeBuilds>,
     logs: Logs,
@@ -205,9 +208,13 @@ impl World {
             clock: Arc::new(SystemClock),
             settings: CronSettings::default(),
         });
+        let registry = FakeRegistry::new();
         let services = Services {
             store: store.clone(),
             builds: builds.clone(),
+            sources: builds.clone(),
+            registry: Arc::new(registry.clone()),
+            publishing: PublishGate::default(),
             deployer: deployer.clone(),
             cron: Arc::new(cron),
             logs: logs.clone(),
@@ -220,10 +227,13 @@ impl World {
                 ssh_port: 2222,
                 base_domain: "localhost".into(),
                 run_pids: 64,
+                process_defaults: Defaults::default(),
+                largest_process: (4000, 4 << 30),
             },
         };
         std::fs::create_dir(directory.path().join("repositories")).unwrap();
-        let world = Self { commands: Commands::new(services), store, deployer, builds, logs, _directory: directory };
+        let world =
+            Self { commands: Commands::new(services), store, registry, deployer, builds, logs, _directory: directory };
         world.populate().await;
         tokio::spawn(service.run(CancellationToken::new()));
         // Answered once it has read what there is.

@@ -111,7 +111,8 @@ fn not_an_archive(start: &[u8]) -> ImportError {
 
 fn is_tar(start: &[u8]) -> bool {
     let Ok(block) = <&[u8; BLOCK]>::try_from(start) else { return false };
-    let sum: u32 = block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
+    let sum: u32 =
+        block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
     Header::from_byte_slice(block).cksum().is_ok_and(|said| said == sum)
 }
 
@@ -194,9 +195,13 @@ impl Tree<'_> {
                 Node::File { mode, blob: sink.blob(size, entry).map_err(broken)? }
             }
             EntryType::Symlink => {
-                let target = link.filter(|target| !target.is_empty() && target.len() <= MAX_PATH && !target.contains(&0));
+                let target =
+                    link.filter(|target| !target.is_empty() && target.len() <= MAX_PATH && !target.contains(&0));
                 let target = target.ok_or_else(|| refused(path, "is a symbolic link to nothing"))?;
-                Node::File { mode: Mode::Symlink, blob: sink.blob(target.len() as u64, &mut &target[..]).map_err(broken)? }
+                Node::File {
+                    mode: Mode::Symlink,
+                    blob: sink.blob(target.len() as u64, &mut &target[..]).map_err(broken)?,
+                }
             }
             EntryType::Link if size > 0 => return Err(refused(path, "is a hard link with a content of its own")),
             EntryType::Link => self.linked(path, &link.unwrap_or_default())?,
@@ -242,7 +247,8 @@ impl Tree<'_> {
 
     /// The files, without the directory around them all if there is one, as the archives of code hosts have.
     fn finish(self) -> Result<Vec<Imported>, ImportError> {
-        let top: BTreeSet<&[u8]> = self.nodes.keys().filter_map(|path| path.split(|byte| *byte == b'/').next()).collect();
+        let top: BTreeSet<&[u8]> =
+            self.nodes.keys().filter_map(|path| path.split(|byte| *byte == b'/').next()).collect();
         let around = match (self.rooted, top.len(), top.first()) {
             (false, 1, Some(only)) if matches!(self.nodes.get(*only), Some(Node::Directory)) => only.len() + 1,
             _ => 0,

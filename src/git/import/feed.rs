@@ -97,7 +97,8 @@ impl FastImport {
     /// When git cannot be started.
     pub fn start(git: &Git, scratch: &Path, known: &Path) -> io::Result<Self> {
         // One pack, however few objects there are; nothing that could be halves of something.
-        let words = ["-c", "fastimport.unpackLimit=0", "fast-import", "--quiet", "--done", "--depth=0", "--date-format=raw"];
+        let words =
+            ["-c", "fastimport.unpackLimit=0", "fast-import", "--quiet", "--done", "--depth=0", "--date-format=raw"];
         let mut command = git.command(&words).into_std();
         command.env("GIT_DIR", scratch).env("GIT_ALTERNATE_OBJECT_DIRECTORIES", known);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -220,7 +221,9 @@ pub fn index(git: &Git, scratch: &Path, repository: &Path, quarantine: &Path) ->
         let mut process = Process::start(command, scratch.join("said-by-index-pack"))?;
         if let Err(said) = process.wait()? {
             return Err(match complaints(&said) {
-                complaints if complaints.is_empty() => ImportError::Platform(format!("git index-pack ended with {said}")),
+                complaints if complaints.is_empty() => {
+                    ImportError::Platform(format!("git index-pack ended with {said}"))
+                }
                 complaints => ImportError::Fsck(complaints),
             });
         }

@@ -77,7 +77,13 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn what_an_archive_may_hold() {
     let entries = [
-        entry(EntryType::XGlobalHeader, b"pax_global_header", 0o644, b"", b"52 comment=0123456789012345678901234567890123456789\n"),
+        entry(
+            EntryType::XGlobalHeader,
+            b"pax_global_header",
+            0o644,
+            b"",
+            b"52 comment=0123456789012345678901234567890123456789\n",
+        ),
         file("./berth.yaml"),
         entry(EntryType::Directory, b"./bin/", 0o755, b"", b""),
         entry(EntryType::Directory, b"./bin/", 0o755, b"", b""),
@@ -316,7 +322,9 @@ fn the_commit_has_the_tree_that_git_makes_of_the_same_files() {
     git(&work, &["init", "-q"]);
     git(&work, &["add", "-A"]);
     let want = git(&work, &["write-tree"]);
-    for words in [&["-cz"][..], &["-c", "--format=pax"], &["-cz", "--format=gnu"], &["-c", "--transform=s,^\\./,shop-1/,"]] {
+    for words in
+        [&["-cz"][..], &["-c", "--format=pax"], &["-cz", "--format=gnu"], &["-c", "--transform=s,^\\./,shop-1/,"]]
+    {
         let rooted = !words.iter().any(|word| word.starts_with("--transform"));
         let mut tar = Command::new("tar");
         tar.args(words).args(["--exclude=.git", "-C"]).arg(&work);
@@ -351,7 +359,10 @@ fn nothing_is_left_of_what_is_refused() {
         (short[..100_000].to_vec(), "breaks off"),
         (gzip(&short)[..200].to_vec(), "cannot be read"),
         (archive(&[file("a"), modules]), "gitmodules"),
-        (archive(&[file("a"), entry(EntryType::Regular, b".gitmodules", 0o644, b"", evil)]), "git does not take what is in it"),
+        (
+            archive(&[file("a"), entry(EntryType::Regular, b".gitmodules", 0o644, b"", evil)]),
+            "git does not take what is in it",
+        ),
         (b"nonsense".to_vec(), "neither"),
     ];
     for (source, why) in rows {
@@ -369,6 +380,7 @@ fn nothing_is_left_of_what_is_refused() {
 fn git_that_gives_up_is_not_blamed_on_the_archive() {
     let mut fixture = Fixture::new();
     fixture.git.binary = "/bin/false".into();
-    let error = fixture.import(&archive(&[entry(EntryType::Regular, b"a", 0o644, b"", &vec![b'x'; 4 << 20])])).unwrap_err();
+    let error =
+        fixture.import(&archive(&[entry(EntryType::Regular, b"a", 0o644, b"", &vec![b'x'; 4 << 20])])).unwrap_err();
     assert!(matches!(&error, ImportError::Platform(_)), "{error}");
 }
