@@ -145,7 +145,7 @@ fn long_names_are_read_and_have_an_end() {
     };
     let extended = |key, value| entry(EntryType::XHeader, b"x", 0o644, b"", &record(key, value));
     let found = listed(&archive(&[extended("path", &long), file("short"), file("other")])).unwrap();
-    assert_eq!(found.into_keys().collect::<Vec<_>>(), [long, "other".to_owned()]);
+    assert_eq!(found.into_keys().collect::<Vec<_>>(), [long.clone(), "other".to_owned()]);
     for (entries, why) in [
         (vec![extended("size", "9"), file("x")], "two sizes"),
         (vec![extended("GNU.sparse.major", "1"), file("x")], "sparse"),
