@@ -89,7 +89,7 @@ async fn an_image_is_deployed_with_what_is_known_of_it() {
         (made.version, made.processes.len(), web.command.as_str(), web.replicas),
         (ReleaseVersion(4), 1, "node other.js", 4)
     );
-    assert_eq!(*world.deployer.nudged.lock().unwrap(), [shop()]);
+    assert_eq!(*world.deployer.nudged.lock().unwrap(), [shop(), shop()]);
     assert_eq!(world.shop().await.target, Some(ReleaseVersion(4)));
 
     // Another environment takes over what runs with the image, but not the host names.

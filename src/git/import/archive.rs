@@ -8,7 +8,7 @@ use std::{
 };
 
 use flate2::read::MultiGzDecoder;
-use tar::{Entry, EntryType, Header, PaxExtensions};
+use tar::{Entry, EntryType, Header};
 
 use super::{
     ImportError, ImportLimits,
@@ -277,10 +277,8 @@ impl Described {
     }
 
     fn extended(&mut self, records: &[u8]) -> Result<(), ImportError> {
-        for record in PaxExtensions::new(records) {
-            let record = record.map_err(broken)?;
-            let value = record.value_bytes();
-            match record.key_bytes() {
+        for (key, value) in pax_records(records)? {
+            match key {
                 b"path" => self.path = Some(value.to_vec()),
                 b"linkpath" => self.link = Some(value.to_vec()),
                 b"size" => {
@@ -296,6 +294,23 @@ impl Described {
         }
         Ok(())
     }
+}
+
+/// Keys and values of an extended header: `LENGTH KEY=VALUE` and a newline, which values may have too (POSIX pax, "pax Extended Header").
+fn pax_records(mut bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, ImportError> {
+    let malformed = || ImportError::Broken("an extended header is malformed".to_owned());
+    let mut records = Vec::new();
+    while !bytes.is_empty() {
+        let space = bytes.iter().position(|byte| *byte == b' ').ok_or_else(malformed)?;
+        let length = std::str::from_utf8(&bytes[..space]).ok().and_then(|length| length.parse::<usize>().ok());
+        let length = length.ok_or_else(malformed)?;
+        let record =
+            bytes.get(space + 1..length).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(malformed)?;
+        let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
+        records.push((&record[..equals], &record[equals + 1..]));
+        bytes = &bytes[length..];
+    }
+    Ok(records)
 }
 
 /// A name that is too long for a header, without the NUL at its end.

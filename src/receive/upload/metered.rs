@@ -74,7 +74,11 @@ impl AsyncRead for Metered {
                 self.waiting = false;
                 match self.left.checked_sub((buffer.filled().len() - before) as u64) {
                     Some(left) => self.left = left,
-                    None => return self.fail(Fault::TooLarge),
+                    None => {
+                        // Who is told of an error must not find anything to read.
+                        buffer.set_filled(before);
+                        return self.fail(Fault::TooLarge);
+                    }
                 }
                 Poll::Ready(Ok(()))
             }
