@@ -78,7 +78,7 @@ impl From<CommandError> for Problem {
     /// The first line says what failed; what follows, or stands behind a semicolon, what to do.
     fn from(error: CommandError) -> Self {
         let status = match &error {
-            CommandError::Failed(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            CommandError::Failed(_) | CommandError::Unfit(_) => StatusCode::UNPROCESSABLE_ENTITY,
             CommandError::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
             CommandError::Usage(_) => StatusCode::BAD_REQUEST,
             CommandError::Denied(_) => StatusCode::FORBIDDEN,

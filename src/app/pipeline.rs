@@ -58,8 +58,8 @@ impl Pipeline for BuildPipeline {
         let new = NewBuild {
             env: push.env,
             commit: push.commit,
-            branch: Some(push.branch),
-            old_commit: Some(push.old_commit),
+            branch: push.branch,
+            old_commit: push.old_commit,
             pushed_by: push.pushed_by,
             no_cache: push.options.no_cache,
             detached: push.options.detach,

@@ -178,7 +178,10 @@ impl Server {
         let commands = Commands::new(Services {
             store: store.clone(),
             events: on.events.clone(),
+            publishing: builds.publishing(),
             builds: Arc::new(builds),
+            sources: Arc::new(receive.clone()),
+            registry: on.registry.clone(),
             deployer: Arc::new(deployer),
             cron: Arc::new(cron),
             logs: on.logs.clone(),

@@ -78,8 +78,6 @@ fn millis(cores: f64) -> u32 {
 
 pub(super) fn builds(config: &Config, data: &DataDir, disk: &DiskFloor) -> BuildSettings {
     let builds = &config.builds;
-    let defaults =
-        Defaults { cpu_millis: millis(config.deploy.cpu), memory: config.deploy.memory.0, ..Defaults::default() };
     let ca_bundle = Some(builds.ca_bundle.clone()).filter(|path| path.is_file());
     BuildSettings {
         concurrency: builds.concurrency,
@@ -96,8 +94,8 @@ pub(super) fn builds(config: &Config, data: &DataDir, disk: &DiskFloor) -> Build
         },
         ca_bundle,
         operator_env: builds.env.clone(),
-        largest_process: (millis(config.deploy.max_cpu), config.deploy.max_memory.0),
-        process_defaults: defaults,
+        largest_process: largest_process(config),
+        process_defaults: process_defaults(config),
         disk: disk.clone(),
         ..BuildSettings::new(&data.join(""))
     }
@@ -122,11 +120,22 @@ pub(super) fn commands(config: &Config) -> CommandSettings {
         ssh_port: config.ssh.listen.first().map_or(2222, std::net::SocketAddr::port),
         base_domain: config.base_domain.clone(),
         run_pids: config.runtime.pids,
+        process_defaults: process_defaults(config),
+        largest_process: largest_process(config),
     }
 }
 
 pub(super) fn api(config: &Config) -> ApiSettings {
     ApiSettings { max_connections: config.api.max_connections, rate_per_user: config.api.rate_per_user }
+}
+
+/// What holds for a process that does not say.
+fn process_defaults(config: &Config) -> Defaults {
+    Defaults { cpu_millis: millis(config.deploy.cpu), memory: config.deploy.memory.0, ..Defaults::default() }
+}
+
+fn largest_process(config: &Config) -> (u32, u64) {
+    (millis(config.deploy.max_cpu), config.deploy.max_memory.0)
 }
 
 pub(super) fn ssh(config: &Config) -> SshSettings {

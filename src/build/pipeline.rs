@@ -172,7 +172,7 @@ impl Pipeline {
             return Err(BuildError::rejected(no_room.to_string()));
         }
         let repository = self.parts.repositories.path(&build.env);
-        let image_repository = format!("berth/{}", build.env.app_ref());
+        let image_repository = ImageRef::repository_of(&build.env.app_ref());
         Run { pipeline: self, build, output, stopwatch, repository, image_repository }.slug().await
     }
 
@@ -332,7 +332,16 @@ impl Run<'_> {
 }
 
 /// No process may ask for more than one may have.
-fn check_size(definition: &Definition, (cpu, memory): (u32, u64)) -> Result<(), BuildError> {
+fn check_size(definition: &Definition, largest: (u32, u64)) -> Result<(), BuildError> {
+    let lines = oversized(definition, largest);
+    if lines.is_empty() {
+        return Ok(());
+    }
+    Err(BuildError::Rejected { reason: "a process wants more than this server gives".to_owned(), lines })
+}
+
+/// What asks for more than the `largest` process may have (thousandths of a core, bytes of memory), and what to do about it.
+pub fn oversized(definition: &Definition, (cpu, memory): (u32, u64)) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, process) in &definition.processes {
         if let Some(wanted) = process.cpu_millis.filter(|wanted| *wanted > cpu) {
@@ -352,13 +361,11 @@ fn check_size(definition: &Definition, (cpu, memory): (u32, u64)) -> Result<(), 
             lines.push(format!("cron job {name} wants {wanted} MiB of memory; one may have {memory} MiB."));
         }
     }
-    if lines.is_empty() {
-        return Ok(());
+    if !lines.is_empty() {
+        let advice = "Ask for less in berth.yaml, or ask the operator for more (deploy.max_cpu, deploy.max_memory).";
+        lines.push(advice.to_owned());
     }
-    lines.push(
-        "Ask for less in berth.yaml, or ask the operator for more (deploy.max_cpu, deploy.max_memory).".to_owned(),
-    );
-    Err(BuildError::Rejected { reason: "a process wants more than this server gives".to_owned(), lines })
+    lines
 }
 
 fn cores(millis: u32) -> f64 {

@@ -4,7 +4,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::{
-    Answer, BuildItem, BuildLine, Caller, CommandError, CommandIo, Commands, answer, io::interrupted, nouns, now,
+    Answer, BuildItem, BuildLine, Caller, CommandError, CommandIo, Commands, SourceOptions, answer, io::interrupted, nouns, now,
 };
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},
@@ -67,6 +67,10 @@ impl Commands {
             }
             nouns::Builds::Logs { env, number, follow } => {
                 self.build_logs(caller, &env, number, follow, json, io).await.map(|()| None)
+            }
+            nouns::Builds::Create { env, message, no_cache, detach } => {
+                let options = SourceOptions { message, no_cache };
+                self.create_build(caller, &env, options, detach, json, io).await.map(Some)
             }
             nouns::Builds::Cancel { env, number } => self.cancel_build(caller, &env, number).await.map(Some),
             nouns::Builds::PurgeCache { app } => self.purge_cache(caller, &app).await.map(Some),

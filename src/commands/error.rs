@@ -14,6 +14,9 @@ pub enum CommandError {
     /// Exit status 1: the server is at fault; its log says why.
     #[error("{0}")]
     Broken(String),
+    /// Exit status 1: what was sent cannot be taken as it is. What is wrong with it, and where.
+    #[error("{0}")]
+    Unfit(String),
     /// Exit status 2: the words are off.
     #[error("{0}")]
     Usage(String),
@@ -38,7 +41,7 @@ impl CommandError {
     /// The exit status of the contract.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Failed(_) | Self::Broken(_) => 1,
+            Self::Failed(_) | Self::Broken(_) | Self::Unfit(_) => 1,
             Self::Usage(_) => 2,
             Self::Denied(_) => 3,
             Self::NotFound(_) => 4,

@@ -28,12 +28,14 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
     (
         "Deploy",
         &[
+            ("builds create ENV < source.tar.gz", "deploy a source without git"),
             ("builds list | info | logs | cancel", "builds; `builds logs ENV -f` goes back to one under way"),
             ("builds purge-cache TENANT/APP", "forget what builds have cached"),
             ("releases list | info", "releases"),
             ("deployments list | info | cancel", "moves from release to release; `cancel` goes back to what served"),
             ("rollback ENV [vN]", "back to an earlier release"),
             ("redeploy ENV", "build and deploy the commit last pushed, again"),
+            ("deploy ENV IMAGE@DIGEST", "deploy an image that is in the registry already"),
             ("promote FROM-ENV TO-ENV", "run in one environment what runs in another, without a build"),
         ],
     ),

@@ -18,6 +18,7 @@ mod events;
 mod follow;
 mod gc;
 mod help;
+mod images;
 mod io;
 mod keys;
 mod logs;
@@ -29,6 +30,7 @@ mod pipeline;
 mod ports;
 mod releases;
 mod running;
+mod sources;
 mod tenants;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -44,7 +46,8 @@ pub use error::CommandError;
 pub use gc::Collections;
 pub use io::{CommandIo, Control, OnlyIf, Pty};
 pub use output::{BuildItem, BuildLine};
-pub use ports::{BuildQueue, CronRuns, Deployments};
+pub use ports::{BuildQueue, CronRuns, Deployments, Sources};
+pub use sources::SourceOptions;
 
 use answer::Answer;
 pub(crate) use parse::Command;
@@ -55,7 +58,9 @@ use crate::{
     events::{EventHub, Pace},
     git::Repositories,
     logs::{Logs, render_line, safe_json},
+    manifest::Defaults,
     places::Places,
+    registry::{PublishGate, Registry},
     runtime::Runtime,
     store::{Store, StoreError},
     token::TokenKey,
@@ -93,12 +98,20 @@ pub struct CommandSettings {
     pub base_domain: String,
     /// Processes and threads of a one-off command.
     pub run_pids: u32,
+    /// What holds for a process that does not say.
+    pub process_defaults: Defaults,
+    /// Most that a process may ask for: thousandths of a core, bytes of memory.
+    pub largest_process: (u32, u64),
 }
 
 /// What the commands need.
 pub struct Services {
     pub store: Store,
     pub builds: Arc<dyn BuildQueue>,
+    pub sources: Arc<dyn Sources>,
+    pub registry: Arc<dyn Registry>,
+    /// Keeps images from being collected while a release is made of them.
+    pub publishing: PublishGate,
     pub deployer: Arc<dyn Deployments>,
     pub cron: Arc<dyn CronRuns>,
     pub logs: Logs,
@@ -232,6 +245,7 @@ impl Commands {
             Command::Deployments(command) => self.deployments(caller, command).await?,
             Command::Rollback { env, version } => self.rollback(caller, &env, version, io).await?,
             Command::Redeploy { env, no_cache } => self.redeploy(caller, &env, no_cache, json, io).await?,
+            Command::Deploy(args) => self.deploy_and_answer(caller, args, io).await?,
             Command::Promote { from, to } => self.promote(caller, &from, &to, json, io).await?,
             Command::Config(command) => self.config(caller, command, io).await?,
             Command::Domains(command) => self.domains(caller, command, &io.only_if.clone()).await?,

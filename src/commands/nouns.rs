@@ -201,6 +201,19 @@ pub(crate) struct LogsArgs {
 pub(crate) enum Builds {
     /// List builds, the newest first
     List { env: EnvRef },
+    /// Build and deploy a source without git: `builds create acme/shop/dev < source.tar.gz`
+    Create {
+        env: EnvRef,
+        /// What it is, for `releases list`
+        #[arg(short, long)]
+        message: Option<String>,
+        /// Build from nothing
+        #[arg(long)]
+        no_cache: bool,
+        /// Return once the build is queued
+        #[arg(short, long)]
+        detach: bool,
+    },
     /// State, timings and reason of a build (the newest, unless named)
     Info { env: EnvRef, number: Option<BuildNumber> },
     /// Output of a build (the newest, unless named)
@@ -215,6 +228,20 @@ pub(crate) enum Builds {
     Cancel { env: EnvRef, number: Option<BuildNumber> },
     /// Throw the app's build cache away
     PurgeCache { app: AppRef },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Deploy {
+    pub env: EnvRef,
+    /// `berth/TENANT/APP@sha256:…`
+    #[arg(value_name = "IMAGE@DIGEST")]
+    pub image: String,
+    /// What to run in it, as `processes:` in berth.yaml: `'{web: {command: node server.js}}'`
+    #[arg(long, value_name = "MAP")]
+    pub processes: Option<String>,
+    /// Return once the deployment has begun
+    #[arg(short, long)]
+    pub detach: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use super::{
     help,
     nouns::{
-        Apps, Builds, Config, Cron, Deployments, Domains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants,
+        Apps, Builds, Config, Cron, Deploy, Deployments, Domains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants,
         Tokens,
     },
 };
@@ -84,6 +84,8 @@ pub(crate) enum Command {
         #[arg(long)]
         no_cache: bool,
     },
+    /// Deploy an image that is in the registry already, by its digest (`releases info` prints it)
+    Deploy(Deploy),
     /// Run in one environment what runs in another of the same app, without a build
     Promote { from: EnvRef, to: EnvRef },
     /// Config variables
@@ -131,6 +133,7 @@ impl Command {
             Self::Deployments(_) => "deployments",
             Self::Rollback { .. } => "rollback",
             Self::Redeploy { .. } => "redeploy",
+            Self::Deploy(_) => "deploy",
             Self::Promote { .. } => "promote",
             Self::Config(_) => "config",
             Self::Domains(_) => "domains",
@@ -236,6 +239,9 @@ mod tests {
             "rollback acme/shop/dev v3",
             "redeploy acme/shop/dev",
             "promote acme/shop/dev acme/shop/prod",
+            "builds create acme/shop/dev --message hello --no-cache",
+            "builds:create acme/shop/dev --detach",
+            "deploy acme/shop/dev berth/acme/shop@sha256:00 --detach",
             "config set acme/shop/dev A=b:c",
             "domains add acme/shop/dev shop.example.com",
             "run acme/shop/dev -- ls -la --json",

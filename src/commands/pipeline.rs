@@ -87,6 +87,18 @@ impl Commands {
                 serde_json::json!({"env": env, "build": build.number, "commit": build.commit}),
             ));
         }
+        self.relay_to_end(caller, env, &build, json, io).await
+    }
+
+    /// Relays the output of a build to its end, and answers what it came to.
+    pub(super) async fn relay_to_end(
+        &self,
+        caller: &Caller,
+        env: &EnvRef,
+        build: &Build,
+        json: bool,
+        io: &mut CommandIo,
+    ) -> Result<Answer, CommandError> {
         let form = if json { Form::Aside } else { Form::Text };
         self.relay_build(caller, env, Some(build.number), form, io).await?;
         let build = self.builds.wait(env, build.number).await?;

@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use crate::{
     build::{Builds, EnqueueError, NewBuild},
     cron::{Begun, Cron, CronRefusal},
-    deploy::{CancelFailure, DeployFailure, Deployed, Deployer, Derive, EnvStatus, Progress},
+    deploy::{CancelFailure, DeployFailure, Deployed, Deployer, Derive, EnvStatus, NewRelease, Progress},
     domain::{AppRef, Build, BuildNumber, EnvRef, JobName, Release, ReleaseVersion, UserName},
+    receive::{NewSource, Receive, Refusal},
     store::StoreError,
 };
 
@@ -24,6 +25,8 @@ pub trait Deployments: Send + Sync {
         by: &UserName,
         reason: &str,
     ) -> Result<Release, StoreError>;
+    /// As [`Deployer::create_target`].
+    async fn create_target(&self, new: NewRelease) -> Result<Release, StoreError>;
     /// As [`Deployer::deploy`].
     async fn deploy(
         &self,
@@ -61,6 +64,10 @@ impl Deployments for Deployer {
         reason: &str,
     ) -> Result<Release, StoreError> {
         Self::derive_release(self, env, from, change, by, reason).await
+    }
+
+    async fn create_target(&self, new: NewRelease) -> Result<Release, StoreError> {
+        Self::create_target(self, new).await
     }
 
     async fn deploy(
@@ -137,6 +144,20 @@ impl BuildQueue for Builds {
 
     async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
         Self::purge_cache(self, app).await
+    }
+}
+
+/// Takes sources in that come without git: [`Receive`], whose method of the same name this is.
+#[async_trait]
+pub trait Sources: Send + Sync {
+    /// As [`Receive::upload`].
+    async fn upload(&self, source: NewSource) -> Result<Build, Refusal>;
+}
+
+#[async_trait]
+impl Sources for Receive {
+    async fn upload(&self, source: NewSource) -> Result<Build, Refusal> {
+        Self::upload(self, source).await
     }
 }
 

@@ -18,11 +18,26 @@ impl Deployer {
     /// # Errors
     /// [`StoreError::Missing`] without the environment; else the store's own.
     pub async fn create_release(&self, new: NewRelease) -> Result<Release, StoreError> {
+        self.create(new, false).await
+    }
+
+    /// As [`Self::create_release`], and makes it the environment's target in the same transaction: a server that dies now goes on with it.
+    ///
+    /// # Errors
+    /// As [`Self::create_release`].
+    pub async fn create_target(&self, new: NewRelease) -> Result<Release, StoreError> {
+        self.create(new, true).await
+    }
+
+    async fn create(&self, new: NewRelease, is_target: bool) -> Result<Release, StoreError> {
         self.prepare(&new.env, &new.image);
         let now = self.parts.clock.now();
         let release = self
             .make(&new.env.clone(), new.build, None, |environment| {
                 let no_phase = new.release_command.is_none() || !new.run_release_phase;
+                if is_target {
+                    environment.target = Some(ReleaseVersion(environment.last_release));
+                }
                 Release {
                     env: new.env.clone(),
                     version: ReleaseVersion(environment.last_release),

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use super::AppRef;
+
 /// A `sha256:…` content digest (OCI image spec, "Digests"); the only algorithm Berth uses.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -76,6 +78,21 @@ pub struct ImageRef {
     pub digest: Digest,
 }
 
+impl ImageRef {
+    /// What comes first in the repositories of apps.
+    const APPS: &str = "berth/";
+
+    /// The repository of an app's images.
+    pub fn repository_of(app: &AppRef) -> String {
+        format!("{}{app}", Self::APPS)
+    }
+
+    /// The app whose image it is, if it is one's.
+    pub fn app(&self) -> Option<AppRef> {
+        self.repository.strip_prefix(Self::APPS)?.parse().ok()
+    }
+}
+
 impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.repository, self.digest)
@@ -85,6 +102,17 @@ impl fmt::Display for ImageRef {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_image_it_is() {
+        let app: AppRef = "acme/shop".parse().unwrap();
+        let image =
+            |repository: &str| ImageRef { repository: repository.to_owned(), digest: Digest::from_sha256([7; 32]) };
+        assert_eq!(image(&ImageRef::repository_of(&app)).app(), Some(app));
+        for other in ["berth/stack-run", "acme/shop", "berth/acme/shop/x", "berth/../shop", ""] {
+            assert_eq!(image(other).app(), None, "{other}");
+        }
+    }
 
     #[test]
     fn only_lower_case_sha256_is_a_digest() {

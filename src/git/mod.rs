@@ -6,6 +6,7 @@
 mod bundle;
 mod clean;
 pub mod idle;
+mod import;
 mod limits;
 mod objects;
 mod refs;
@@ -29,6 +30,7 @@ use uses::Uses;
 use crate::domain::EnvRef;
 
 pub use bundle::{Refs, full_commit};
+pub use import::{Author, ImportError, ImportLimits, Quarantined};
 pub use refs::{Moved, PINS, is_branch, pin_name, short_branch};
 pub use settings::{Git, GitVersion, MIN_VERSION};
 pub use tree::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off};

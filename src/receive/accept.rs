@@ -6,47 +6,83 @@
 use std::path::Path;
 
 use super::{
-    HookRequest, LivePush, Receive, Refusal, Update,
-    judge::{Rejected, failed},
+    HookRequest, LivePush, NewPush, Receive, Refusal, RefusalKind, Update,
+    judge::{Rejected, failed, not_queued},
     policy::decide,
 };
 use crate::{
-    domain::{Build, BuildNumber, BuildState, EnvRef, Environment},
+    domain::{Build, BuildNumber, BuildState, EnvRef, Environment, FailPoint, fail_point::reached},
     git::short_branch,
 };
 
 impl Receive {
-    /// Keeps the commit of a queued build, looks once more whether its push fits, and lets it begin.
-    pub(super) async fn confirm(
+    /// Keeps the objects of what was judged and queues its build, which begins if it `fits` still; what was superseded for it (`replaced`)
+    /// is told if it does not.
+    pub(super) async fn queue(
+        &self,
+        new: NewPush,
+        quarantine: Option<&Path>,
+        replaced: Option<&Build>,
+        fits: impl Future<Output = anyhow::Result<()>> + Send,
+    ) -> anyhow::Result<Build> {
+        if let Some(quarantine) = quarantine {
+            self.keep(&new.env, quarantine).await?;
+        }
+        reached(FailPoint::Receive);
+        let build = match self.0.pipeline.enqueue(new).await {
+            Ok(build) => build,
+            Err(error) => return Err(self.after(not_queued(error), replaced).await),
+        };
+        reached(FailPoint::Receive);
+        if let Err(error) = self.confirm(&build, fits).await {
+            let refused = self.withdraw(&build, error).await;
+            return Err(self.after(refused, replaced).await);
+        }
+        Ok(build)
+    }
+
+    /// Keeps the commit of a queued build, looks once more whether it fits, and lets it begin.
+    async fn confirm(&self, build: &Build, fits: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+        // First: while others are waited for, nothing else keeps the commit.
+        self.pin(&build.env, build.number, &build.commit).await?;
+        fits.await?;
+        if self.0.pipeline.let_begin(&build.env, build.number).await? {
+            return Ok(());
+        }
+        let reason = match self.0.pipeline.wait(&build.env, build.number).await?.state {
+            BuildState::Cancelled { reason } => format!("was cancelled: {reason}"),
+            _ => "has ended before it began".to_owned(),
+        };
+        Err(Rejected(
+            Refusal::new(format!("Push rejected: build {} {reason}", build.number)).of(RefusalKind::Busy).unchanged(),
+        )
+        .into())
+    }
+
+    /// The build that was there a moment ago may have ended just now, and its push has not moved the branch yet.
+    pub(super) async fn still_fits(
         &self,
         push: &LivePush,
         request: &HookRequest,
         update: &Update,
-        build: &Build,
     ) -> anyhow::Result<()> {
-        // First: while others are waited for, nothing else keeps the commit.
-        self.pin(&push.env, build.number, &update.new).await?;
-        self.still_fits(push, request, update).await?;
-        if self.0.pipeline.let_begin(&push.env, build.number).await? {
-            return Ok(());
-        }
-        let reason = match self.0.pipeline.wait(&push.env, build.number).await?.state {
-            BuildState::Cancelled { reason } => format!("was cancelled: {reason}"),
-            _ => "has ended before it began".to_owned(),
-        };
-        Err(Rejected(Refusal::new(format!("Push rejected: build {} {reason}", build.number)).unchanged()).into())
-    }
-
-    /// The build that was there a moment ago may have ended just now, and its push has not moved the branch yet.
-    async fn still_fits(&self, push: &LivePush, request: &HookRequest, update: &Update) -> anyhow::Result<()> {
         let env = &push.env;
-        self.others_ended(push).await?.map_err(Rejected)?;
-        let Some(environment) = self.0.store.get::<Environment>(env).await? else {
-            return Err(Rejected(Refusal::new(format!("{env} was destroyed meanwhile."))).into());
-        };
+        self.others_ended(env).await?.map_err(Rejected)?;
+        let environment = self.environment(env).await?;
         // The first push to an environment chooses the branch of those that follow.
         decide(env, environment.deploy_branch.as_deref(), &request.updates).map_err(Rejected)?;
         self.refuse_moved(env, update).await
+    }
+
+    /// The environment, which may have been destroyed since access to it was given.
+    pub(super) async fn environment(&self, env: &EnvRef) -> anyhow::Result<Environment> {
+        match self.0.store.get::<Environment>(env).await? {
+            Some(stored) => Ok(stored.record),
+            None => {
+                let refusal = Refusal::new(format!("{env} was destroyed meanwhile.")).of(RefusalKind::Gone);
+                Err(Rejected(refusal).into())
+            }
+        }
     }
 
     /// Takes a build back that was not let begin; the answer to its push, which is refused.
@@ -108,7 +144,7 @@ impl Receive {
         Err(Rejected(refusal.detail("Fetch it, merge or rebase, and push again.").unchanged()).into())
     }
 
-    pub(super) async fn keep(&self, env: &EnvRef, quarantine: &Path) -> anyhow::Result<()> {
+    async fn keep(&self, env: &EnvRef, quarantine: &Path) -> anyhow::Result<()> {
         let (repositories, env, quarantine) = (self.0.repositories.clone(), env.clone(), quarantine.to_owned());
         Ok(tokio::task::spawn_blocking(move || repositories.keep_objects(&env, &quarantine)).await??)
     }

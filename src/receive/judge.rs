@@ -1,6 +1,7 @@
 //! What is decided about a push between its pack and its refs.
 
 use std::{
+    path::Path,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     disk::NoRoom,
-    domain::{Build, BuildNumber, BuildState, EnvRef, Environment, FailPoint, Tenant, fail_point::reached},
+    domain::{Build, BuildNumber, BuildState, EnvRef, FailPoint, Tenant, fail_point::reached},
     git::{MAX_COMMIT, Obstacle, commit_obstacle, is_cut_off, short_branch},
     store::StoreError,
 };
@@ -113,12 +114,10 @@ impl Receive {
         let env = &push.env;
         let options = PushOptions::parse(&request.options).map_err(Rejected)?;
         let _turn = match request.updates.iter().any(|update| update.name.starts_with("refs/heads/")) {
-            true => Some(self.turn(push).await?.map_err(Rejected)?),
+            true => Some(self.turn(env).await?.map_err(Rejected)?),
             false => None,
         };
-        let environment = self.0.store.get::<Environment>(env).await?;
-        let environment =
-            environment.ok_or_else(|| Rejected(Refusal::new(format!("{env} was destroyed meanwhile."))))?;
+        let environment = self.environment(env).await?;
         let deploy = decide(env, environment.deploy_branch.as_deref(), &request.updates).map_err(Rejected)?;
         if push.is_shallow() {
             self.refuse_shallow(env, request).await?;
@@ -130,30 +129,19 @@ impl Receive {
             Some(active) if !options.supersede => return Err(Rejected(busy(&active).of(RefusalKind::Busy)).into()),
             active => active,
         };
-        let described = self.check_commit(env, request, update).await?;
-        let received = millis(push.started);
-        if let Some(quarantine) = &request.quarantine {
-            self.keep(env, quarantine).await?;
-        }
-        reached(FailPoint::Receive);
+        let known_good = update.old.bytes().any(|digit| digit != b'0').then(|| update.old.clone());
+        let described = self.check_commit(env, request.quarantine.as_deref(), &update.new, known_good).await?;
         let new = NewPush {
             env: env.clone(),
             commit: update.new.clone(),
-            branch: update.name.clone(),
-            old_commit: update.old.clone(),
+            branch: Some(update.name.clone()),
+            old_commit: Some(update.old.clone()),
             pushed_by: push.user.clone(),
             options,
-            timings: vec![("receive".to_owned(), received)],
+            timings: vec![("receive".to_owned(), millis(push.started))],
         };
-        let build = match self.0.pipeline.enqueue(new).await {
-            Ok(build) => build,
-            Err(error) => return Err(self.after(not_queued(error), replaced.as_ref()).await),
-        };
-        reached(FailPoint::Receive);
-        if let Err(error) = self.confirm(push, request, update, &build).await {
-            let refused = self.withdraw(&build, error).await;
-            return Err(self.after(refused, replaced.as_ref()).await);
-        }
+        let fits = self.still_fits(push, request, update);
+        let build = self.queue(new, request.quarantine.as_deref(), replaced.as_ref(), fits).await?;
         // Set once: a push has one hook, which asks once.
         let _ = push.queued.set((build.number, options.detach));
         if options.detach
@@ -185,27 +173,28 @@ impl Receive {
         }
     }
 
-    /// The commit itself, then what its tree says.
-    async fn check_commit(&self, env: &EnvRef, request: &HookRequest, update: &Update) -> anyhow::Result<Description> {
-        let (repositories, owner) = (self.0.repositories.clone(), env.clone());
-        let (path, quarantine) = (self.0.repositories.path(env), request.quarantine.clone());
-        let commit = update.new.clone();
+    /// The commit itself, then what its tree says. Its objects may still be in `quarantine`; `known_good` is a commit of the environment
+    /// that was checked before.
+    pub(super) async fn check_commit(
+        &self,
+        env: &EnvRef,
+        quarantine: Option<&Path>,
+        commit: &str,
+        known_good: Option<String>,
+    ) -> anyhow::Result<Description> {
+        let (repositories, owner, path) = (self.0.repositories.clone(), env.clone(), self.0.repositories.path(env));
+        let (objects, commit) = (quarantine.map(Path::to_owned), commit.to_owned());
+        let tree = PushedTree { env: env.clone(), repository: path.clone(), objects, commit, known_good };
+        let (objects, commit) = (tree.objects.clone(), tree.commit.clone());
         let obstacle = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            if let Some(quarantine) = &quarantine {
+            if let Some(quarantine) = &objects {
                 repositories.objects_of_quarantine(&owner, quarantine)?;
             }
-            Ok(commit_obstacle(&path, quarantine.as_deref(), &commit)?)
+            Ok(commit_obstacle(&path, objects.as_deref(), &commit)?)
         });
         if let Some(obstacle) = obstacle.await?? {
             return Err(Rejected(refusal_of(obstacle).of(RefusalKind::Commit)).into());
         }
-        let tree = PushedTree {
-            env: env.clone(),
-            repository: self.0.repositories.path(env),
-            objects: request.quarantine.clone(),
-            commit: update.new.clone(),
-            known_good: update.old.bytes().any(|digit| digit != b'0').then(|| update.old.clone()),
-        };
         let description = self.0.pipeline.describe(tree).await.map_err(|problems| {
             let mut refusal = Refusal::new("The pushed tree cannot be built as it is:");
             refusal.details.extend(problems.lines().map(str::to_owned));
@@ -314,7 +303,7 @@ pub(super) fn failed(env: &EnvRef, error: &anyhow::Error) -> Refusal {
 }
 
 /// Why a push was not queued, for the pusher.
-fn not_queued(error: QueueError) -> anyhow::Error {
+pub(super) fn not_queued(error: QueueError) -> anyhow::Error {
     let refusal = match error {
         QueueError::Busy(active) => busy(&active).of(RefusalKind::Busy),
         QueueError::Full { limit } => {
@@ -353,7 +342,7 @@ pub(super) fn full_disk(no_room: &NoRoom) -> Refusal {
     Refusal::new(format!("Push refused: {no_room}.")).of(RefusalKind::Disk).unchanged()
 }
 
-fn millis(since: Instant) -> u64 {
+pub(super) fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -374,11 +363,12 @@ fn refusal_of(obstacle: Obstacle) -> Refusal {
     }
 }
 
-fn busy(active: &Build) -> Refusal {
+pub(super) fn busy(active: &Build) -> Refusal {
     if active.state.is_final() {
         let (env, number) = (&active.env, active.number);
         let text = format!("Build {number} of {env} has ended, and that is not recorded yet.");
         return Refusal::new(text)
+            .of(RefusalKind::Later)
             .detail("Push again: it takes a moment, or until the server's store takes something again.")
             .unchanged();
     }
@@ -388,6 +378,7 @@ fn busy(active: &Build) -> Refusal {
     let state = if active.started_at.is_some() { "running" } else { "queued" };
     let duration = if seconds < 120 { format!("{seconds} s") } else { format!("{} min", seconds / 60) };
     Refusal::new(format!("Build {number} of {env}, pushed by {}, has been {state} for {duration}.", active.pushed_by))
+        .of(RefusalKind::Busy)
         .detail(format!("Follow it with:        builds logs {env} {number} -f"))
         .detail(format!("Cancel and replace it: git push -o supersede paas-{} HEAD:{branch}", env.env))
         .unchanged()

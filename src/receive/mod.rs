@@ -12,6 +12,7 @@ mod policy;
 mod settle;
 mod tell;
 mod turn;
+mod upload;
 mod waiting;
 mod wire;
 
@@ -42,6 +43,7 @@ use crate::{
 };
 
 pub use policy::{MAX_UPDATES, PushOptions, Refusal, RefusalKind, Update};
+pub use upload::NewSource;
 
 /// The hook that is installed to `DATA/hooks` at start.
 pub const PRE_RECEIVE: &str = include_str!("../../hooks/pre-receive");
@@ -51,9 +53,10 @@ pub const PRE_RECEIVE: &str = include_str!("../../hooks/pre-receive");
 pub struct NewPush {
     pub env: EnvRef,
     pub commit: String,
-    /// Full name, as in `refs/heads/main`.
-    pub branch: String,
-    pub old_commit: String,
+    /// The branch that moves with it, as in `refs/heads/main`; `None`: it came without git.
+    pub branch: Option<String>,
+    /// Where that branch was.
+    pub old_commit: Option<String>,
     pub pushed_by: UserName,
     pub options: PushOptions,
     /// Milliseconds spent so far, stage by stage.

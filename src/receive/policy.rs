@@ -94,6 +94,22 @@ pub enum RefusalKind {
     Disk,
     /// The server failed.
     Internal,
+    /// The server cannot take it just now.
+    Later,
+    /// There is no such environment any more.
+    Gone,
+}
+
+impl RefusalKind {
+    /// Whether what was sent cannot be taken as it is.
+    pub fn is_unfit(self) -> bool {
+        matches!(self, Self::Policy | Self::Commit | Self::Manifest)
+    }
+
+    /// Whether nothing is wrong with what was sent: later it may be taken.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Self::QueueFull | Self::Disk | Self::Later)
+    }
 }
 
 /// Why a push is refused: one line that says what, and lines that say what to do.
@@ -105,7 +121,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Without details yet.
+    /// Of what was sent, without details yet.
     pub fn new(reason: impl Into<String>) -> Self {
         Self { kind: RefusalKind::Policy, reason: reason.into(), details: Vec::new() }
     }
@@ -130,6 +146,11 @@ impl Refusal {
     pub fn but(mut self, line: impl Into<String>) -> Self {
         self.details.retain(|detail| detail != UNCHANGED);
         self.detail(line)
+    }
+
+    /// The reason and all details, as lines without marks.
+    pub fn text(&self) -> String {
+        [&self.reason].into_iter().chain(&self.details).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
     /// As the pusher sees it.

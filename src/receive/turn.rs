@@ -11,8 +11,8 @@ use std::{
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{LivePush, Receive, Refusal};
-use crate::places::Place;
+use super::{LivePush, Receive, Refusal, RefusalKind};
+use crate::{domain::EnvRef, places::Place};
 
 /// More environments than could have pushes at once.
 pub(super) const ALL: usize = 1 << 20;
@@ -21,33 +21,35 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Receive {
     /// Waits until no other push to the environment is being judged, and until those that were accepted have moved the branch.
-    pub(super) async fn turn(&self, push: &LivePush) -> anyhow::Result<Result<Place, Refusal>> {
-        let Ok(turn) = self.0.turns.take(&push.env, PATIENCE).await else { return Ok(Err(too_many(push))) };
-        Ok(self.others_ended(push).await?.map(|()| turn))
+    pub(super) async fn turn(&self, env: &EnvRef) -> anyhow::Result<Result<Place, Refusal>> {
+        let Ok(turn) = self.0.turns.take(env, PATIENCE).await else { return Ok(Err(too_many(env))) };
+        Ok(self.others_ended(env).await?.map(|()| turn))
     }
 
     /// Waits until pushes to the environment that were accepted have moved the branch.
-    pub(super) async fn others_ended(&self, push: &LivePush) -> anyhow::Result<Result<(), Refusal>> {
+    pub(super) async fn others_ended(&self, env: &EnvRef) -> anyhow::Result<Result<(), Refusal>> {
         let deadline = Instant::now() + PATIENCE;
-        for other in self.ending(push).await? {
+        for other in self.ending(env).await? {
             if timeout_at(deadline, other.ended.cancelled()).await.is_err() {
-                return Ok(Err(too_many(push)));
+                return Ok(Err(too_many(env)));
             }
         }
         Ok(Ok(()))
     }
 
     /// Pushes to the same environment that have their verdict, or will have it at once.
-    async fn ending(&self, push: &LivePush) -> anyhow::Result<Vec<Arc<LivePush>>> {
-        let active = self.0.pipeline.active(&push.env).await?.map(|build| build.number);
+    async fn ending(&self, env: &EnvRef) -> anyhow::Result<Vec<Arc<LivePush>>> {
+        let active = self.0.pipeline.active(env).await?.map(|build| build.number);
         let is_ending = |other: &LivePush| {
             other.queued.get().is_some_and(|(number, detached)| *detached || active != Some(*number))
         };
         let live = self.0.live.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(live.values().filter(|other| other.env == push.env && is_ending(other)).cloned().collect())
+        Ok(live.values().filter(|other| other.env == *env && is_ending(other)).cloned().collect())
     }
 }
 
-fn too_many(push: &LivePush) -> Refusal {
-    Refusal::new(format!("Another push to {} is just being completed; try again in a moment.", push.env)).unchanged()
+fn too_many(env: &EnvRef) -> Refusal {
+    Refusal::new(format!("Another push to {env} is just being completed; try again in a moment."))
+        .of(RefusalKind::Later)
+        .unchanged()
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{LivePush, Receive, Refusal, judge::full_disk, waiting::patiently_from};
+use super::{LivePush, Receive, Refusal, RefusalKind, judge::full_disk, waiting::patiently_from};
 use crate::{
     domain::{EnvRef, UserName},
     git::{
@@ -27,7 +27,7 @@ const TRY_LATER: u8 = 75;
 /// After so long a pusher is told what is waited for.
 const TELL_AFTER: Duration = Duration::from_secs(2);
 /// How long a push waits while its repository is packed anew: a little longer than git may take for both steps of it.
-const PACKING: Duration = Duration::from_secs(630);
+pub(super) const PACKING: Duration = Duration::from_secs(630);
 
 /// Takes a push off the list when its `receive-pack` has ended.
 struct Registered<'a> {
@@ -174,24 +174,26 @@ impl Receive {
         patiently_from(TELL_AFTER, activity, used, tell).await.ok()
     }
 
-    async fn ensure(&self, env: &EnvRef) -> anyhow::Result<std::path::PathBuf> {
+    pub(super) async fn ensure(&self, env: &EnvRef) -> anyhow::Result<std::path::PathBuf> {
         let (repositories, env) = (self.0.repositories.clone(), env.clone());
         Ok(tokio::task::spawn_blocking(move || repositories.ensure(&env)).await??)
     }
 }
 
-fn long_packed(env: &EnvRef) -> Refusal {
+pub(super) fn long_packed(env: &EnvRef) -> Refusal {
     Refusal::new(format!("The repository of {env} is being packed anew, which takes long; try again in some minutes."))
+        .of(RefusalKind::Later)
         .unchanged()
 }
 
-fn no_place(reason: NoPlace, user: &UserName) -> Refusal {
-    match reason {
+pub(super) fn no_place(reason: NoPlace, user: &UserName) -> Refusal {
+    let refusal = match reason {
         NoPlace::All => Refusal::new("The server is serving as many git clients as it can; try again in a minute."),
         NoPlace::Share(limit) => Refusal::new(format!(
             "{user} has {limit} git sessions open already, as many as one user may; try again when one of them has ended."
         )),
-    }
+    };
+    refusal.of(RefusalKind::Later)
 }
 
 fn is_idle(error: &anyhow::Error) -> bool {

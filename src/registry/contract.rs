@@ -37,7 +37,11 @@ async fn blobs(registry: &dyn Registry) {
     assert!(!registry.has("t/one", &digest).await.expect("has before"));
     registry.push_bytes("t/one", &digest, small.clone()).await.expect("push");
     assert!(registry.has("t/one", &digest).await.expect("has after"));
-    registry.push_bytes("t/one", &digest, small).await.expect("pushing twice is the same as once");
+    registry.push_bytes("t/one", &digest, small.clone()).await.expect("pushing twice is the same as once");
+    assert_eq!(registry.small_blob("t/one", &digest, small.len()).await.expect("its bytes"), Some(small.clone()));
+    assert_eq!(registry.small_blob("t/one", &digest_of(b"nothing"), 100).await.expect("no blob"), None);
+    let large = registry.small_blob("t/one", &digest, small.len() - 1).await;
+    assert!(matches!(large, Err(RegistryError::Refused { .. })), "a blob that is too large: {large:?}");
 
     let large: Vec<u8> = (0..3_000_017u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let file = tempfile::NamedTempFile::new().expect("a file");

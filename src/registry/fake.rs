@@ -46,7 +46,7 @@ impl FakeRegistry {
         self.state().mounts
     }
 
-    /// The content of a blob.
+    /// The content of a blob, wherever it is shown.
     pub fn blob(&self, digest: &Digest) -> Option<Vec<u8>> {
         self.state().blobs.get(digest).cloned()
     }
@@ -93,6 +93,20 @@ impl Registry for FakeRegistry {
 
     async fn has(&self, repository: &str, digest: &Digest) -> Result<bool, RegistryError> {
         Ok(self.state().links.contains(&(repository.to_owned(), digest.clone())))
+    }
+
+    async fn small_blob(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
+        let state = self.state();
+        let shown = state.links.contains(&(repository.to_owned(), digest.clone()));
+        match state.blobs.get(digest).filter(|_| shown) {
+            Some(bytes) if bytes.len() > limit => Err(Self::refused(format!("the blob {digest}"), "it is too large")),
+            found => Ok(found.cloned()),
+        }
     }
 
     async fn push_blob(&self, repository: &str, digest: &Digest, file: &Path) -> Result<(), RegistryError> {

@@ -53,6 +53,13 @@ pub trait Registry: Send + Sync {
     fn address(&self) -> &str;
     /// Whether the blob is there.
     async fn has(&self, repository: &str, digest: &Digest) -> Result<bool, RegistryError>;
+    /// The content of a small blob; one of more than `limit` bytes is refused.
+    async fn small_blob(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, RegistryError>;
     /// Uploads a file as a blob, streaming. The registry verifies the digest.
     async fn push_blob(&self, repository: &str, digest: &Digest, file: &Path) -> Result<(), RegistryError>;
     /// Uploads a small blob from memory.

@@ -9,6 +9,7 @@ use oci_distribution::{
     Client, Reference, RegistryOperation,
     client::{ClientConfig, ClientProtocol},
     errors::{OciDistributionError, OciErrorCode},
+    manifest::OciDescriptor,
     secrets::RegistryAuth,
 };
 use sha2::{Digest as _, Sha256};
@@ -257,7 +258,13 @@ fn is_missing(error: &OciDistributionError) -> bool {
             true
         }
         OciDistributionError::RegistryError { envelope, .. } => envelope.errors.iter().any(|error| {
-            matches!(error.code, OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound)
+            matches!(
+                error.code,
+                OciErrorCode::BlobUnknown
+                    | OciErrorCode::ManifestUnknown
+                    | OciErrorCode::NameUnknown
+                    | OciErrorCode::NotFound
+            )
         }),
         _ => false,
     }
@@ -287,6 +294,34 @@ impl Registry for OciRegistry {
         let image = &self.reference(repository, digest.as_str());
         let what = format!("looking for the blob {digest}");
         let request = || async move { self.writer().await.blob_exists(image, digest.as_str()).await };
+        self.attempt(&what, OPERATION_DEADLINE, request).await
+    }
+
+    async fn small_blob(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
+        let image = &self.reference(repository, digest.as_str());
+        let what = format!("the blob {digest}");
+        let layer = &OciDescriptor { digest: digest.to_string(), ..OciDescriptor::default() };
+        let request = || async move {
+            let mut chunks = match self.with_credentials(&self.reader).await.pull_blob_stream(image, layer).await {
+                Ok(blob) => blob.stream,
+                Err(error) if is_missing(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let mut bytes = Vec::new();
+            while let Some(chunk) = chunks.try_next().await? {
+                if bytes.len() + chunk.len() > limit {
+                    let text = format!("it has more than {limit} bytes");
+                    return Err(OciDistributionError::SpecViolationError(text));
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(Some(bytes))
+        };
         self.attempt(&what, OPERATION_DEADLINE, request).await
     }
 

@@ -42,7 +42,7 @@ fn dev_host(app: &str) -> String {
     format!("dev.{app}.{tenant}.localhost")
 }
 
-fn feed(platform: &Platform, user: &User, words: &[&str], input: &[u8]) -> (i32, String) {
+pub fn feed(platform: &Platform, user: &User, words: &[&str], input: &[u8]) -> (i32, String) {
     let mut command = platform.ssh_command(user, words);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // The command may end before it has read everything.

@@ -8,16 +8,18 @@ use std::{
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use tokio::io::AsyncReadExt;
 
 use crate::{
     build::{EnqueueError, NewBuild},
-    commands::{BuildQueue, Deployments},
+    commands::{BuildQueue, Deployments, Sources},
     deploy::{
-        CancelFailure, DeployFailure, Deployed, Derive, EnvStatus, ProcessStatus, Progress, ReplicaHealth,
+        CancelFailure, DeployFailure, Deployed, Derive, EnvStatus, NewRelease, ProcessStatus, Progress, ReplicaHealth,
         ReplicaStatus, WaitStatus,
     },
     domain::*,
     logs::Logs,
+    receive::{NewSource, Refusal, RefusalKind},
     store::{Change, Entry, Guard, Kv, KvError, MemoryKv, Revision, Store, StoreError, Write},
 };
 
@@ -113,6 +115,34 @@ impl Deployments for FakeDeployer {
             created_by: by.clone(),
             reason: reason.to_owned(),
             ..old
+        };
+        self.store.transaction().create(&release).commit().await?;
+        Ok(release)
+    }
+
+    async fn create_target(&self, new: NewRelease) -> Result<Release, StoreError> {
+        let written = self.change(&new.env, |record| {
+            record.last_release += 1;
+            record.target = Some(ReleaseVersion(record.last_release));
+        });
+        let record = written.await?;
+        let release = Release {
+            env: new.env,
+            version: ReleaseVersion(record.last_release),
+            image: new.image,
+            commit: new.commit,
+            build: new.build,
+            config: record.config,
+            processes: new.processes,
+            release_phase_done: new.release_command.is_none() || !new.run_release_phase,
+            release_command: new.release_command,
+            upgrade: new.upgrade,
+            domains: new.domains,
+            cron: new.cron,
+            created_at: Timestamp::now(),
+            created_by: new.created_by,
+            reason: new.reason,
+            release_phase_attempts: 0,
         };
         self.store.transaction().create(&release).commit().await?;
         Ok(release)
@@ -282,6 +312,36 @@ impl BuildQueue for FakeBuilds {
     async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
         self.purged.lock().unwrap().push(app.clone());
         Ok(())
+    }
+}
+
+/// Reads all that is sent, and refuses what begins with the name of a kind of refusal.
+#[async_trait]
+impl Sources for FakeBuilds {
+    async fn upload(&self, mut source: NewSource) -> Result<Build, Refusal> {
+        let mut content = String::new();
+        source.content.read_to_string(&mut content).await.unwrap();
+        let refusal = Refusal::new(format!("refused: {content}")).detail("do better");
+        match content.as_str() {
+            "unfit" => return Err(refusal),
+            "later" => return Err(refusal.of(RefusalKind::Later)),
+            "gone" => return Err(refusal.of(RefusalKind::Gone)),
+            _ => {}
+        }
+        let new = NewBuild {
+            env: source.env,
+            commit: "5c".repeat(20),
+            branch: None,
+            old_commit: None,
+            pushed_by: source.user,
+            no_cache: source.no_cache,
+            detached: false,
+            supersede: false,
+            held: false,
+            timings: vec![(source.message, 1)],
+        };
+        let enqueued = self.enqueue(new).await;
+        enqueued.map_err(|error| Refusal::new(error.to_string()).of(RefusalKind::Busy))
     }
 }
 

@@ -69,6 +69,13 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("builds list acme/shop/dev", [0, 0, 0, 0, 4, 0], Read),
     ("builds info acme/shop/dev", [0, 0, 0, 0, 4, 0], Read),
     ("builds logs acme/shop/dev -f", [0, 0, 0, 0, 4, 0], Read),
+    ("builds create acme/shop/dev", [3, 0, 0, 3, 4, 3], Deploy),
+    // For those who may there is no such image.
+    (
+        "deploy acme/shop/dev berth/acme/shop@sha256:7777777777777777777777777777777777777777777777777777777777777777",
+        [3, 4, 4, 3, 4, 3],
+        Deploy,
+    ),
     // An operator pushes nowhere uninvited; for those who may there is nothing to cancel.
     ("builds cancel acme/shop/dev", [3, 4, 4, 3, 4, 3], Deploy),
     ("builds purge-cache acme/shop", [3, 0, 0, 3, 4, 3], Deploy),

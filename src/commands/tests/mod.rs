@@ -6,6 +6,7 @@ mod logs;
 mod matrix;
 mod operate;
 mod people;
+mod sources;
 mod tenancy;
 mod tokens;
 
@@ -22,6 +23,7 @@ use crate::{
     deploy::SystemClock,
     domain::*,
     logs::{LogLimits, LogRecord},
+    registry::FakeRegistry,
     runtime::{
         Source,
         fake::{Behaviour, FakeRuntime},
@@ -134,6 +136,7 @@ fn release(env: &EnvRef, version: u64) -> Release {
 pub(crate) struct World {
     pub(crate) commands: Commands,
     pub(crate) store: Store,
+    registry: FakeRegistry,
     deployer: Arc<FakeDeployer>,
     builds: Arc<FakeBuilds>,
     logs: Logs,
@@ -210,10 +213,14 @@ impl World {
         });
         let (events, hub) = EventHub::start(store.clone(), "").await.unwrap();
         tokio::spawn(hub.run(CancellationToken::new()));
+        let registry = FakeRegistry::new();
         let services = Services {
             store: store.clone(),
             events,
             builds: builds.clone(),
+            sources: builds.clone(),
+            registry: Arc::new(registry.clone()),
+            publishing: PublishGate::default(),
             deployer: deployer.clone(),
             cron: Arc::new(cron),
             logs: logs.clone(),
@@ -226,10 +233,13 @@ impl World {
                 ssh_port: 2222,
                 base_domain: "localhost".into(),
                 run_pids: 64,
+                process_defaults: Defaults::default(),
+                largest_process: (4000, 4 << 30),
             },
         };
         std::fs::create_dir(directory.path().join("repositories")).unwrap();
-        let world = Self { commands: Commands::new(services), store, deployer, builds, logs, _directory: directory };
+        let world =
+            Self { commands: Commands::new(services), store, registry, deployer, builds, logs, _directory: directory };
         world.populate().await;
         tokio::spawn(service.run(CancellationToken::new()));
         // Answered once it has read what there is.

@@ -129,6 +129,22 @@ async fn release_phase_runs_once_before_any_replica_and_speaks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_release_that_is_made_the_target_is_deployed_although_nobody_waits_for_it() {
+    let platform = Platform::new().await;
+    let mut new = platform.new_release(&[("web", 1)]);
+    new.release_command = Some("node migrate.js".into());
+    let version = platform.deployer.create_target(new).await.unwrap().version;
+    assert_eq!(platform.record().await.target, Some(version));
+    platform.deployer.nudge(&env());
+    platform.until("the release to serve", |platform| platform.engine.running() == ["web.1 v1 r0"]).await;
+    platform.settle().await;
+    assert_eq!(platform.record().await.current, Some(version));
+    assert_eq!(platform.engine.phases(), ["release-v1 node migrate.js 40"]);
+    // Who asks afterwards hears how it went.
+    assert_eq!(platform.deploy(version).await.unwrap().release, version);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_release_phase_that_a_dying_server_left_half_done_says_that_it_runs_again() {
     let platform = Platform::new().await;
     let mut new = platform.new_release(&[("web", 1)]);
