@@ -57,6 +57,8 @@ pub enum EventKind {
     ReplicaDied,
     #[serde(rename = "domain.changed")]
     DomainChanged,
+    #[serde(rename = "drain.changed")]
+    DrainChanged,
     #[serde(rename = "run.started")]
     RunStarted,
     #[serde(rename = "run.finished")]

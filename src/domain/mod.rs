@@ -7,6 +7,7 @@
 pub mod access;
 pub mod build;
 pub mod cron;
+pub mod drain;
 pub mod event;
 pub mod fail_point;
 pub mod image;
@@ -19,6 +20,7 @@ pub mod replica;
 pub use access::{Role, Verb};
 pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
 pub use cron::{CronJob, CronMark, CronRun, CronState, Overlap};
+pub use drain::{Drain, DrainMark, DrainScheme, DrainUrl, LogCursor};
 pub use event::{Event, EventKind};
 pub use fail_point::FailPoint;
 pub use image::{Digest, ImageRef};

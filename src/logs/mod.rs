@@ -14,6 +14,7 @@ mod follow;
 mod hold;
 mod job;
 mod lines;
+mod onward;
 mod pace;
 mod plain;
 mod record;
@@ -39,6 +40,7 @@ pub use self::{
     follow::LogItem,
     job::JobOutput,
     lines::OutputLines,
+    onward::{LogChanges, LogPage},
     plain::plain_line,
     record::{LogFilter, LogRecord, LogSource, LogStream, MAX_TEXT},
     render::{render_line, render_record},

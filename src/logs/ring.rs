@@ -7,6 +7,8 @@
 
 mod back;
 mod compress;
+mod forward;
+mod numbers;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,7 +16,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(super) use self::{back::read_back, compress::Compressor};
+use self::numbers::Numbers;
+pub(super) use self::{
+    back::read_back,
+    compress::Compressor,
+    forward::{cursor_at, read_forward},
+};
 use super::LogRecord;
 
 const PREFIX: &str = "log.";
@@ -105,6 +112,9 @@ impl Ring {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
+        let oldest = (self.sequence + 1).saturating_sub(self.segments as u64);
+        // Before there is the next file, so that whoever reads on into it knows its lines' numbers.
+        Numbers::close(&self.directory, self.sequence, oldest)?;
         self.file = open_segment(&self.directory, self.sequence + 1)?;
         self.sequence += 1;
         self.length = 0;

@@ -3,8 +3,8 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment,
-    Event, Invite, JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
+    App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, Drain, DrainMark, EnvRef,
+    Environment, Event, Invite, JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
 };
 
 /// A type that the store keeps, and how its key is made.
@@ -175,6 +175,28 @@ impl Record for CronMark {
     }
     fn own_key(&self) -> String {
         format!("{}/{}", self.env, self.job)
+    }
+}
+
+impl Record for Drain {
+    type Id = (EnvRef, u64);
+    const KIND: &'static str = "drain";
+    fn id_key((env, id): &Self::Id) -> String {
+        numbered(env, *id)
+    }
+    fn own_key(&self) -> String {
+        numbered(&self.env, self.id)
+    }
+}
+
+impl Record for DrainMark {
+    type Id = (EnvRef, u64);
+    const KIND: &'static str = "drain-mark";
+    fn id_key((env, id): &Self::Id) -> String {
+        numbered(env, *id)
+    }
+    fn own_key(&self) -> String {
+        numbered(&self.env, self.id)
     }
 }
 
