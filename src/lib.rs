@@ -12,6 +12,7 @@ pub mod cron;
 pub mod deploy;
 pub mod disk;
 pub mod domain;
+pub mod drains;
 pub mod gc;
 pub mod git;
 pub mod jobs;
