@@ -11,6 +11,7 @@ mod config;
 mod cron;
 mod deployments;
 mod domains;
+mod drains;
 mod environments;
 mod error;
 mod events;
@@ -42,6 +43,7 @@ use parse::{Command, Parsed};
 
 use crate::{
     domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, User, UserName, Verb},
+    drains::Drains,
     git::Repositories,
     logs::{Logs, render_line},
     places::Places,
@@ -86,6 +88,7 @@ pub struct Services {
     pub deployer: Arc<dyn Deployments>,
     pub cron: Arc<dyn CronRuns>,
     pub logs: Logs,
+    pub drains: Drains,
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
@@ -202,6 +205,7 @@ impl Commands {
             Command::Promote { from, to } => self.promote(caller, &from, &to, json, io).await?,
             Command::Config(command) => self.config(caller, command, io).await?,
             Command::Domains(command) => self.domains(caller, command).await?,
+            Command::Drains(command) => self.drains(caller, command).await?,
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
             Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),

@@ -186,6 +186,20 @@ pub(super) enum Domains {
 }
 
 #[derive(Debug, Subcommand)]
+pub(super) enum Drains {
+    /// List drains: how they are, how many lines each has sent and dropped
+    List { env: EnvRef },
+    /// Send the log on from now: https://HOST/PATH (NDJSON), syslog+tls://HOST:PORT or syslog://HOST:PORT (RFC 5424)
+    Add {
+        env: EnvRef,
+        // What is wrong with it is said without quoting it: it may hold a secret.
+        url: String,
+    },
+    /// Stop sending, by the number that `drains list` shows
+    Remove { env: EnvRef, id: u64 },
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum Cron {
     /// List the jobs of the current release: when they run next, how they ended last
     List { env: EnvRef },

@@ -60,7 +60,7 @@ async fn step(source: &mut Source) -> Result<(), Fault> {
 }
 
 /// The URL without user name and password.
-pub(super) fn without_user(url: &DrainUrl) -> Url {
+fn without_user(url: &DrainUrl) -> Url {
     let mut bare = url.secret().clone();
     // Fails only for URLs without a host, which drains do not have.
     let _ = bare.set_username("");

@@ -29,6 +29,7 @@ mod window;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
+use url::Url;
 
 pub use self::{
     service::DrainService,
@@ -144,11 +145,11 @@ impl Drains {
                 DrainScheme::Syslog | DrainScheme::SyslogTls => DrainRefusal::Plain("syslog", "syslog+tls"),
             });
         }
-        if matches!(url.scheme(), DrainScheme::Http | DrainScheme::Https) {
-            let bare = http::without_user(url);
-            self.0.outbound.check_url(&bare).map_err(|error| DrainRefusal::Address(error.to_string()))?;
-        }
-        Ok(())
+        // Whatever is spoken there, it is the address that counts.
+        let bare = Url::parse(&format!("https://{}:{}/", url.secret().host_str().unwrap_or_default(), url.port()));
+        let address = |error: String| DrainRefusal::Address(error);
+        let bare = bare.map_err(|error| address(error.to_string()))?;
+        self.0.outbound.check_url(&bare).map_err(|error| address(error.to_string()))
     }
 
     /// Drains that there may be, of all environments together.

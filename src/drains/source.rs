@@ -61,7 +61,7 @@ pub(super) struct Batch {
     pub(super) before: Place,
     pub(super) after: Place,
     /// There are more lines.
-    full: bool,
+    pub(super) full: bool,
 }
 
 /// Makes what is sent of a line.

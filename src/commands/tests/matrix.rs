@@ -68,6 +68,10 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     ("domains add acme/shop/dev a.example.com", [3, 0, 0, 0, 4, 0]),
     // Nothing was added yet.
     ("domains remove acme/shop/dev a.example.com", [3, 4, 4, 4, 4, 4]),
+    ("drains list acme/shop/dev", [0, 0, 0, 0, 4, 0]),
+    ("drains add acme/shop/dev https://logs.example.com/?hunter2", [3, 0, 0, 0, 4, 0]),
+    // There is none yet.
+    ("drains remove acme/shop/dev 1", [3, 4, 4, 4, 4, 4]),
     ("run acme/shop/dev -- true", [3, 42, 42, 3, 4, 3]),
     ("cron list acme/shop/dev", [0, 0, 0, 0, 4, 0]),
     ("cron history acme/shop/dev", [0, 0, 0, 0, 4, 0]),

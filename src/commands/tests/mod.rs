@@ -1,5 +1,6 @@
 //! The commands as their callers see them: words in, text and exit status out, over a store in memory.
 
+mod drains;
 mod fakes;
 mod matrix;
 mod operate;
@@ -17,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cron::{Cron, CronParts, CronSettings},
     deploy::SystemClock,
+    drains::{DrainParts, DrainSettings},
     domain::*,
     logs::{LogLimits, LogRecord},
+    outbound::{Outbound, OutboundSettings},
     runtime::{
         Source,
         fake::{Behaviour, FakeRuntime},
@@ -205,7 +208,16 @@ impl World {
             clock: Arc::new(SystemClock),
             settings: CronSettings::default(),
         });
+        // Its service does not run: nothing is sent anywhere.
+        let (drains, _) = Drains::start(DrainParts {
+            store: store.clone(),
+            logs: logs.clone(),
+            outbound: Outbound::new(OutboundSettings::default()).unwrap(),
+            settings: DrainSettings::default(),
+        })
+        .unwrap();
         let services = Services {
+            drains,
             store: store.clone(),
             builds: builds.clone(),
             deployer: deployer.clone(),
