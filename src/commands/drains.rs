@@ -43,7 +43,9 @@ impl Commands {
             let shown = since.map_or_else(|| state.to_owned(), |since| format!("{state} since {since:.0}"));
             let reason = why.clone().or_else(|| refused.clone().map(|why| format!("lines were refused: {why}")));
             let numbers = [sent, dropped, lag].map(|number| number.to_string());
-            rows.push([vec![id.to_string(), url.to_string(), shown], numbers.to_vec(), reason.into_iter().collect()].concat());
+            rows.push(
+                [vec![id.to_string(), url.to_string(), shown], numbers.to_vec(), reason.into_iter().collect()].concat(),
+            );
             values.push(json!({
                 "id": id, "url": url.to_string(), "state": state, "since": since, "why": why, "sent": sent,
                 "dropped": dropped, "lag": lag, "refused": refused, "created_by": created_by, "created_at": created_at,
@@ -72,7 +74,10 @@ impl Commands {
         let environment = self.env_for(caller, Verb::WriteConfig, env).await?;
         let (all, drains) = (self.store.list::<Drain>("").await?.len(), self.drains_of(env).await?);
         if let Some(known) = drains.iter().find(|drain| drain.url == *url) {
-            return Err(CommandError::Conflict(format!("the log of {env} is sent there already, by drain {}", known.id)));
+            return Err(CommandError::Conflict(format!(
+                "the log of {env} is sent there already, by drain {}",
+                known.id
+            )));
         }
         if drains.len() >= MAX_OF_ENVIRONMENT {
             let text = format!("{env} has {MAX_OF_ENVIRONMENT} drains, which is the most; remove one first");
@@ -92,7 +97,8 @@ impl Commands {
 
     async fn remove_drain(&self, caller: &Caller, env: &EnvRef, id: u64) -> Result<Answer, CommandError> {
         let url = keep_trying(|| self.try_remove_drain(caller, env, id)).await?;
-        self.drain_changed(caller, env, format!("the log of {env} is no longer sent to {url} (drain {id})"), id, &url).await
+        self.drain_changed(caller, env, format!("the log of {env} is no longer sent to {url} (drain {id})"), id, &url)
+            .await
     }
 
     async fn try_remove_drain(&self, caller: &Caller, env: &EnvRef, id: u64) -> Result<DrainUrl, CommandError> {

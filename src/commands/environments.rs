@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     domain::{
-        App, AppRef, Build, CrashLoops, CronMark, CronRun, Deployment, Drain, DrainMark, EnvRef, Environment, EventKind, FailPoint,
-        Release, Tombstone, Verb, fail_point::reached,
+        App, AppRef, Build, CrashLoops, CronMark, CronRun, Deployment, Drain, DrainMark, EnvRef, Environment,
+        EventKind, FailPoint, Release, Tombstone, Verb, fail_point::reached,
     },
     store::{NewEvent, Record, Store, StoreError, Transaction},
 };

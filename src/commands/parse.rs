@@ -4,7 +4,10 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
     help,
-    nouns::{Apps, Builds, Config, Cron, Deployments, Domains, Drains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants},
+    nouns::{
+        Apps, Builds, Config, Cron, Deployments, Domains, Drains, Envs, Events, Keys, LogsArgs, Releases, Scale,
+        Tenants,
+    },
 };
 use crate::domain::{EnvRef, ReleaseVersion, UserName};
 

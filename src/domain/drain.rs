@@ -130,7 +130,9 @@ impl FromStr for DrainUrl {
         if matches!(scheme, DrainScheme::Syslog | DrainScheme::SyslogTls) {
             let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
             if !bare || !matches!(url.path(), "" | "/") {
-                return wrong("a syslog receiver is named by host and port alone, as in syslog+tls://logs.example.com:6514");
+                return wrong(
+                    "a syslog receiver is named by host and port alone, as in syslog+tls://logs.example.com:6514",
+                );
             }
             if scheme == DrainScheme::Syslog && url.port().is_none() {
                 return wrong("it names no port, as in syslog://logs.example.com:601");
@@ -190,7 +192,12 @@ mod tests {
     fn what_is_printed_has_no_secrets() {
         for (text, shown, host, port) in [
             ("https://logs.example.com/in?key=hunter2", "https://logs.example.com/in?***", "logs.example.com", 443),
-            ("https://ann:hunter2@logs.example.com:8443", "https://***@logs.example.com:8443/", "logs.example.com", 8443),
+            (
+                "https://ann:hunter2@logs.example.com:8443",
+                "https://***@logs.example.com:8443/",
+                "logs.example.com",
+                8443,
+            ),
             ("https://hunter2@127.1/", "https://***@127.0.0.1/", "127.0.0.1", 443),
             ("http://[::1]:80/x", "http://[::1]/x", "::1", 80),
             ("syslog://logs:601", "syslog://logs:601", "logs", 601),

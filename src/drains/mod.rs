@@ -9,7 +9,8 @@
 //!
 //! What counts as taken: over HTTP (`http`), an answer 2xx. Syslog has no acknowledgements; there (`stream`), lines count as taken once
 //! the receiver's kernel has acknowledged them and the connection has lived on for some seconds; what was sent in the last seconds
-//! before a connection broke is sent again. Lines that a receiver has read and then lost by its own crash are beyond that.
+//! before a connection broke is sent again. Lines that a receiver has read and then lost by its own crash are beyond that; one that closes
+//! each connection sooner than that gets the same lines each time.
 //!
 //! One task per drain ([`DrainService`]), so that none waits for another's receiver; a drain holds one batch in memory, and there are
 //! only so many drains.
@@ -70,6 +71,8 @@ pub struct DrainSettings {
     pub stall: Duration,
     /// How often a mark is written, at most.
     pub save_every: Duration,
+    /// How often it is said in the environment's log that lines were dropped, at most.
+    pub say_every: Duration,
 }
 
 impl Default for DrainSettings {
@@ -85,6 +88,7 @@ impl Default for DrainSettings {
             longest_pause: Duration::from_secs(60),
             stall: Duration::from_secs(60),
             save_every: Duration::from_secs(1),
+            say_every: Duration::from_secs(60),
         }
     }
 }
@@ -111,7 +115,9 @@ struct Shared {
 /// Why a URL is not drained to here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DrainRefusal {
-    #[error("{0}:// sends the log over the network as it is; use {1}://, or ask the operator to set drains.allow_plain")]
+    #[error(
+        "{0}:// sends the log over the network as it is; use {1}://, or ask the operator to set drains.allow_plain"
+    )]
     Plain(&'static str, &'static str),
     #[error("{0}")]
     Address(String),

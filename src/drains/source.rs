@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Duration, Instant, sleep, sleep_until};
+use tokio::time::{Duration, Instant, sleep, sleep_until, timeout_at};
 
 use super::{
     Shared,
@@ -16,13 +16,13 @@ use crate::{
 
 /// Who says that lines were dropped. Drains do not send what is said of drains: to refuse that would be said again.
 const SPEAKER: &str = "drains";
-/// That lines were dropped is said in the environment's log at most so often.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+/// Longer than anything is waited for.
+const FAR: Duration = Duration::from_secs(86_400);
 /// Pause after a log that was removed, or a store that fails.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Longest pause that a receiver may ask for.
 const LONGEST_REQUEST: Duration = Duration::from_secs(300);
-/// What is added for one line at most, so that a batch stays below 1 MiB whatever its settings say.
+/// A batch stays below 1 MiB, whatever its settings say; a line takes less than the rest.
 const MOST_BYTES: usize = 768 << 10;
 
 /// Why a drain does not go on.
@@ -184,7 +184,10 @@ impl Source {
                 self.last_batch = Some(Instant::now());
                 return Ok(batch);
             }
-            if !self.book.wait(self.changes.wait()).await? {
+            let say_at = if self.unsaid > 0 { self.say_at } else { Instant::now() + FAR };
+            // Else it is time to say what was lost.
+            let changed = self.book.wait(timeout_at(say_at, self.changes.wait())).await?;
+            if changed == Ok(false) {
                 self.book.wait(sleep(AGAIN)).await?;
                 self.changes = self.book.shared.logs.changes(&self.book.drain.env).await.map_err(unreadable)?;
                 from = self.place();
@@ -273,7 +276,7 @@ impl Source {
         let reason = if why.is_empty() { String::new() } else { format!(" ({why})") };
         let text = format!("drain {id} ({url}) has dropped {} lines{reason}", self.unsaid);
         self.book.shared.logs.append(env, LogRecord::berth(Timestamp::now(), SPEAKER, text));
-        (self.unsaid, self.say_at) = (0, Instant::now() + SAY_EVERY);
+        (self.unsaid, self.say_at) = (0, Instant::now() + self.book.shared.settings.say_every);
     }
 
     /// The receiver is there.

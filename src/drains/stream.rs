@@ -154,6 +154,10 @@ impl Session {
 }
 
 fn broken(error: &io::Error) -> Fault {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        // What TLS says of it has a link in it.
+        return Fault::failed("the receiver has closed the connection");
+    }
     Fault::failed(format!("the connection broke: {error}"))
 }
 

@@ -4,7 +4,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
     App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, Drain, DrainMark, EnvRef,
-    Environment, Event, Invite, JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
+    Environment, Event, Invite, JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User,
+    UserName,
 };
 
 /// A type that the store keeps, and how its key is made.

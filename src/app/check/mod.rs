@@ -20,7 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     commands::Commands,
-    domain::{Build, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, Drain, DrainMark, EnvRef, Environment, Release, Tombstone},
+    domain::{
+        Build, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, Drain, DrainMark, EnvRef, Environment, Release,
+        Tombstone,
+    },
     git::Repositories,
     logs::Logs,
     registry::Registry,

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cron::{Cron, CronParts, CronSettings},
     deploy::SystemClock,
-    drains::{DrainParts, DrainSettings},
     domain::*,
+    drains::{DrainParts, DrainSettings},
     logs::{LogLimits, LogRecord},
     outbound::{Outbound, OutboundSettings},
     runtime::{
