@@ -1,7 +1,8 @@
 //! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
 //!
 //! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `api`, `control` → `receive`, `build`, `deploy`,
-//! `cron`, `jobs`, `commands`, `logs`, `events` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
+//! `cron`, `jobs`, `commands`, `logs`, `events`, `drains` → `runtime`, `registry`, `store`, `git`, `router`,
+//! `outbound` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
 pub mod api;
 pub mod app;
@@ -12,6 +13,7 @@ pub mod cron;
 pub mod deploy;
 pub mod disk;
 pub mod domain;
+pub mod drains;
 pub mod events;
 pub mod gc;
 pub mod git;
@@ -19,6 +21,7 @@ pub mod jobs;
 pub mod keys;
 pub mod logs;
 pub mod manifest;
+pub mod outbound;
 pub mod places;
 pub mod plan;
 pub mod receive;

@@ -10,8 +10,8 @@ use std::{
 const FLOORS: [&[&str]; 6] = [
     &["domain"],
     &["plan", "manifest", "token", "keys", "places", "disk"],
-    &["runtime", "registry", "store", "git", "router"],
-    &["receive", "build", "deploy", "cron", "jobs", "commands", "logs", "gc", "events"],
+    &["runtime", "registry", "store", "git", "router", "outbound"],
+    &["receive", "build", "deploy", "cron", "jobs", "commands", "logs", "gc", "events", "drains"],
     &["ssh", "api", "console", "control"],
     &["app"],
 ];

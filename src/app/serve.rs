@@ -37,11 +37,13 @@ use crate::{
     cron::{Cron, CronParts},
     deploy::{Deployer, NetProber, SystemClock},
     disk::DiskFloor,
+    drains::{DrainParts, Drains},
     events::EventHub,
     gc::{Gc, GcParts},
     git::{Git, Repositories},
     keys,
     logs::{Logs, access::AccessReceiver, collector::Collector},
+    outbound::{Outbound, OutboundSettings},
     receive::{Receive, install_hooks},
     registry::{
         Credentials, Keeper, ManagedRegistry, ManagedSettings, OciRegistry, Registry, RegistryError, RegistryRoom,
@@ -175,7 +177,9 @@ impl Server {
         let receive = Receive::new(settings, git, repositories, store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
         let cron = start_cron(config, store, &on.runtime, &on.logs, &mut work);
+        let drains = start_drains(config, store, &on.logs, &mut work)?;
         let commands = Commands::new(Services {
+            drains,
             store: store.clone(),
             events: on.events.clone(),
             publishing: builds.publishing(),
@@ -347,6 +351,15 @@ fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: 
     let (cron, service) = Cron::start(CronParts { store, runtime, logs, clock: Arc::new(SystemClock), settings });
     work.spawn(service.run(work.stop.clone()));
     cron
+}
+
+/// Where the logs are sent. They stop before the logs' last flush: what comes after is sent at the next start.
+fn start_drains(config: &Config, store: &Store, logs: &Logs, work: &mut Layer) -> anyhow::Result<Drains> {
+    let (store, logs, settings) = (store.clone(), logs.clone(), settings::drains(&config.drains));
+    let outbound = Outbound::new(OutboundSettings::default())?;
+    let (drains, service) = Drains::start(DrainParts { store, logs, outbound, settings })?;
+    work.spawn(service.run(work.stop.clone()));
+    Ok(drains)
 }
 
 /// git, with our hooks.

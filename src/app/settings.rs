@@ -17,6 +17,7 @@ use crate::{
     deploy::DeploySettings,
     disk::DiskFloor,
     domain::Limits,
+    drains::DrainSettings,
     manifest::Defaults,
     receive::ReceiveSettings,
     ssh::{ConnectionLimits, SshSettings},
@@ -67,6 +68,15 @@ pub(super) fn cron(config: &Config) -> CronSettings {
         history: config.cron.history,
         pids: config.runtime.pids,
         stop_grace: config.deploy.stop_grace,
+    }
+}
+
+pub(super) fn drains(config: &config::Drains) -> DrainSettings {
+    DrainSettings {
+        allow_plain: config.allow_plain,
+        ca_file: Some(config.ca_file.clone()).filter(|path| !path.as_os_str().is_empty()),
+        most: config.most,
+        ..DrainSettings::default()
     }
 }
 

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     domain::{
-        App, AppRef, Build, CrashLoops, CronMark, CronRun, Deployment, EnvRef, Environment, EventKind, FailPoint,
-        Release, Tombstone, Verb, fail_point::reached,
+        App, AppRef, Build, CrashLoops, CronMark, CronRun, Deployment, Drain, DrainMark, EnvRef, Environment,
+        EventKind, FailPoint, Release, Tombstone, Verb, fail_point::reached,
     },
     store::{NewEvent, Record, Store, StoreError, Transaction},
 };
@@ -213,6 +213,8 @@ impl Commands {
         transaction = delete_all::<Deployment>(&self.store, transaction, name).await?;
         transaction = delete_all::<CronRun>(&self.store, transaction, name).await?;
         transaction = delete_all::<CronMark>(&self.store, transaction, name).await?;
+        transaction = delete_all::<Drain>(&self.store, transaction, name).await?;
+        transaction = delete_all::<DrainMark>(&self.store, transaction, name).await?;
         transaction = delete_all::<CrashLoops>(&self.store, transaction, name).await?;
         for claim in self.claims(name).await? {
             transaction = transaction.delete(&claim);

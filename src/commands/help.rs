@@ -22,6 +22,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
             ("run ENV -- CMD", "a one-off command in the current release; `ssh -t` for a terminal"),
             ("cron list | history | run ENV JOB", "jobs that run by the clock, and what became of their runs"),
             ("config list | get | set | unset", "config variables; a change is a new release, without a build"),
+            ("drains list | add | remove", "send the log on: syslog, or NDJSON over HTTPS"),
             ("domains list | add | remove", "host names"),
         ],
     ),

@@ -12,6 +12,7 @@ mod config;
 mod cron;
 mod deployments;
 mod domains;
+mod drains;
 mod environments;
 mod error;
 mod events;
@@ -55,6 +56,7 @@ use parse::Parsed;
 
 use crate::{
     domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, TokenRights, User, UserName, Verb},
+    drains::Drains,
     events::{EventHub, Pace},
     git::Repositories,
     logs::{Logs, render_line, safe_json},
@@ -115,6 +117,7 @@ pub struct Services {
     pub deployer: Arc<dyn Deployments>,
     pub cron: Arc<dyn CronRuns>,
     pub logs: Logs,
+    pub drains: Drains,
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
@@ -249,6 +252,7 @@ impl Commands {
             Command::Promote { from, to } => self.promote(caller, &from, &to, json, io).await?,
             Command::Config(command) => self.config(caller, command, io).await?,
             Command::Domains(command) => self.domains(caller, command, &io.only_if.clone()).await?,
+            Command::Drains(command) => self.drains(caller, command).await?,
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
             Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),

@@ -293,6 +293,20 @@ pub(crate) enum Domains {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Drains {
+    /// List drains: how they are, how many lines each has sent and dropped
+    List { env: EnvRef },
+    /// Send the log on from now: https://HOST/PATH (NDJSON), syslog+tls://HOST:PORT or syslog://HOST:PORT (RFC 5424)
+    Add {
+        env: EnvRef,
+        // What is wrong with it is said without quoting it: it may hold a secret.
+        url: String,
+    },
+    /// Stop sending, by the number that `drains list` shows
+    Remove { env: EnvRef, id: u64 },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Cron {
     /// List the jobs of the current release: when they run next, how they ended last
     List { env: EnvRef },

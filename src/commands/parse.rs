@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use super::{
     help,
     nouns::{
-        Apps, Builds, Config, Cron, Deploy, Deployments, Domains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants,
+        Apps, Builds, Config, Cron, Deploy, Deployments, Domains, Drains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants,
         Tokens,
     },
 };
@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// Host names
     #[command(subcommand)]
     Domains(Domains),
+    /// Log drains: where the log is sent as it is written
+    #[command(subcommand)]
+    Drains(Drains),
     /// Run a one-off command in the current release: `run acme/shop/dev -- python manage.py shell`
     Run {
         env: EnvRef,
@@ -137,6 +140,7 @@ impl Command {
             Self::Promote { .. } => "promote",
             Self::Config(_) => "config",
             Self::Domains(_) => "domains",
+            Self::Drains(_) => "drains",
             Self::Run { .. } => "run",
             Self::Cron(_) => "cron",
             Self::Events(_) => "events",
@@ -244,6 +248,8 @@ mod tests {
             "deploy acme/shop/dev berth/acme/shop@sha256:00 --detach",
             "config set acme/shop/dev A=b:c",
             "domains add acme/shop/dev shop.example.com",
+            "drains add acme/shop/dev syslog+tls://logs.example.com:6514",
+            "drains:remove acme/shop/dev 2",
             "run acme/shop/dev -- ls -la --json",
             "cron list acme/shop/dev",
             "cron:history acme/shop/dev nightly -n 5",

@@ -196,6 +196,7 @@ kinds! {
     ReplicaUnhealthy = "replica.unhealthy",
     ReplicaDied = "replica.died",
     DomainChanged = "domain.changed",
+    DrainChanged = "drain.changed",
     RunStarted = "run.started",
     RunFinished = "run.finished",
     CronStarted = "cron.started",

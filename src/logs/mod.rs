@@ -18,6 +18,7 @@ mod hold;
 mod job;
 mod level;
 mod lines;
+mod onward;
 mod pace;
 mod plain;
 mod query;
@@ -48,6 +49,7 @@ pub use self::{
     job::JobOutput,
     level::{LogLevel, NoLevel},
     lines::OutputLines,
+    onward::{LogChanges, LogPage},
     plain::plain_line,
     query::{BadMoment, LogQuery, Moment},
     record::{LogEntry, LogRecord, LogSource, LogStream, MAX_TEXT, NotOne},

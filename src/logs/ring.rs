@@ -7,6 +7,8 @@
 
 mod back;
 mod compress;
+mod forward;
+mod numbers;
 mod range;
 
 use std::{
@@ -15,9 +17,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use self::numbers::Numbers;
 pub(super) use self::{
     back::{has, read_back},
     compress::Compressor,
+    forward::{cursor_at, read_forward},
     range::{Stopped, read_range},
 };
 use super::{LogCursor, LogRecord};
@@ -122,6 +126,9 @@ impl Ring {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
+        let oldest = (self.sequence + 1).saturating_sub(self.segments as u64);
+        // Before there is the next file, so that whoever reads on into it knows its lines' numbers.
+        Numbers::close(&self.directory, self.sequence, oldest)?;
         self.file = open_segment(&self.directory, self.sequence + 1)?;
         self.sequence += 1;
         self.length = 0;

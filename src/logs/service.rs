@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     LogEntry, LogFilter, LogLimits, LogRecord,
@@ -35,6 +35,8 @@ pub(super) enum Command {
     Mark(EnvRef, oneshot::Sender<io::Result<Position>>),
     /// The same, and everything after it.
     Follow(EnvRef, LogFilter, oneshot::Sender<io::Result<(Position, Follower)>>),
+    /// Hears of new lines.
+    Changes(EnvRef, oneshot::Sender<io::Result<watch::Receiver<()>>>),
     Remove(EnvRef, oneshot::Sender<io::Result<()>>),
     /// Everything before this is written.
     Flush(oneshot::Sender<()>),
@@ -93,6 +95,9 @@ pub(super) struct Writer {
     limits: LogLimits,
     rings: HashMap<EnvRef, Ring>,
     feeds: HashMap<EnvRef, Vec<Feed>>,
+    /// Those who hear of new lines, and the environments that have some.
+    listeners: HashMap<EnvRef, watch::Sender<()>>,
+    changed: HashSet<EnvRef>,
     dropped: Arc<Dropped>,
     compressor: Compressor,
     /// Environments whose last write failed; told of once.
@@ -102,7 +107,8 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(root: PathBuf, limits: LogLimits, dropped: Arc<Dropped>, compressor: Compressor) -> Self {
         let (rings, feeds, failing) = (HashMap::new(), HashMap::new(), HashSet::new());
-        Self { root, limits, rings, feeds, dropped, compressor, failing }
+        let (listeners, changed) = (HashMap::new(), HashSet::new());
+        Self { root, limits, rings, feeds, listeners, changed, dropped, compressor, failing }
     }
 
     /// Works until every sender is gone.
@@ -117,6 +123,7 @@ impl Writer {
                 self.append(&env, LogRecord::berth(Timestamp::now(), "logs", text));
             }
             self.flush();
+            self.tell_listeners();
             if self.rings.len() > OPEN_RINGS {
                 self.rings.clear();
             }
@@ -132,6 +139,10 @@ impl Writer {
             }
             Command::Mark(env, reply) => reply.send(self.mark(&env)).is_ok(),
             Command::Follow(env, filter, reply) => reply.send(self.follow(env, filter)).is_ok(),
+            Command::Changes(env, reply) => {
+                let listeners = self.listeners.entry(env).or_insert_with(|| watch::channel(()).0);
+                reply.send(Ok(listeners.subscribe())).is_ok()
+            }
             Command::Remove(env, reply) => reply.send(self.remove(&env)).is_ok(),
             Command::Flush(reply) => {
                 self.flush();
@@ -145,11 +156,23 @@ impl Writer {
         let written = self.ring(env).and_then(|ring| ring.append(&record));
         let cursor = written.as_ref().ok().copied();
         self.report(env, written.map(drop));
+        if self.listeners.contains_key(env) {
+            self.changed.insert(env.clone());
+        }
         if let Some(feeds) = self.feeds.get_mut(env) {
             let entry = Arc::new(LogEntry::new(record, cursor));
             feeds.retain(|feed| feed.push(&entry));
             if feeds.is_empty() {
                 self.feeds.remove(env);
+            }
+        }
+    }
+
+    /// Once what was appended can be read.
+    fn tell_listeners(&mut self) {
+        for env in self.changed.drain() {
+            if self.listeners.get(&env).is_some_and(|listeners| listeners.send(()).is_err()) {
+                self.listeners.remove(&env);
             }
         }
     }
@@ -179,6 +202,7 @@ impl Writer {
     fn remove(&mut self, env: &EnvRef) -> io::Result<()> {
         self.rings.remove(env);
         self.feeds.remove(env);
+        self.listeners.remove(env);
         let _files = self.compressor.files();
         match fs::remove_dir_all(env_directory(&self.root, env)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

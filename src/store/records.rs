@@ -3,7 +3,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    ApiToken, App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, EnvRef,
+    ApiToken, App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, Drain, DrainMark, EnvRef,
     Environment, Event, Invite, JobName, OnceRequest, PublicKey, Release, ReleaseVersion, Tenant, TenantName,
     Tombstone, User, UserName, UserTokens,
 };
@@ -198,6 +198,28 @@ impl Record for CronMark {
     }
     fn own_key(&self) -> String {
         format!("{}/{}", self.env, self.job)
+    }
+}
+
+impl Record for Drain {
+    type Id = (EnvRef, u64);
+    const KIND: &'static str = "drain";
+    fn id_key((env, id): &Self::Id) -> String {
+        numbered(env, *id)
+    }
+    fn own_key(&self) -> String {
+        numbered(&self.env, self.id)
+    }
+}
+
+impl Record for DrainMark {
+    type Id = (EnvRef, u64);
+    const KIND: &'static str = "drain-mark";
+    fn id_key((env, id): &Self::Id) -> String {
+        numbered(env, *id)
+    }
+    fn own_key(&self) -> String {
+        numbered(&self.env, self.id)
     }
 }
 

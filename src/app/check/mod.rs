@@ -20,7 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     commands::Commands,
-    domain::{Build, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment, Release, Tombstone},
+    domain::{
+        Build, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, Drain, DrainMark, EnvRef, Environment, Release,
+        Tombstone,
+    },
     git::Repositories,
     logs::Logs,
     registry::Registry,
@@ -258,6 +261,10 @@ impl Check {
         self.orphans::<CronRun>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
         self.orphans::<CrashLoops>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
+            .await?;
+        self.orphans::<Drain>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
+            .await?;
+        self.orphans::<DrainMark>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;
         self.orphans::<CronMark>(&mut problems, |record| (!known(&record.env)).then(|| record.env.clone()), mending)
             .await?;

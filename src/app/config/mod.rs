@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
-pub use sections::{Api, Builds, Cron, Deploy, Disk, Gc, Git, Logs, Registry, Router, Runtime, Ssh};
+pub use sections::{Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Registry, Router, Runtime, Ssh};
 pub use units::Bytes;
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
@@ -30,6 +30,7 @@ pub struct Config {
     pub deploy: Deploy,
     pub cron: Cron,
     pub logs: Logs,
+    pub drains: Drains,
     pub gc: Gc,
     pub disk: Disk,
 }
@@ -49,6 +50,7 @@ impl Default for Config {
             deploy: Deploy::default(),
             cron: Cron::default(),
             logs: Logs::default(),
+            drains: Drains::default(),
             gc: Gc::default(),
             disk: Disk::default(),
         }

@@ -292,6 +292,24 @@ impl Default for Logs {
     }
 }
 
+/// Log drains.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drains {
+    /// Whether lines may go over the network as they are.
+    pub allow_plain: bool,
+    /// Certificates that are trusted beside the host's, for syslog over TLS; empty for none.
+    pub ca_file: PathBuf,
+    /// Drains of all environments together.
+    pub most: usize,
+}
+
+impl Default for Drains {
+    fn default() -> Self {
+        Self { allow_plain: false, ca_file: PathBuf::new(), most: 1000 }
+    }
+}
+
 /// What is kept, and when the rest is taken away.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -98,6 +98,10 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("domains add acme/shop/dev a.example.com", [3, 0, 0, 0, 4, 0], Full),
     // Nothing was added yet.
     ("domains remove acme/shop/dev a.example.com", [3, 4, 4, 4, 4, 4], Full),
+    ("drains list acme/shop/dev", [0, 0, 0, 0, 4, 0], Read),
+    ("drains add acme/shop/dev https://logs.example.com/?hunter2", [3, 0, 0, 0, 4, 0], Full),
+    // There is none yet.
+    ("drains remove acme/shop/dev 1", [3, 4, 4, 4, 4, 4], Full),
     ("run acme/shop/dev -- true", [3, 42, 42, 3, 4, 3], Full),
     ("cron list acme/shop/dev", [0, 0, 0, 0, 4, 0], Read),
     ("cron history acme/shop/dev", [0, 0, 0, 0, 4, 0], Read),

@@ -1,5 +1,6 @@
 //! The commands as their callers see them: words in, text and exit status out, over a store in memory.
 
+mod drains;
 mod events;
 mod fakes;
 mod logs;
@@ -22,8 +23,10 @@ use crate::{
     cron::{Cron, CronParts, CronSettings},
     deploy::SystemClock,
     domain::*,
+    drains::{DrainParts, DrainSettings},
     logs::{LogLimits, LogRecord},
     registry::FakeRegistry,
+    outbound::{Outbound, OutboundSettings},
     runtime::{
         Source,
         fake::{Behaviour, FakeRuntime},
@@ -214,7 +217,16 @@ impl World {
         let (events, hub) = EventHub::start(store.clone(), "").await.unwrap();
         tokio::spawn(hub.run(CancellationToken::new()));
         let registry = FakeRegistry::new();
+        // Its service does not run: nothing is sent anywhere.
+        let (drains, _) = Drains::start(DrainParts {
+            store: store.clone(),
+            logs: logs.clone(),
+            outbound: Outbound::new(OutboundSettings::default()).unwrap(),
+            settings: DrainSettings::default(),
+        })
+        .unwrap();
         let services = Services {
+            drains,
             store: store.clone(),
             events,
             builds: builds.clone(),
