@@ -10,7 +10,7 @@ use std::{
 const FLOORS: [&[&str]; 6] = [
     &["domain"],
     &["plan", "manifest", "token", "keys", "places", "disk"],
-    &["runtime", "registry", "store", "git", "router"],
+    &["runtime", "registry", "store", "git", "router", "outbound"],
     &["receive", "build", "deploy", "cron", "jobs", "commands", "logs", "gc"],
     &["ssh", "api", "console", "control"],
     &["app"],
