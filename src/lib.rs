@@ -1,7 +1,7 @@
 //! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
 //!
 //! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `control` → `receive`, `build`, `deploy`,
-//! `cron`, `jobs`, `commands`, `logs` → `runtime`, `registry`, `store`, `git`, `router`,
+//! `cron`, `jobs`, `webhooks`, `commands`, `logs` → `runtime`, `registry`, `store`, `git`, `router`,
 //! `outbound` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
 pub mod app;
@@ -28,3 +28,4 @@ pub mod runtime;
 pub mod ssh;
 pub mod store;
 pub mod token;
+pub mod webhooks;

@@ -39,6 +39,7 @@ use crate::{
     git::{Git, Repositories},
     keys,
     logs::{Logs, access::AccessReceiver, collector::Collector},
+    outbound::Outbound,
     receive::{Receive, install_hooks},
     registry::{
         Credentials, Keeper, ManagedRegistry, ManagedSettings, OciRegistry, Registry, RegistryError, RegistryRoom,
@@ -47,6 +48,7 @@ use crate::{
     runtime::{LateRuntime, Runtime, docker::DockerRuntime},
     ssh::SshServer,
     store::Store,
+    webhooks::{WebhookParts, Webhooks},
 };
 
 /// How long the start waits for the stacks to be in the registry.
@@ -168,7 +170,10 @@ impl Server {
         let receive = Receive::new(settings, git, repositories, store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
         let cron = start_cron(config, store, &on.runtime, &on.logs, &mut work);
+        let outbound = Outbound::new(settings::outbound(config)?)?;
+        let webhooks = start_webhooks(config, store, &outbound, &mut work);
         let commands = Commands::new(Services {
+            webhooks,
             store: store.clone(),
             builds: Arc::new(builds),
             deployer: Arc::new(deployer),
@@ -336,6 +341,14 @@ fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: 
     let (cron, service) = Cron::start(CronParts { store, runtime, logs, clock: Arc::new(SystemClock), settings });
     work.spawn(service.run(work.stop.clone()));
     cron
+}
+
+fn start_webhooks(config: &Config, store: &Store, outbound: &Outbound, work: &mut Layer) -> Webhooks {
+    let settings = settings::webhooks(config);
+    let (store, outbound) = (store.clone(), outbound.clone());
+    let (webhooks, service) = Webhooks::start(WebhookParts { store, outbound, clock: Arc::new(SystemClock), settings });
+    work.spawn(service.run(work.stop.clone()));
+    webhooks
 }
 
 /// git, with our hooks.

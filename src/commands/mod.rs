@@ -29,6 +29,7 @@ mod running;
 mod tenants;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -48,6 +49,7 @@ use crate::{
     runtime::Runtime,
     store::{Store, StoreError},
     token::TokenKey,
+    webhooks::Webhooks,
 };
 
 /// Where a command came from.
@@ -89,6 +91,7 @@ pub struct Services {
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
+    pub webhooks: Webhooks,
     /// Signs the project tokens of new manifests.
     pub tokens: Arc<TokenKey>,
     pub settings: CommandSettings,
@@ -204,6 +207,7 @@ impl Commands {
             Command::Domains(command) => self.domains(caller, command).await?,
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
             Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
+            Command::Webhooks(command) => self.webhooks(caller, command).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),
             // It takes the streams for itself, so `run` has sent it elsewhere.
             Command::Run { .. } => return Ok(None),

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, UserName};
+use crate::domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, UserName, WebhookId};
 
 /// Most lines of a log that can be asked for at once.
 const MAX_LINES: i64 = crate::logs::MAX_TAIL as i64;
@@ -205,6 +205,30 @@ pub(super) enum Cron {
         #[arg(short, long)]
         detach: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Webhooks {
+    /// List webhooks, and how they are
+    List { tenant: TenantName },
+    /// Have events sent to a URL (owners); prints the secret that they are signed with, once
+    Add {
+        tenant: TenantName,
+        url: String,
+        /// Only events whose type begins so, as in `build.` or `deployment.finished`; may be given several times
+        #[arg(long = "type", value_name = "PREFIX")]
+        kinds: Vec<String>,
+    },
+    /// Remove a webhook and its delivery log (owners)
+    Remove { tenant: TenantName, id: WebhookId },
+    /// What was sent last and how that went, the newest first
+    Deliveries { tenant: TenantName, id: WebhookId },
+    /// Send a `webhook.ping` now (owners)
+    Test { tenant: TenantName, id: WebhookId },
+    /// Send events again, from now on (owners)
+    Enable { tenant: TenantName, id: WebhookId },
+    /// Send no events (owners)
+    Disable { tenant: TenantName, id: WebhookId },
 }
 
 #[derive(Debug, Args)]

@@ -4,7 +4,10 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
     help,
-    nouns::{Apps, Builds, Config, Cron, Deployments, Domains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants},
+    nouns::{
+        Apps, Builds, Config, Cron, Deployments, Domains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants,
+        Webhooks,
+    },
 };
 use crate::domain::{EnvRef, ReleaseVersion, UserName};
 
@@ -97,6 +100,9 @@ pub(super) enum Command {
     Cron(Cron),
     /// What happened
     Events(Events),
+    /// Where a tenant is told of its events
+    #[command(subcommand)]
+    Webhooks(Webhooks),
     /// Take away what is not needed any more (operators)
     Gc {
         /// Only say what would go
@@ -130,6 +136,7 @@ impl Command {
             Self::Run { .. } => "run",
             Self::Cron(_) => "cron",
             Self::Events(_) => "events",
+            Self::Webhooks(_) => "webhooks",
             Self::Gc { .. } => "gc",
         }
     }
@@ -231,6 +238,10 @@ mod tests {
             "cron:history acme/shop/dev nightly -n 5",
             "cron run acme/shop/dev nightly --detach",
             "events -f",
+            "webhooks list acme",
+            "webhooks add acme https://hooks.example.com/x?key=1 --type build. --type deployment.finished",
+            "webhooks:deliveries acme 1a2b3c4d --json",
+            "webhooks test acme 1a2b3c4d",
         ] {
             assert!(matches!(parse(words(text)), Parsed::Command(_)), "{text} was not understood");
         }

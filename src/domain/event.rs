@@ -67,4 +67,8 @@ pub enum EventKind {
     CronFinished,
     #[serde(rename = "cron.skipped")]
     CronSkipped,
+    #[serde(rename = "webhook.changed")]
+    WebhookChanged,
+    #[serde(rename = "webhook.disabled")]
+    WebhookDisabled,
 }

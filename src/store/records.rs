@@ -3,8 +3,9 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, EnvRef, Environment,
-    Event, Invite, JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User, UserName,
+    App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, DELIVERIES_KEPT, Deployment, DomainClaim, EnvRef,
+    Environment, Event, Invite, JobName, PublicKey, Release, ReleaseVersion, Tenant, TenantName, Tombstone, User,
+    UserName, Webhook, WebhookDelivery, WebhookId, WebhookMark,
 };
 
 /// A type that the store keeps, and how its key is made.
@@ -175,6 +176,45 @@ impl Record for CronMark {
     }
     fn own_key(&self) -> String {
         format!("{}/{}", self.env, self.job)
+    }
+}
+
+impl Record for Webhook {
+    type Id = (TenantName, WebhookId);
+    const KIND: &'static str = "webhook";
+    fn id_key((tenant, id): &Self::Id) -> String {
+        format!("{tenant}/{id}")
+    }
+    fn own_key(&self) -> String {
+        format!("{}/{}", self.tenant, self.id)
+    }
+}
+
+impl Record for WebhookMark {
+    type Id = (TenantName, WebhookId);
+    const KIND: &'static str = "webhook-mark";
+    fn id_key((tenant, id): &Self::Id) -> String {
+        format!("{tenant}/{id}")
+    }
+    fn own_key(&self) -> String {
+        format!("{}/{}", self.tenant, self.id)
+    }
+}
+
+/// The slot in the ring that a number has.
+fn delivery_slot(number: u64) -> u64 {
+    number % DELIVERIES_KEPT
+}
+
+impl Record for WebhookDelivery {
+    type Id = (TenantName, WebhookId, u64);
+    const KIND: &'static str = "webhook-delivery";
+    /// Of the number; one that is [`DELIVERIES_KEPT`] higher takes its place.
+    fn id_key((tenant, id, number): &Self::Id) -> String {
+        format!("{tenant}/{id}/{:03}", delivery_slot(*number))
+    }
+    fn own_key(&self) -> String {
+        format!("{}/{}/{:03}", self.tenant, self.id, delivery_slot(self.number))
     }
 }
 

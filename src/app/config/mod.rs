@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
-pub use sections::{Builds, Cron, Deploy, Disk, Gc, Git, Logs, Registry, Router, Runtime, Ssh};
+pub use sections::{Builds, Cron, Deploy, Disk, Gc, Git, Logs, Outbound, Registry, Router, Runtime, Ssh, Webhooks};
 pub use units::Bytes;
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
@@ -28,6 +28,8 @@ pub struct Config {
     pub builds: Builds,
     pub deploy: Deploy,
     pub cron: Cron,
+    pub outbound: Outbound,
+    pub webhooks: Webhooks,
     pub logs: Logs,
     pub gc: Gc,
     pub disk: Disk,
@@ -46,6 +48,8 @@ impl Default for Config {
             builds: Builds::default(),
             deploy: Deploy::default(),
             cron: Cron::default(),
+            outbound: Outbound::default(),
+            webhooks: Webhooks::default(),
             logs: Logs::default(),
             gc: Gc::default(),
             disk: Disk::default(),

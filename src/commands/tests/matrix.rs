@@ -76,6 +76,14 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     ("cron run acme/shop/dev nightly", [3, 0, 0, 3, 4, 3]),
     ("gc", [3, 3, 3, 0, 3, 0]),
     ("gc --dry-run", [3, 3, 3, 0, 3, 0]),
+    ("webhooks list acme", [0, 0, 0, 0, 4, 0]),
+    ("webhooks add acme https://hooks.example.com/ --type build.", [3, 3, 0, 0, 4, 0]),
+    ("webhooks deliveries acme 1a2b3c4d", [0, 0, 0, 0, 4, 0]),
+    // Where it leads to is refused before anything is sent.
+    ("webhooks test acme 1a2b3c4d", [3, 3, 1, 1, 4, 1]),
+    ("webhooks enable acme 1a2b3c4d", [3, 3, 0, 0, 4, 0]),
+    ("webhooks disable acme 1a2b3c4d", [3, 3, 0, 0, 4, 0]),
+    ("webhooks remove acme 1a2b3c4d", [3, 3, 0, 0, 4, 0]),
     ("events", [0; 6]),
     ("events --tenant acme", [0, 0, 0, 0, 4, 0]),
 ];

@@ -5,6 +5,7 @@ mod matrix;
 mod operate;
 mod people;
 mod tenancy;
+mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,10 +20,12 @@ use crate::{
     deploy::SystemClock,
     domain::*,
     logs::{LogLimits, LogRecord},
+    outbound::{Outbound, OutboundSettings},
     runtime::{
         Source,
         fake::{Behaviour, FakeRuntime},
     },
+    webhooks::{WebhookParts, WebhookSettings},
 };
 
 fn env(name: &str) -> EnvRef {
@@ -205,7 +208,14 @@ impl World {
             clock: Arc::new(SystemClock),
             settings: CronSettings::default(),
         });
+        let (webhooks, telling) = Webhooks::start(WebhookParts {
+            store: store.clone(),
+            outbound: Outbound::new(OutboundSettings::default()).unwrap(),
+            clock: Arc::new(SystemClock),
+            settings: WebhookSettings::default(),
+        });
         let services = Services {
+            webhooks,
             store: store.clone(),
             builds: builds.clone(),
             deployer: deployer.clone(),
@@ -226,6 +236,7 @@ impl World {
         let world = Self { commands: Commands::new(services), store, deployer, builds, logs, _directory: directory };
         world.populate().await;
         tokio::spawn(service.run(CancellationToken::new()));
+        tokio::spawn(telling.run(CancellationToken::new()));
         // Answered once it has read what there is.
         world.commands.cron.retire(&env("none/none/none")).await;
         world
@@ -264,6 +275,21 @@ impl World {
             }
             transaction = transaction.create(&record);
         }
+        transaction = transaction.create(&Webhook {
+            tenant: "acme".parse().unwrap(),
+            id: "1a2b3c4d".parse().unwrap(),
+            // An address for documentation: nothing is ever sent there.
+            url: "https://192.0.2.1/".into(),
+            target: "https://192.0.2.1/".into(),
+            secret: WebhookSecret("hunter2".into()),
+            kinds: vec!["none.of.them".into()],
+            created_by: "olga".parse().unwrap(),
+            created_at,
+            enabled: true,
+            disabled_reason: None,
+            from: 0,
+            generation: 1,
+        });
         let claim = DomainClaim { host: "manifest.example.com".into(), env: shop(), claimed_at: created_at };
         transaction = transaction.create(&claim);
         for number in [1, 2] {
