@@ -26,7 +26,7 @@ async fn a_webhook_is_added_shown_without_secrets_and_removed() {
     world.run("olga", &format!("webhooks remove acme {id}")).await.fails(4, "has no webhook");
     let events = world.events().await.join("\n");
     for text in ["added the webhook", "disabled the webhook", "enabled the webhook", "removed the webhook"] {
-        assert!(events.contains(&format!("webhook.changed {text}")), "{events}");
+        assert!(events.contains(&format!("\"webhook.changed\" {text}")), "{events}");
     }
 }
 
