@@ -7,7 +7,10 @@ mod people;
 mod tenancy;
 mod webhooks;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use tokio::{io::AsyncReadExt, sync::mpsc};
 
@@ -140,6 +143,9 @@ struct World {
     _directory: tempfile::TempDir,
 }
 
+/// Shared, since reading the host's certificates takes longer than most of these tests; none of them sends anything.
+static OUTBOUND: LazyLock<Outbound> = LazyLock::new(|| Outbound::new(OutboundSettings::default()).unwrap());
+
 /// What came of a command.
 #[derive(Debug)]
 struct Said {
@@ -210,7 +216,7 @@ impl World {
         });
         let (webhooks, telling) = Webhooks::start(WebhookParts {
             store: store.clone(),
-            outbound: Outbound::new(OutboundSettings::default()).unwrap(),
+            outbound: OUTBOUND.clone(),
             clock: Arc::new(SystemClock),
             settings: WebhookSettings::default(),
         });
