@@ -1,7 +1,7 @@
 //! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
 //!
 //! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `api`, `control` → `receive`, `build`, `deploy`,
-//! `cron`, `jobs`, `commands`, `logs`, `events`, `drains` → `runtime`, `registry`, `store`, `git`, `router`,
+//! `cron`, `jobs`, `commands`, `logs`, `events`, `drains`, `webhooks` → `runtime`, `registry`, `store`, `git`, `router`,
 //! `outbound` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
 pub mod api;
@@ -31,3 +31,4 @@ pub mod runtime;
 pub mod ssh;
 pub mod store;
 pub mod token;
+pub mod webhooks;

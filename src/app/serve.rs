@@ -43,7 +43,7 @@ use crate::{
     git::{Git, Repositories},
     keys,
     logs::{Logs, access::AccessReceiver, collector::Collector},
-    outbound::{Outbound, OutboundSettings},
+    outbound::Outbound,
     receive::{Receive, install_hooks},
     registry::{
         Credentials, Keeper, ManagedRegistry, ManagedSettings, OciRegistry, Registry, RegistryError, RegistryRoom,
@@ -52,6 +52,7 @@ use crate::{
     runtime::{LateRuntime, Runtime, docker::DockerRuntime},
     ssh::SshServer,
     store::Store,
+    webhooks::{WebhookParts, Webhooks},
 };
 
 /// How long the start waits for the stacks to be in the registry.
@@ -177,9 +178,12 @@ impl Server {
         let receive = Receive::new(settings, git, repositories, store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
         let cron = start_cron(config, store, &on.runtime, &on.logs, &mut work);
-        let drains = start_drains(config, store, &on.logs, &mut work)?;
+        let outbound = Outbound::new(settings::outbound(config)?)?;
+        let webhooks = start_webhooks(config, store, &outbound, &mut work);
+        let drains = start_drains(config, store, &on.logs, &outbound, &mut work)?;
         let commands = Commands::new(Services {
             drains,
+            webhooks,
             store: store.clone(),
             events: on.events.clone(),
             publishing: builds.publishing(),
@@ -354,12 +358,20 @@ fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: 
 }
 
 /// Where the logs are sent. They stop before the logs' last flush: what comes after is sent at the next start.
-fn start_drains(config: &Config, store: &Store, logs: &Logs, work: &mut Layer) -> anyhow::Result<Drains> {
+fn start_drains(config: &Config, store: &Store, logs: &Logs, outbound: &Outbound, work: &mut Layer) -> anyhow::Result<Drains> {
     let (store, logs, settings) = (store.clone(), logs.clone(), settings::drains(&config.drains));
-    let outbound = Outbound::new(OutboundSettings::default())?;
+    let outbound = outbound.clone();
     let (drains, service) = Drains::start(DrainParts { store, logs, outbound, settings })?;
     work.spawn(service.run(work.stop.clone()));
     Ok(drains)
+}
+
+fn start_webhooks(config: &Config, store: &Store, outbound: &Outbound, work: &mut Layer) -> Webhooks {
+    let settings = settings::webhooks(config);
+    let (store, outbound) = (store.clone(), outbound.clone());
+    let (webhooks, service) = Webhooks::start(WebhookParts { store, outbound, clock: Arc::new(SystemClock), settings });
+    work.spawn(service.run(work.stop.clone()));
+    webhooks
 }
 
 /// git, with our hooks.

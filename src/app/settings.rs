@@ -19,8 +19,10 @@ use crate::{
     domain::Limits,
     drains::DrainSettings,
     manifest::Defaults,
+    outbound::{ALLOWED_NETWORKS_KEY, OutboundSettings},
     receive::ReceiveSettings,
     ssh::{ConnectionLimits, SshSettings},
+    webhooks::WebhookSettings,
 };
 
 /// git processes that serve clients at once, in all and of one user.
@@ -57,6 +59,31 @@ pub(super) fn deploy(config: &Config, data: &DataDir) -> DeploySettings {
         shutdown_grace: STOP_DEADLINE - AFTER_PHASE,
         pids: config.runtime.pids,
         ..DeploySettings::default()
+    }
+}
+
+/// Where tenants may have the server connect to.
+pub(super) fn outbound(config: &Config) -> anyhow::Result<OutboundSettings> {
+    let parse = |network: &String| {
+        let why = || format!("{ALLOWED_NETWORKS_KEY}: {network:?} is not a network, as in 10.20.0.0/16");
+        network.parse().with_context(why)
+    };
+    let allowed_networks = config.outbound.allowed_networks.iter().map(parse).collect::<anyhow::Result<_>>()?;
+    let connect_timeout = config.outbound.connect_timeout;
+    Ok(OutboundSettings { allowed_networks, connect_timeout, ..OutboundSettings::default() })
+}
+
+pub(super) fn webhooks(config: &Config) -> WebhookSettings {
+    let webhooks = &config.webhooks;
+    WebhookSettings {
+        allow_http: webhooks.allow_http,
+        per_tenant: webhooks.per_tenant,
+        concurrency: webhooks.concurrency,
+        concurrency_per_tenant: webhooks.concurrency_per_tenant,
+        timeout: webhooks.timeout,
+        give_up_after: webhooks.give_up_after,
+        disable_after: webhooks.disable_after,
+        ..WebhookSettings::default()
     }
 }
 

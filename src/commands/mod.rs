@@ -36,6 +36,7 @@ mod tenants;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokens;
+mod webhooks;
 
 use std::{
     sync::{Arc, Mutex},
@@ -66,6 +67,7 @@ use crate::{
     runtime::Runtime,
     store::{Store, StoreError},
     token::TokenKey,
+    webhooks::Webhooks,
 };
 
 /// Where a command came from.
@@ -122,6 +124,7 @@ pub struct Services {
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
     pub events: EventHub,
+    pub webhooks: Webhooks,
     /// Signs the project tokens of new manifests.
     pub tokens: Arc<TokenKey>,
     pub settings: CommandSettings,
@@ -255,6 +258,7 @@ impl Commands {
             Command::Drains(command) => self.drains(caller, command).await?,
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
             Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
+            Command::Webhooks(command) => self.webhooks(caller, command).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),
             // It takes the streams for itself, so `run` has sent it elsewhere.
             Command::Run { .. } => return Ok(None),

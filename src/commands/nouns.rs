@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 
 use crate::{
-    domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, TokenScope, UserName},
+    domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, TokenScope, UserName, WebhookId},
     events::KindFilter,
     logs::{LogCursor, LogLevel, LogSource, LogStream, Moment},
 };
@@ -231,7 +231,7 @@ pub(crate) enum Builds {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Deploy {
+pub(crate) struct Deploy {
     pub env: EnvRef,
     /// `berth/TENANT/APP@sha256:…`
     #[arg(value_name = "IMAGE@DIGEST")]
@@ -326,6 +326,30 @@ pub(crate) enum Cron {
         #[arg(short, long)]
         detach: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Webhooks {
+    /// List webhooks, and how they are
+    List { tenant: TenantName },
+    /// Have events sent to a URL (owners); prints the secret that they are signed with, once
+    Add {
+        tenant: TenantName,
+        url: String,
+        /// Only events whose type begins so, as in `build.` or `deployment.finished`; may be given several times
+        #[arg(long = "type", value_name = "PREFIX")]
+        kinds: Vec<String>,
+    },
+    /// Remove a webhook and its delivery log (owners)
+    Remove { tenant: TenantName, id: WebhookId },
+    /// What was sent last and how that went, the newest first
+    Deliveries { tenant: TenantName, id: WebhookId },
+    /// Send a `webhook.ping` now (owners)
+    Test { tenant: TenantName, id: WebhookId },
+    /// Send events again, from now on (owners)
+    Enable { tenant: TenantName, id: WebhookId },
+    /// Send no events (owners)
+    Disable { tenant: TenantName, id: WebhookId },
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use super::{
     help,
     nouns::{
         Apps, Builds, Config, Cron, Deploy, Deployments, Domains, Drains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants,
-        Tokens,
+        Tokens, Webhooks,
     },
 };
 use crate::domain::{EnvRef, ReleaseVersion, UserName};
@@ -108,6 +108,9 @@ pub(crate) enum Command {
     Cron(Cron),
     /// What happened
     Events(Events),
+    /// Where a tenant is told of its events
+    #[command(subcommand)]
+    Webhooks(Webhooks),
     /// Take away what is not needed any more (operators)
     Gc {
         /// Only say what would go
@@ -144,6 +147,7 @@ impl Command {
             Self::Run { .. } => "run",
             Self::Cron(_) => "cron",
             Self::Events(_) => "events",
+            Self::Webhooks(_) => "webhooks",
             Self::Gc { .. } => "gc",
         }
     }
@@ -255,6 +259,10 @@ mod tests {
             "cron:history acme/shop/dev nightly -n 5",
             "cron run acme/shop/dev nightly --detach",
             "events -f",
+            "webhooks list acme",
+            "webhooks add acme https://hooks.example.com/x?key=1 --type build. --type deployment.finished",
+            "webhooks:deliveries acme 1a2b3c4d --json",
+            "webhooks test acme 1a2b3c4d",
         ] {
             assert!(matches!(parse(words(text)), Parsed::Command(_)), "{text} was not understood");
         }

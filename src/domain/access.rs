@@ -59,11 +59,13 @@ pub enum Verb {
     Destroy,
     /// Invite and remove members, change roles.
     ManageMembers,
+    /// Say where events of the tenant are sent to.
+    ManageWebhooks,
 }
 
 impl Verb {
     /// Every verb, for tests and tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Read,
         Self::Push,
         Self::Operate,
@@ -73,6 +75,7 @@ impl Verb {
         Self::Create,
         Self::Destroy,
         Self::ManageMembers,
+        Self::ManageWebhooks,
     ];
 
     /// Its name, for programs.
@@ -97,7 +100,7 @@ impl Role {
         match verb {
             Verb::Read => true,
             Verb::Push | Verb::Operate | Verb::ReadConfig | Verb::WriteConfig | Verb::Run => self >= Self::Developer,
-            Verb::Create | Verb::Destroy | Verb::ManageMembers => self >= Self::Owner,
+            Verb::Create | Verb::Destroy | Verb::ManageMembers | Verb::ManageWebhooks => self >= Self::Owner,
         }
     }
 }
@@ -166,8 +169,8 @@ mod tests {
     #[test]
     fn roles_by_verb() {
         let row = |role: Role| Verb::ALL.map(|verb| if role.may(verb) { 'x' } else { '.' }).iter().collect::<String>();
-        assert_eq!(row(Role::Viewer), "x........");
-        assert_eq!(row(Role::Developer), "xxxxxx...");
-        assert_eq!(row(Role::Owner), "xxxxxxxxx");
+        assert_eq!(row(Role::Viewer), "x.........");
+        assert_eq!(row(Role::Developer), "xxxxxx....");
+        assert_eq!(row(Role::Owner), "xxxxxxxxxx");
     }
 }

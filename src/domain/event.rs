@@ -197,6 +197,8 @@ kinds! {
     ReplicaDied = "replica.died",
     DomainChanged = "domain.changed",
     DrainChanged = "drain.changed",
+    WebhookChanged = "webhook.changed",
+    WebhookDisabled = "webhook.disabled",
     RunStarted = "run.started",
     RunFinished = "run.finished",
     CronStarted = "cron.started",

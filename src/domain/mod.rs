@@ -19,6 +19,7 @@ pub mod people;
 pub mod process;
 pub mod release;
 pub mod replica;
+pub mod webhook;
 
 pub use access::{Role, TokenScope, Verb};
 pub use api_token::{ApiToken, TokenRights, UserTokens};
@@ -38,6 +39,7 @@ pub use release::{
     still_serving,
 };
 pub use replica::{CrashLoop, CrashLoops, Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};
+pub use webhook::{DELIVERIES_KEPT, Webhook, WebhookDelivery, WebhookId, WebhookMark, WebhookRetry, WebhookSecret};
 
 /// A moment, UTC, nanosecond resolution, RFC 3339 when serialised.
 pub type Timestamp = jiff::Timestamp;

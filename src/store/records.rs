@@ -3,9 +3,9 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    ApiToken, App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, Deployment, DomainClaim, Drain, DrainMark, EnvRef,
+    ApiToken, App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, DELIVERIES_KEPT, Deployment, DomainClaim, Drain, DrainMark, EnvRef,
     Environment, Event, Invite, JobName, OnceRequest, PublicKey, Release, ReleaseVersion, Tenant, TenantName,
-    Tombstone, User, UserName, UserTokens,
+    Tombstone, User, UserName, UserTokens, Webhook, WebhookDelivery, WebhookId, WebhookMark,
 };
 
 /// A type that the store keeps, and how its key is made.
@@ -220,6 +220,45 @@ impl Record for DrainMark {
     }
     fn own_key(&self) -> String {
         numbered(&self.env, self.id)
+    }
+}
+
+impl Record for Webhook {
+    type Id = (TenantName, WebhookId);
+    const KIND: &'static str = "webhook";
+    fn id_key((tenant, id): &Self::Id) -> String {
+        format!("{tenant}/{id}")
+    }
+    fn own_key(&self) -> String {
+        format!("{}/{}", self.tenant, self.id)
+    }
+}
+
+impl Record for WebhookMark {
+    type Id = (TenantName, WebhookId);
+    const KIND: &'static str = "webhook-mark";
+    fn id_key((tenant, id): &Self::Id) -> String {
+        format!("{tenant}/{id}")
+    }
+    fn own_key(&self) -> String {
+        format!("{}/{}", self.tenant, self.id)
+    }
+}
+
+/// The slot in the ring that a number has.
+fn delivery_slot(number: u64) -> u64 {
+    number % DELIVERIES_KEPT
+}
+
+impl Record for WebhookDelivery {
+    type Id = (TenantName, WebhookId, u64);
+    const KIND: &'static str = "webhook-delivery";
+    /// Of the number; one that is [`DELIVERIES_KEPT`] higher takes its place.
+    fn id_key((tenant, id, number): &Self::Id) -> String {
+        format!("{tenant}/{id}/{:03}", delivery_slot(*number))
+    }
+    fn own_key(&self) -> String {
+        format!("{}/{}/{:03}", self.tenant, self.id, delivery_slot(self.number))
     }
 }
 

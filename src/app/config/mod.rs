@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
-pub use sections::{Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Registry, Router, Runtime, Ssh};
+pub use sections::{Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Outbound, Registry, Router, Runtime, Ssh, Webhooks};
 pub use units::Bytes;
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
@@ -29,6 +29,8 @@ pub struct Config {
     pub builds: Builds,
     pub deploy: Deploy,
     pub cron: Cron,
+    pub outbound: Outbound,
+    pub webhooks: Webhooks,
     pub logs: Logs,
     pub drains: Drains,
     pub gc: Gc,
@@ -49,6 +51,8 @@ impl Default for Config {
             builds: Builds::default(),
             deploy: Deploy::default(),
             cron: Cron::default(),
+            outbound: Outbound::default(),
+            webhooks: Webhooks::default(),
             logs: Logs::default(),
             drains: Drains::default(),
             gc: Gc::default(),

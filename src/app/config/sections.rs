@@ -272,6 +272,59 @@ impl Default for Cron {
     }
 }
 
+/// Connections to where tenants want: webhooks.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Outbound {
+    /// Networks (CIDR) that may be connected to though they are not public.
+    pub allowed_networks: Vec<String>,
+    /// From looking up a name to the connection.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self { allowed_networks: Vec::new(), connect_timeout: seconds(10) }
+    }
+}
+
+/// Events sent to where tenants want.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Webhooks {
+    /// Whether URLs may begin with `http://`.
+    pub allow_http: bool,
+    /// Webhooks of one tenant.
+    pub per_tenant: usize,
+    /// Requests under way, in all and of one tenant.
+    pub concurrency: usize,
+    pub concurrency_per_tenant: usize,
+    /// How long one request may take.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// How long one event is tried again.
+    #[serde(with = "duration")]
+    pub give_up_after: Duration,
+    /// A webhook that nothing gets through to for so long is disabled.
+    #[serde(with = "duration")]
+    pub disable_after: Duration,
+}
+
+impl Default for Webhooks {
+    fn default() -> Self {
+        Self {
+            allow_http: false,
+            per_tenant: 20,
+            concurrency: 64,
+            concurrency_per_tenant: 8,
+            timeout: seconds(10),
+            give_up_after: seconds(24 * 3600),
+            disable_after: seconds(72 * 3600),
+        }
+    }
+}
+
 /// Logs.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]

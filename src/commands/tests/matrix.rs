@@ -110,6 +110,14 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("cron run acme/shop/dev nightly", [3, 0, 0, 3, 4, 3], Full),
     ("gc", [3, 3, 3, 0, 3, 0], Account),
     ("gc --dry-run", [3, 3, 3, 0, 3, 0], Account),
+    ("webhooks list acme", [0, 0, 0, 0, 4, 0], Read),
+    ("webhooks add acme https://hooks.example.com/ --type build.", [3, 3, 0, 0, 4, 0], Full),
+    ("webhooks deliveries acme 1a2b3c4d", [0, 0, 0, 0, 4, 0], Read),
+    // Where it leads to is refused before anything is sent.
+    ("webhooks test acme 1a2b3c4d", [3, 3, 1, 1, 4, 1], Full),
+    ("webhooks enable acme 1a2b3c4d", [3, 3, 0, 0, 4, 0], Full),
+    ("webhooks disable acme 1a2b3c4d", [3, 3, 0, 0, 4, 0], Full),
+    ("webhooks remove acme 1a2b3c4d", [3, 3, 0, 0, 4, 0], Full),
     ("events", [0; 6], Nothing),
     ("events --tenant acme", [0, 0, 0, 0, 4, 0], Read),
 ];

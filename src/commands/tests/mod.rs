@@ -10,8 +10,12 @@ mod people;
 mod sources;
 mod tenancy;
 mod tokens;
+mod webhooks;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use tokio::{io::AsyncReadExt, sync::mpsc};
 
@@ -31,6 +35,7 @@ use crate::{
         Source,
         fake::{Behaviour, FakeRuntime},
     },
+    webhooks::{WebhookParts, WebhookSettings},
 };
 
 fn env(name: &str) -> EnvRef {
@@ -146,6 +151,9 @@ pub(crate) struct World {
     _directory: tempfile::TempDir,
 }
 
+/// Shared, since reading the host's certificates takes longer than most of these tests; none of them sends anything.
+static OUTBOUND: LazyLock<Outbound> = LazyLock::new(|| Outbound::new(OutboundSettings::default()).unwrap());
+
 /// What came of a command.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -214,6 +222,12 @@ impl World {
             clock: Arc::new(SystemClock),
             settings: CronSettings::default(),
         });
+        let (webhooks, telling) = Webhooks::start(WebhookParts {
+            store: store.clone(),
+            outbound: OUTBOUND.clone(),
+            clock: Arc::new(SystemClock),
+            settings: WebhookSettings::default(),
+        });
         let (events, hub) = EventHub::start(store.clone(), "").await.unwrap();
         tokio::spawn(hub.run(CancellationToken::new()));
         let registry = FakeRegistry::new();
@@ -226,6 +240,7 @@ impl World {
         })
         .unwrap();
         let services = Services {
+            webhooks,
             drains,
             store: store.clone(),
             events,
@@ -254,6 +269,7 @@ impl World {
             Self { commands: Commands::new(services), store, registry, deployer, builds, logs, _directory: directory };
         world.populate().await;
         tokio::spawn(service.run(CancellationToken::new()));
+        tokio::spawn(telling.run(CancellationToken::new()));
         // Answered once it has read what there is.
         world.commands.cron.retire(&env("none/none/none")).await;
         world
@@ -292,6 +308,21 @@ impl World {
             }
             transaction = transaction.create(&record);
         }
+        transaction = transaction.create(&Webhook {
+            tenant: "acme".parse().unwrap(),
+            id: "1a2b3c4d".parse().unwrap(),
+            // An address for documentation: nothing is ever sent there.
+            url: "https://192.0.2.1/".into(),
+            target: "https://192.0.2.1/".into(),
+            secret: WebhookSecret("hunter2".into()),
+            kinds: vec!["none.of.them".into()],
+            created_by: "olga".parse().unwrap(),
+            created_at,
+            enabled: true,
+            disabled_reason: None,
+            from: 0,
+            generation: 1,
+        });
         let claim = DomainClaim { host: "manifest.example.com".into(), env: shop(), claimed_at: created_at };
         transaction = transaction.create(&claim);
         for number in [1, 2] {
