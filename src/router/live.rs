@@ -18,6 +18,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     backend::{Backend, Lease},
     hold::Holds,
+    meter::{Counts, Meter},
     table::{Route, RoutesTable, Upstream},
 };
 use crate::domain::EnvRef;
@@ -32,6 +33,8 @@ pub(super) struct LiveRoute {
     pub(super) empty_since: Option<Instant>,
     /// Where round-robin stands; kept across tables.
     next: Arc<AtomicUsize>,
+    /// Its requests; kept across tables, so that there are as many meters as environments in the table.
+    pub(super) meter: Arc<Meter>,
 }
 
 impl LiveRoute {
@@ -78,6 +81,8 @@ pub(super) struct Routes {
     /// Woken when a table has come into force.
     applied: Notify,
     pub(super) holds: Holds,
+    /// Requests that asked for no environment there is.
+    pub(super) unrouted: AtomicU64,
     last_key: AtomicU64,
 }
 
@@ -128,8 +133,9 @@ impl Routes {
             let backends = self.backends(env, route, &mut old);
             let before = before.get(env);
             let next = before.map(|before| before.next.clone()).unwrap_or_default();
+            let meter = before.map(|before| before.meter.clone()).unwrap_or_default();
             let empty_since = before.filter(|_| backends.is_empty()).and_then(|before| before.emptied());
-            let route = LiveRoute { env: env.clone(), released: route.released, backends, empty_since, next };
+            let route = LiveRoute { env: env.clone(), released: route.released, backends, empty_since, next, meter };
             live.environments.insert(env.clone(), Arc::new(route));
         }
         for (host, env) in &table.hosts {
@@ -166,6 +172,13 @@ impl Routes {
     /// The generation in force.
     pub(super) fn generation(&self) -> u64 {
         self.live.read().unwrap_or_else(PoisonError::into_inner).generation
+    }
+
+    /// What the environments have been asked since this process began, without those that were asked nothing.
+    pub(super) fn counts(&self) -> BTreeMap<EnvRef, Counts> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        let counted = live.environments.iter().map(|(env, route)| (env.clone(), route.meter.read()));
+        counted.filter(|(_, counts)| *counts != Counts::default()).collect()
     }
 
     /// Replicas that have left the table and still have requests under way, with their number.
