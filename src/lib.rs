@@ -1,7 +1,7 @@
 //! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
 //!
 //! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `control` → `receive`, `build`, `deploy`,
-//! `cron`, `jobs`, `commands`, `logs` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
+//! `cron`, `jobs`, `commands`, `metrics`, `logs` → `runtime`, `registry`, `store`, `git`, `router` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
 pub mod app;
 pub mod build;
@@ -17,6 +17,7 @@ pub mod jobs;
 pub mod keys;
 pub mod logs;
 pub mod manifest;
+pub mod metrics;
 pub mod places;
 pub mod plan;
 pub mod receive;

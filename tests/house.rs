@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 6] = [
     &["domain"],
     &["plan", "manifest", "token", "keys", "places", "disk"],
     &["runtime", "registry", "store", "git", "router"],
-    &["receive", "build", "deploy", "cron", "jobs", "commands", "logs", "gc"],
+    &["receive", "build", "deploy", "cron", "jobs", "commands", "logs", "metrics", "gc"],
     &["ssh", "api", "console", "control"],
     &["app"],
 ];

@@ -17,6 +17,7 @@ use crate::{
     disk::DiskFloor,
     domain::Limits,
     manifest::Defaults,
+    metrics::{HistoryLimits, MetricsSettings},
     receive::ReceiveSettings,
     ssh::{ConnectionLimits, SshSettings},
 };
@@ -40,6 +41,16 @@ pub(super) fn logs(config: &config::Logs) -> crate::logs::LogLimits {
         builds_kept: config.builds,
         replica_rate: config.replica_rate.0,
         ..limits
+    }
+}
+
+pub(super) fn metrics(config: &Config, data: &DataDir) -> MetricsSettings {
+    let environments = config.metrics.environments;
+    let memory = usize::try_from(config.metrics.memory.0).unwrap_or(usize::MAX);
+    MetricsSettings {
+        limits: HistoryLimits { environments, memory },
+        named: environments,
+        ..MetricsSettings::new(data.join("metrics"))
     }
 }
 

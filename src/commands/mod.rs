@@ -19,6 +19,7 @@ mod help;
 mod io;
 mod keys;
 mod logs;
+mod metrics;
 mod nouns;
 mod oneoff;
 mod parse;
@@ -44,6 +45,7 @@ use crate::{
     domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, User, UserName, Verb},
     git::Repositories,
     logs::{Logs, render_line},
+    metrics::Metrics,
     places::Places,
     runtime::Runtime,
     store::{Store, StoreError},
@@ -86,6 +88,7 @@ pub struct Services {
     pub deployer: Arc<dyn Deployments>,
     pub cron: Arc<dyn CronRuns>,
     pub logs: Logs,
+    pub metrics: Metrics,
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
@@ -194,6 +197,7 @@ impl Commands {
             Command::Scale(args) => self.scale(caller, args, io).await?,
             Command::Restart { env } => self.restart(caller, &env, io).await?,
             Command::Logs(args) => return self.show_logs(caller, args, json, io).await.map(|()| None),
+            Command::Metrics(args) => self.show_metrics(caller, args).await?,
             Command::Builds(command) => return self.builds(caller, command, json, io).await,
             Command::Releases(command) => self.releases(caller, command).await?,
             Command::Deployments(command) => self.deployments(caller, command).await?,

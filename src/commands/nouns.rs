@@ -117,6 +117,14 @@ pub(super) struct LogsArgs {
     pub build: Option<BuildNumber>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct MetricsArgs {
+    pub env: EnvRef,
+    /// The time to look at, from 10s to 24h; the last minute is shown beside it
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = super::metrics::parse_since)]
+    pub since: std::time::Duration,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Builds {
     /// List builds, the newest first

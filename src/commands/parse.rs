@@ -4,7 +4,10 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
     help,
-    nouns::{Apps, Builds, Config, Cron, Deployments, Domains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants},
+    nouns::{
+        Apps, Builds, Config, Cron, Deployments, Domains, Envs, Events, Keys, LogsArgs, MetricsArgs, Releases, Scale,
+        Tenants,
+    },
 };
 use crate::domain::{EnvRef, ReleaseVersion, UserName};
 
@@ -60,6 +63,8 @@ pub(super) enum Command {
     Restart { env: EnvRef },
     /// Logs of an environment or of a build
     Logs(LogsArgs),
+    /// Requests, latency, processor, memory and network of an environment
+    Metrics(MetricsArgs),
     /// Builds
     #[command(subcommand)]
     Builds(Builds),
@@ -119,6 +124,7 @@ impl Command {
             Self::Scale(_) => "scale",
             Self::Restart { .. } => "restart",
             Self::Logs(_) => "logs",
+            Self::Metrics(_) => "metrics",
             Self::Builds(_) => "builds",
             Self::Releases(_) => "releases",
             Self::Deployments(_) => "deployments",
@@ -218,6 +224,7 @@ mod tests {
             "restart acme/shop/dev",
             "logs acme/shop/dev -n 5 -f --process web",
             "logs acme/shop/dev --build 3",
+            "metrics acme/shop/dev --since 15m --json",
             "builds cancel acme/shop/dev",
             "builds:purge-cache acme/shop",
             "releases info acme/shop/dev v3",

@@ -44,7 +44,7 @@ const RARELY: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Picture {
     /// Requests up to this one were made before the picture was taken.
-    pub(super) ticket: u64,
+    pub ticket: u64,
     /// Whether there has been an observation at all.
     pub known: bool,
     pub replicas: BTreeMap<EnvRef, Vec<Replica>>,

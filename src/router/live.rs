@@ -83,6 +83,8 @@ pub(super) struct Routes {
     pub(super) holds: Holds,
     /// Requests that asked for no environment there is.
     pub(super) unrouted: AtomicU64,
+    /// Requests of environments that have left the table; those that end later are not in it.
+    departed: Mutex<Counts>,
     last_key: AtomicU64,
 }
 
@@ -147,6 +149,10 @@ impl Routes {
             }
         }
         *self.live.write().unwrap_or_else(PoisonError::into_inner) = live;
+        for (_, gone) in before.iter().filter(|(env, _)| !table.environments.contains_key(env)) {
+            let counts = Counts { under_way: 0, ..gone.meter.read() };
+            self.departed.lock().unwrap_or_else(PoisonError::into_inner).add(&counts);
+        }
         // Only now: a request that finds its replica retired also finds the new table.
         old.values().for_each(|backend| backend.retire());
         self.applied.notify_waiters();
@@ -179,6 +185,11 @@ impl Routes {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         let counted = live.environments.iter().map(|(env, route)| (env.clone(), route.meter.read()));
         counted.filter(|(_, counts)| *counts != Counts::default()).collect()
+    }
+
+    /// What environments were asked that have left the table.
+    pub(super) fn departed(&self) -> Counts {
+        *self.departed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replicas that have left the table and still have requests under way, with their number.

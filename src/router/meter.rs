@@ -76,12 +76,26 @@ pub struct Reading {
     pub boot: u64,
     /// Environments in the routes table that were asked something.
     pub environments: BTreeMap<EnvRef, Counts>,
+    /// What environments were asked that have left the table since.
+    pub departed: Counts,
     /// Requests that asked for no environment there is, or were malformed.
     pub unrouted: u64,
     /// Connections of clients, now.
     pub connections: u64,
     /// Access records that were dropped since nobody read them.
     pub access_dropped: u64,
+}
+
+impl Counts {
+    /// Adds another's counts.
+    pub fn add(&mut self, other: &Self) {
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        self.classes.iter_mut().zip(other.classes).for_each(|(sum, more)| add(sum, more));
+        self.latency.iter_mut().zip(other.latency).for_each(|(sum, more)| add(sum, more));
+        add(&mut self.latency_micros, other.latency_micros);
+        add(&mut self.bytes, other.bytes);
+        add(&mut self.under_way, other.under_way);
+    }
 }
 
 impl Meter {
@@ -143,11 +157,14 @@ pub(super) async fn serve(directory: PathBuf, routes: Arc<Routes>, connections: 
                 let reading = Reading {
                     boot,
                     environments: routes.counts(),
+                    departed: routes.departed(),
                     unrouted: routes.unrouted.load(Relaxed),
                     connections: connections.len() as u64,
                     access_dropped: access.dropped(),
                 };
-                if let Err(error) = timeout(DEADLINE, tell(stream, &reading)).await.unwrap_or_else(|late| Err(late.into())) {
+                if let Err(error) =
+                    timeout(DEADLINE, tell(stream, &reading)).await.unwrap_or_else(|late| Err(late.into()))
+                {
                     tracing::debug!(%error, "what was counted could not be told");
                 }
             }
@@ -200,7 +217,9 @@ mod tests {
     fn requests_are_counted_by_class_and_bucket() {
         let meter = Arc::new(Meter::default());
         let millis = Duration::from_millis;
-        for (status, total) in [(200, millis(1)), (204, millis(2)), (404, millis(3)), (503, millis(90_000)), (999, millis(30_000))] {
+        for (status, total) in
+            [(200, millis(1)), (204, millis(2)), (404, millis(3)), (503, millis(90_000)), (999, millis(30_000))]
+        {
             meter.count(status, total, 10);
         }
         // An upgraded connection is no slow answer.

@@ -42,7 +42,10 @@ async fn what_was_asked_is_counted_and_told() {
     // One that is under way is told of, and so is its connection.
     let mut waiting = router.connect().await;
     use tokio::io::AsyncWriteExt;
-    let request = format!("GET /stream HTTP/1.1\r\nHost: {}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", crate::harness::HOST);
+    let request = format!(
+        "GET /stream HTTP/1.1\r\nHost: {}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        crate::harness::HOST
+    );
     waiting.write_all(request.as_bytes()).await.unwrap();
     read_until(&mut waiting, "hello").await;
     let now = meter::read(&directory).await.unwrap();

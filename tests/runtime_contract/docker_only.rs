@@ -78,7 +78,8 @@ async fn busy((_, world): Both) {
     }
     eventually("processor time and traffic grow", async || {
         let now = used().await;
-        (now.cpu_micros >= first.cpu_micros + 100_000 && now.received > first.received && now.sent > first.sent).then_some(())
+        (now.cpu_micros >= first.cpu_micros + 100_000 && now.received > first.received && now.sent > first.sent)
+            .then_some(())
     })
     .await;
     let began = std::time::Instant::now();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
-pub use sections::{Builds, Cron, Deploy, Disk, Gc, Git, Logs, Registry, Router, Runtime, Ssh};
+pub use sections::{Builds, Cron, Deploy, Disk, Gc, Git, Logs, Metrics, Registry, Router, Runtime, Ssh};
 pub use units::Bytes;
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
@@ -29,6 +29,7 @@ pub struct Config {
     pub deploy: Deploy,
     pub cron: Cron,
     pub logs: Logs,
+    pub metrics: Metrics,
     pub gc: Gc,
     pub disk: Disk,
 }
@@ -47,6 +48,7 @@ impl Default for Config {
             deploy: Deploy::default(),
             cron: Cron::default(),
             logs: Logs::default(),
+            metrics: Metrics::default(),
             gc: Gc::default(),
             disk: Disk::default(),
         }

@@ -43,6 +43,8 @@ const MATRIX: &[(&str, [u8; 6])] = &[
     ("restart acme/shop/dev", [3, 0, 0, 0, 4, 0]),
     ("logs acme/shop/dev", [0, 0, 0, 0, 4, 0]),
     ("logs acme/shop/dev --build 2", [0, 0, 0, 0, 4, 0]),
+    ("metrics acme/shop/dev", [0, 0, 0, 0, 4, 0]),
+    ("metrics acme/shop/dev --since 25h", [2; 6]),
     ("builds list acme/shop/dev", [0, 0, 0, 0, 4, 0]),
     ("builds info acme/shop/dev", [0, 0, 0, 0, 4, 0]),
     ("builds logs acme/shop/dev -f", [0, 0, 0, 0, 4, 0]),

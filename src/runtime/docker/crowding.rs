@@ -1,12 +1,7 @@
 //! How often a container was refused a process because it has as many as it may, counted by the pids controller of its control group
 //! (the kernel's `admin-guide/cgroup-v2`, `pids.events`; version 1 has the same file).
 
-use std::{
-    io,
-    os::unix::fs::FileExt,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 
 use futures::{Stream, stream};
 

@@ -22,7 +22,8 @@ pub(super) struct Known {
 
 impl Known {
     /// Made and never started.
-    pub(super) const CREATED: Self = Self { state: ReplicaState::Created, started_at: None, finished_at: None, pid: None };
+    pub(super) const CREATED: Self =
+        Self { state: ReplicaState::Created, started_at: None, finished_at: None, pid: None };
 
     /// What an inspection says; `None` when it says nothing of the state.
     pub(super) fn of(found: ContainerInspectResponse) -> Option<Self> {

@@ -2,11 +2,7 @@
 //! (`proc(5)`, `/proc/PID/net/dev`). That costs some tens of microseconds each and the engine nothing. Only where those files cannot be read
 //! or are not the container's (an engine elsewhere, a server in a container) is the engine asked.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
 use bollard::{models::ContainerStatsResponse, query_parameters::StatsOptionsBuilder};
 use futures::{StreamExt, stream};
@@ -90,7 +86,8 @@ impl Inner {
 fn of_engine(answer: &ContainerStatsResponse) -> Option<Usage> {
     let cpu = answer.cpu_stats.as_ref()?.cpu_usage.as_ref()?.total_usage?;
     let memory = answer.memory_stats.as_ref()?;
-    let cached = memory.stats.as_ref().and_then(|stats| stats.get("total_inactive_file").or(stats.get("inactive_file")));
+    let cached =
+        memory.stats.as_ref().and_then(|stats| stats.get("total_inactive_file").or(stats.get("inactive_file")));
     let sum = |count: fn(&bollard::models::ContainerNetworkStats) -> Option<u64>| {
         answer.networks.iter().flat_map(|networks| networks.values()).filter_map(count).sum()
     };
@@ -181,7 +178,10 @@ mod tests {
     #[test]
     fn the_kernels_files_are_read() {
         let stat = "usage_usec 123456\nuser_usec 1\ninactive_file 7\ntotal_inactive_file 9\n";
-        assert_eq!((field(stat, "usage_usec"), field(stat, "inactive_file"), field(stat, "usage")), (Some(123_456), Some(7), None));
+        assert_eq!(
+            (field(stat, "usage_usec"), field(stat, "inactive_file"), field(stat, "usage")),
+            (Some(123_456), Some(7), None)
+        );
         let table = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes packets\n\
                      \x20   lo: 1000 1 0 0 0 0 0 0 1000 1 0 0 0 0 0 0\n  eth0:  150 2 0 0 0 0 0 0   250 3 0 0 0 0 0 0\n\
                      eth1: 5 2 0 0 0 0 0 0 6 3 0 0 0 0 0 0\n";
