@@ -318,6 +318,18 @@ mod tests {
     }
 
     #[test]
+    fn counts_outlive_tables_and_those_of_who_departs_are_kept_apart() {
+        let routes = Routes::default();
+        routes.apply(&table(1, &[A]));
+        routes.find("shop").unwrap().meter.count(200, Duration::from_millis(1), 5);
+        routes.apply(&table(2, &[B]));
+        assert_eq!((routes.counts()[&env()].classes[1], routes.departed().classes[1]), (1, 0));
+        routes.apply(&RoutesTable { generation: 3, ..RoutesTable::default() });
+        routes.apply(&table(4, &[A]));
+        assert_eq!((routes.counts().len(), routes.departed().classes[1], routes.departed().bytes), (0, 1, 5));
+    }
+
+    #[test]
     fn a_host_of_an_unknown_environment_is_unknown() {
         let routes = Routes::default();
         routes.apply(&RoutesTable { environments: BTreeMap::new(), ..table(1, &[A]) });
