@@ -1,7 +1,7 @@
 //! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
 //!
 //! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `api`, `control` → `receive`, `build`, `deploy`,
-//! `cron`, `jobs`, `commands`, `logs`, `events`, `drains`, `webhooks` → `runtime`, `registry`, `store`, `git`, `router`,
+//! `cron`, `jobs`, `commands`, `logs`, `events`, `drains`, `webhooks`, `metrics` → `runtime`, `registry`, `store`, `git`, `router`,
 //! `outbound` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
 pub mod api;
@@ -21,6 +21,7 @@ pub mod jobs;
 pub mod keys;
 pub mod logs;
 pub mod manifest;
+pub mod metrics;
 pub mod outbound;
 pub mod places;
 pub mod plan;

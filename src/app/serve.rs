@@ -43,6 +43,7 @@ use crate::{
     git::{Git, Repositories},
     keys,
     logs::{Logs, access::AccessReceiver, collector::Collector},
+    metrics::{Metrics, MetricsParts},
     outbound::Outbound,
     receive::{Receive, install_hooks},
     registry::{
@@ -178,6 +179,7 @@ impl Server {
         let receive = Receive::new(settings, git, repositories, store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
         let cron = start_cron(config, store, &on.runtime, &on.logs, &mut work);
+        let metrics = on.start_metrics(&deployer, &builds, &mut work);
         let outbound = Outbound::new(settings::outbound(config)?)?;
         let webhooks = start_webhooks(config, store, &outbound, &mut work);
         let drains = start_drains(config, store, &on.logs, &outbound, &mut work)?;
@@ -193,6 +195,7 @@ impl Server {
             deployer: Arc::new(deployer),
             cron: Arc::new(cron),
             logs: on.logs.clone(),
+            metrics,
             runtime: on.runtime.clone(),
             repositories: on.repositories.clone(),
             tokens,
@@ -239,6 +242,21 @@ impl Ground<'_> {
         let (gc, collections) = Gc::start(parts, room::gc_settings(self.config, self.data));
         work.spawn(collections.run(work.stop.clone()));
         gc
+    }
+
+    fn start_metrics(&self, deployer: &Deployer, builds: &Builds, work: &mut Layer) -> Metrics {
+        let parts = MetricsParts {
+            store: self.store.clone(),
+            running: Arc::new((deployer.clone(), builds.clone())),
+            runtime: self.runtime.clone(),
+            registry: self.registry.clone(),
+            logs: self.logs.clone(),
+            disk: self.disk.clone(),
+            router: self.data.join("router"),
+        };
+        let (metrics, sampler) = Metrics::start(parts, settings::metrics(self.config, self.data));
+        work.spawn(sampler.run(work.stop.clone()));
+        metrics
     }
 
     /// What the doors lead to.

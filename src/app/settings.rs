@@ -19,6 +19,7 @@ use crate::{
     domain::Limits,
     drains::DrainSettings,
     manifest::Defaults,
+    metrics::{HistoryLimits, MetricsSettings},
     outbound::{ALLOWED_NETWORKS_KEY, OutboundSettings},
     receive::ReceiveSettings,
     ssh::{ConnectionLimits, SshSettings},
@@ -44,6 +45,16 @@ pub(super) fn logs(config: &config::Logs) -> crate::logs::LogLimits {
         builds_kept: config.builds,
         replica_rate: config.replica_rate.0,
         ..limits
+    }
+}
+
+pub(super) fn metrics(config: &Config, data: &DataDir) -> MetricsSettings {
+    let environments = config.metrics.environments;
+    let memory = usize::try_from(config.metrics.memory.0).unwrap_or(usize::MAX);
+    MetricsSettings {
+        limits: HistoryLimits { environments, memory },
+        named: environments,
+        ..MetricsSettings::new(data.join("metrics"))
     }
 }
 

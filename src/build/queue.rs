@@ -194,6 +194,16 @@ impl Builds {
         Ok(self.shared.active(env))
     }
 
+    /// How many builds are queued, and how many run.
+    pub fn under_way(&self) -> (usize, usize) {
+        let queue = self.shared.queue();
+        let count = |queued: bool| {
+            let states = queue.active.values().map(|active| &active.build.state);
+            states.filter(|state| !state.is_final() && (**state == BuildState::Queued) == queued).count()
+        };
+        (count(true), count(false))
+    }
+
     /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.
     pub fn place(&self, env: &EnvRef, number: BuildNumber) -> Option<watch::Receiver<Option<QueuePlace>>> {
         let queue = self.shared.queue();

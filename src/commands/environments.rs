@@ -172,6 +172,7 @@ impl Commands {
         let (repositories, env) = (self.repositories.clone(), name.clone());
         super::error::blocking(move || repositories.remove(&env)).await.map_err(failed("the repository"))?;
         self.logs.remove(name).await.map_err(failed("the logs"))?;
+        self.metrics.forget(name).await;
         if let Some(stone) = self.store.get::<Tombstone>(name).await? {
             match self.store.transaction().delete(&stone).commit().await {
                 // Somebody else did.

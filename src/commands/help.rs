@@ -17,6 +17,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
         &[
             ("ps [ENV] [--why]", "what runs; --why: what is waited for, since when, until when"),
             ("logs ENV [-f]", "logs; --process web, --since 10m, --level error, --search TEXT, -n N"),
+            ("metrics ENV [--since 6h]", "requests, latency, errors, processor, memory, network; --json: over time"),
             ("scale ENV web=3 worker=1", "number of replicas; --reset: as the manifest says"),
             ("restart ENV", "replace all replicas, one after another"),
             ("run ENV -- CMD", "a one-off command in the current release; `ssh -t` for a terminal"),

@@ -23,6 +23,7 @@ mod images;
 mod io;
 mod keys;
 mod logs;
+mod metrics;
 pub(crate) mod nouns;
 mod oneoff;
 mod output;
@@ -62,6 +63,7 @@ use crate::{
     git::Repositories,
     logs::{Logs, render_line, safe_json},
     manifest::Defaults,
+    metrics::Metrics,
     places::Places,
     registry::{PublishGate, Registry},
     runtime::Runtime,
@@ -120,6 +122,7 @@ pub struct Services {
     pub cron: Arc<dyn CronRuns>,
     pub logs: Logs,
     pub drains: Drains,
+    pub metrics: Metrics,
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
@@ -246,6 +249,7 @@ impl Commands {
             Command::Scale(args) => self.scale(caller, args, io).await?,
             Command::Restart { env } => self.restart(caller, &env, io).await?,
             Command::Logs(args) => return self.show_logs(caller, args, json, io).await.map(|()| None),
+            Command::Metrics(args) => self.show_metrics(caller, args).await?,
             Command::Builds(command) => return self.builds(caller, command, json, io).await,
             Command::Releases(command) => self.releases(caller, command).await?,
             Command::Deployments(command) => self.deployments(caller, command).await?,

@@ -197,6 +197,14 @@ pub(crate) struct LogsArgs {
     pub build: Option<BuildNumber>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct MetricsArgs {
+    pub env: EnvRef,
+    /// The time to look at, from 10s to 24h; the last minute is shown beside it
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = super::metrics::parse_since)]
+    pub since: std::time::Duration,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Builds {
     /// List builds, the newest first

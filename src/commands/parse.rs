@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use super::{
     help,
     nouns::{
-        Apps, Builds, Config, Cron, Deploy, Deployments, Domains, Drains, Envs, Events, Keys, LogsArgs, Releases, Scale, Tenants,
+        Apps, Builds, Config, Cron, Deploy, Deployments, Domains, Drains, Envs, Events, Keys, LogsArgs, MetricsArgs, Releases, Scale, Tenants,
         Tokens, Webhooks,
     },
 };
@@ -66,6 +66,8 @@ pub(crate) enum Command {
     Restart { env: EnvRef },
     /// Logs of an environment or of a build
     Logs(LogsArgs),
+    /// Requests, latency, processor, memory and network of an environment
+    Metrics(MetricsArgs),
     /// Builds
     #[command(subcommand)]
     Builds(Builds),
@@ -134,6 +136,7 @@ impl Command {
             Self::Scale(_) => "scale",
             Self::Restart { .. } => "restart",
             Self::Logs(_) => "logs",
+            Self::Metrics(_) => "metrics",
             Self::Builds(_) => "builds",
             Self::Releases(_) => "releases",
             Self::Deployments(_) => "deployments",
@@ -241,6 +244,7 @@ mod tests {
             "logs acme/shop/dev --since 10m --until 2026-01-02T03:04:05Z --level warn --search x -i --stream stderr",
             "logs acme/shop/dev --replica abc --source router --after 1-2f-0a0b0c0d -f",
             "logs acme/shop/dev --build 3",
+            "metrics acme/shop/dev --since 15m --json",
             "builds cancel acme/shop/dev",
             "builds:purge-cache acme/shop",
             "releases info acme/shop/dev v3",

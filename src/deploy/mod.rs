@@ -49,6 +49,7 @@ pub use self::{
     progress::{Progress, SilentProgress},
     routes::RoutePublisher,
     service::DeployService,
+    world::Picture,
 };
 use crate::{
     domain::{EnvRef, Environment, EventKind, ImageRef, Release, ReleaseVersion, UserName},
@@ -225,6 +226,16 @@ impl Deployer {
             return Ok(EnvStatus::unknown(env.clone(), "the deployer is stopping"));
         };
         Ok(EnvStatus::clone(&*self.refreshed(&address).await))
+    }
+
+    /// The last known status of every environment that exists or still has replicas: cheap, and as old as its actor's last look.
+    pub async fn statuses(&self) -> Vec<Arc<EnvStatus>> {
+        self.directory.statuses().await
+    }
+
+    /// What the engine said last of all replicas.
+    pub fn observed(&self) -> Arc<Picture> {
+        self.parts.world.pictures().borrow().clone()
     }
 
     /// The status after the actor has read the records anew and acted on them.

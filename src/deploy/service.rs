@@ -23,7 +23,7 @@ use tokio_util::{
 };
 
 use super::{
-    Parts,
+    EnvStatus, Parts,
     actor::{Actor, Address},
     domains::adopt,
     routes::RoutesTask,
@@ -47,6 +47,7 @@ const LAST_EVENTS: Duration = Duration::from_secs(5);
 pub(super) enum Ask {
     Open(EnvRef, oneshot::Sender<Address>),
     Nudge(EnvRef),
+    Statuses(oneshot::Sender<Vec<Arc<EnvStatus>>>),
 }
 
 /// Finds actors, and has the service make them.
@@ -67,6 +68,15 @@ impl Directory {
         let (reply, address) = oneshot::channel();
         self.asks.send(Ask::Open(env.clone(), reply)).await.ok()?;
         address.await.ok()
+    }
+
+    /// The last known status of every environment; none when the service has ended.
+    pub(super) async fn statuses(&self) -> Vec<Arc<EnvStatus>> {
+        let (reply, statuses) = oneshot::channel();
+        match self.asks.send(Ask::Statuses(reply)).await {
+            Ok(()) => statuses.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
     }
 
     /// Never waits: with a full queue the store's watch brings the same news.
@@ -185,6 +195,11 @@ impl Supervisor {
                 Some(ask) = asks.recv() => match ask {
                     Ask::Open(env, reply) => drop(reply.send(self.actor(&env).clone())),
                     Ask::Nudge(env) => self.actor(&env).nudge.notify_one(),
+                    Ask::Statuses(reply) => {
+                        let statuses = self.actors.values().map(|address| address.status.borrow().clone()).collect();
+                        // Whoever asked may have gone.
+                        drop(reply.send(statuses));
+                    }
                 },
                 change = changes.next() => match change {
                     Some(Ok((key, _))) => if let Ok(env) = key.parse() {

@@ -41,16 +41,16 @@ const SHARE: u32 = 100;
 /// And no less often than this.
 const RARELY: Duration = Duration::from_secs(60);
 
-/// The newest picture.
+/// The newest picture of what runs.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Picture {
+pub struct Picture {
     /// Requests up to this one were made before the picture was taken.
-    pub(super) ticket: u64,
+    pub ticket: u64,
     /// Whether there has been an observation at all.
-    pub(super) known: bool,
-    pub(super) replicas: BTreeMap<EnvRef, Vec<Replica>>,
+    pub known: bool,
+    pub replicas: BTreeMap<EnvRef, Vec<Replica>>,
     /// Why there is no newer one.
-    pub(super) error: Option<String>,
+    pub error: Option<String>,
 }
 
 /// Asks for pictures and sees them.

@@ -175,6 +175,11 @@ impl Logs {
         }
     }
 
+    /// Lines dropped since the server began, because they came faster than they could be written.
+    pub fn dropped(&self) -> u64 {
+        self.0.dropped.total()
+    }
+
     /// Bytes a second that are taken of one replica's output.
     pub fn replica_rate(&self) -> u64 {
         self.0.replica_rate

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
 
@@ -46,6 +46,8 @@ pub(super) enum Command {
 #[derive(Debug, Default)]
 pub(super) struct Dropped {
     any: AtomicBool,
+    /// Of all environments since the server began.
+    total: AtomicU64,
     counts: Mutex<HashMap<EnvRef, u64>>,
 }
 
@@ -53,6 +55,11 @@ impl Dropped {
     pub(super) fn count(&self, env: &EnvRef) {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(env.clone()).or_default() += 1;
         self.any.store(true, SeqCst);
+        self.total.fetch_add(1, SeqCst);
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.total.load(SeqCst)
     }
 
     fn take(&self) -> HashMap<EnvRef, u64> {

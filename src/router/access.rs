@@ -85,6 +85,11 @@ impl AccessLog {
         (Self { queue, dropped }, sender.run(records))
     }
 
+    /// Records that nobody read, since this process began.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
     /// Queues a record, or drops it when the queue is full.
     pub(super) fn record(&self, line: &Line<'_>) {
         let Ok(permit) = self.queue.try_reserve() else {

@@ -18,6 +18,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     backend::{Backend, Lease},
     hold::Holds,
+    meter::{Counts, Meter},
     table::{Route, RoutesTable, Upstream},
 };
 use crate::domain::EnvRef;
@@ -32,6 +33,8 @@ pub(super) struct LiveRoute {
     pub(super) empty_since: Option<Instant>,
     /// Where round-robin stands; kept across tables.
     next: Arc<AtomicUsize>,
+    /// Its requests; kept across tables, so that there are as many meters as environments in the table.
+    pub(super) meter: Arc<Meter>,
 }
 
 impl LiveRoute {
@@ -78,6 +81,10 @@ pub(super) struct Routes {
     /// Woken when a table has come into force.
     applied: Notify,
     pub(super) holds: Holds,
+    /// Requests that asked for no environment there is.
+    pub(super) unrouted: AtomicU64,
+    /// Requests of environments that have left the table; those that end later are not in it.
+    departed: Mutex<Counts>,
     last_key: AtomicU64,
 }
 
@@ -128,8 +135,9 @@ impl Routes {
             let backends = self.backends(env, route, &mut old);
             let before = before.get(env);
             let next = before.map(|before| before.next.clone()).unwrap_or_default();
+            let meter = before.map(|before| before.meter.clone()).unwrap_or_default();
             let empty_since = before.filter(|_| backends.is_empty()).and_then(|before| before.emptied());
-            let route = LiveRoute { env: env.clone(), released: route.released, backends, empty_since, next };
+            let route = LiveRoute { env: env.clone(), released: route.released, backends, empty_since, next, meter };
             live.environments.insert(env.clone(), Arc::new(route));
         }
         for (host, env) in &table.hosts {
@@ -141,6 +149,10 @@ impl Routes {
             }
         }
         *self.live.write().unwrap_or_else(PoisonError::into_inner) = live;
+        for (_, gone) in before.iter().filter(|(env, _)| !table.environments.contains_key(env)) {
+            let counts = Counts { under_way: 0, ..gone.meter.read() };
+            self.departed.lock().unwrap_or_else(PoisonError::into_inner).add(&counts);
+        }
         // Only now: a request that finds its replica retired also finds the new table.
         old.values().for_each(|backend| backend.retire());
         self.applied.notify_waiters();
@@ -166,6 +178,18 @@ impl Routes {
     /// The generation in force.
     pub(super) fn generation(&self) -> u64 {
         self.live.read().unwrap_or_else(PoisonError::into_inner).generation
+    }
+
+    /// What the environments have been asked since this process began, without those that were asked nothing.
+    pub(super) fn counts(&self) -> BTreeMap<EnvRef, Counts> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        let counted = live.environments.iter().map(|(env, route)| (env.clone(), route.meter.read()));
+        counted.filter(|(_, counts)| *counts != Counts::default()).collect()
+    }
+
+    /// What environments were asked that have left the table.
+    pub(super) fn departed(&self) -> Counts {
+        *self.departed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replicas that have left the table and still have requests under way, with their number.
@@ -291,6 +315,18 @@ mod tests {
             }
         }
         assert_eq!(keys.iter().collect::<std::collections::BTreeSet<_>>().len(), 4, "{keys:?}");
+    }
+
+    #[test]
+    fn counts_outlive_tables_and_those_of_who_departs_are_kept_apart() {
+        let routes = Routes::default();
+        routes.apply(&table(1, &[A]));
+        routes.find("shop").unwrap().meter.count(200, Duration::from_millis(1), 5);
+        routes.apply(&table(2, &[B]));
+        assert_eq!((routes.counts()[&env()].classes[1], routes.departed().classes[1]), (1, 0));
+        routes.apply(&RoutesTable { generation: 3, ..RoutesTable::default() });
+        routes.apply(&table(4, &[A]));
+        assert_eq!((routes.counts().len(), routes.departed().classes[1], routes.departed().bytes), (0, 1, 5));
     }
 
     #[test]

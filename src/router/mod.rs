@@ -3,7 +3,7 @@
 //! It knows nothing of tenants' records, the engine or the store; what it is told is in [`table`]. It keeps serving the last routes when
 //! the control plane is gone. How a request passes through it: `server` accepts the connection, `watchdog` limits the request's time,
 //! `admit` finds the route, `proxy` a replica (`backend`) in `live`, `connect` connects to it, and `headers` makes the headers honest; `hold`
-//! keeps the request for a moment when the last replica has just gone, and `pages` answers when no replica can; `access` records it. `reload` puts new tables in force and acknowledges them.
+//! keeps the request for a moment when the last replica has just gone, and `pages` answers when no replica can; `access` records it and `meter` counts it. `reload` puts new tables in force and acknowledges them.
 
 mod access;
 mod ack;
@@ -14,6 +14,7 @@ mod connect;
 mod headers;
 mod hold;
 mod live;
+pub mod meter;
 mod pages;
 mod proxy;
 mod reload;
@@ -115,11 +116,14 @@ async fn serve(settings: RouterSettings) -> anyhow::Result<()> {
     let reload = tokio::spawn(reloader.run());
     let proxy = || Proxy::new(routes.clone(), access.clone(), settings.clone());
     let server = Server::start(proxy, &settings, &listeners)?;
+    let meters = meter::serve(directory.clone(), routes.clone(), server.connections(), access.clone());
+    let meters = tokio::spawn(meters);
     // From now on only the threads hold the listeners, so that they are closed with them.
     drop(listeners);
     let result = server.run().await;
     reload.abort();
     sender.abort();
+    meters.abort();
     result
 }
 

@@ -1,7 +1,7 @@
 //! One request through the router: find the route, choose a replica, pass it on, record it.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,7 @@ use super::{
     connect,
     headers::{self, Forwarded},
     live::{LiveRoute, Routes},
+    meter::UnderWay,
     pages::{Trouble, wants_html},
     watchdog::Watchdog,
 };
@@ -49,6 +50,8 @@ pub(super) struct Request {
     watchdog: Option<Arc<Watchdog>>,
     request_id: String,
     route: Option<Arc<LiveRoute>>,
+    /// Counts it as under way.
+    under_way: Option<UnderWay>,
     lease: Option<Lease>,
     /// Keys of backends not to be asked again.
     tried: Vec<u64>,
@@ -141,6 +144,7 @@ impl ProxyHttp for Proxy {
             watchdog: Watchdog::current(),
             request_id: String::new(),
             route: None,
+            under_way: None,
             lease: None,
             tried: Vec::new(),
             tries: 0,
@@ -162,6 +166,7 @@ impl ProxyHttp for Proxy {
         let host;
         let trouble = match admit(session, &self.routes) {
             Ok(route) => {
+                request.under_way = Some(UnderWay::begin(&route.meter));
                 let route = request.route.insert(route);
                 if route.has_replicas() {
                     return Ok(false);
@@ -362,21 +367,28 @@ impl ProxyHttp for Proxy {
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, request: &mut Request) {
         request.rest();
         let lease = request.lease.take();
-        let Some(route) = &request.route else { return };
+        request.under_way = None;
+        let Some(route) = &request.route else {
+            self.routes.unrouted.fetch_add(1, Relaxed);
+            return;
+        };
         let header = session.req_header();
+        // 499, as nginx has it: the client went away before there was an answer.
+        let status = session.response_written().map_or(499, |response| response.status.as_u16());
+        let (total, bytes) = (request.started.elapsed(), session.body_bytes_sent() as u64);
+        route.meter.count(status, total, bytes);
         self.access.record(&Line {
             env: &route.env,
             request_id: &request.request_id,
             method: header.method.as_str(),
             host: headers::authority(header).unwrap_or_default(),
             path: header.raw_path(),
-            // 499, as nginx has it: the client went away before there was an answer.
-            status: session.response_written().map_or(499, |response| response.status.as_u16()),
+            status,
             replica: lease.as_ref().map_or("", |lease| lease.backend().upstream.replica.as_str()),
             client: client(session).0,
             connect: request.connect,
-            total: request.started.elapsed(),
-            bytes: session.body_bytes_sent() as u64,
+            total,
+            bytes,
             error: request.error,
         });
     }

@@ -118,6 +118,11 @@ impl Server {
         Ok(Self { shared, threads, drain: settings.drain })
     }
 
+    /// The connections of clients, to be counted.
+    pub(super) fn connections(&self) -> TaskTracker {
+        self.shared.connections.clone()
+    }
+
     /// Serves until SIGTERM or SIGINT, then lets requests under way finish, for as long as the settings allow. A second signal ends it at
     /// once.
     ///

@@ -3,7 +3,8 @@
 //! Files below `DATA/router/`: `routes.json` ([`RoutesTable`]) is replaced atomically by the control plane; `ack.json` ([`Ack`]) by the
 //! router. Each side watches the other's file, so nobody polls. Access log lines go as datagrams ([`AccessRecord`], JSON) to the
 //! unix socket `access.sock`, which the control plane binds: one record per line, one or more lines per datagram of at most 64 KiB.
-//! With nobody listening they are dropped and counted.
+//! With nobody listening they are dropped and counted. What the router has counted is asked for at the unix socket `meter.sock`
+//! ([`super::meter`]), which the router binds.
 
 use std::{
     collections::BTreeMap,
@@ -26,6 +27,8 @@ pub const ROUTES_FILE: &str = "routes.json";
 pub const ACK_FILE: &str = "ack.json";
 /// Name of the unix datagram socket for access records below `DATA/router/`.
 pub const ACCESS_SOCKET: &str = "access.sock";
+/// Name of the unix stream socket below `DATA/router/` where the router tells what it has counted.
+pub const METER_SOCKET: &str = "meter.sock";
 
 /// Every route the platform serves.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 //! with the reason, so that whoever can wait does, and everything else goes on.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use tokio::sync::watch;
 
-use super::{Capabilities, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent};
+use super::{Capabilities, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent, Usage};
 use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, SetId, TenantName, Timestamp};
 
 /// An engine that is there, or not yet. Clones share it.
@@ -130,6 +130,10 @@ impl<R: Runtime> Runtime for LateRuntime<R> {
 
     async fn listeners(&self, replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError> {
         self.engine()?.listeners(replica).await
+    }
+
+    async fn usage(&self, replicas: &[ReplicaId]) -> Result<BTreeMap<ReplicaId, Usage>, RuntimeError> {
+        self.engine()?.usage(replicas).await
     }
 
     async fn refused_processes(&self, replica: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {

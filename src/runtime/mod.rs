@@ -154,6 +154,20 @@ pub struct LogLine {
     pub bytes: Bytes,
 }
 
+/// What a running replica uses. Counters begin with the replica.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time so far, in microseconds.
+    pub cpu_micros: u64,
+    /// Bytes of memory in use, without what is only cached from files and can be dropped at once.
+    pub memory: u64,
+    /// Bytes of memory that it may use; `None`: as much as there is.
+    pub memory_limit: Option<u64>,
+    /// Bytes received and sent over its network so far.
+    pub received: u64,
+    pub sent: u64,
+}
+
 /// Bytes of output that are kept of a command run in a replica.
 pub const EXEC_OUTPUT: usize = 4096;
 
@@ -256,6 +270,13 @@ pub trait Runtime: Send + Sync {
 
     /// The TCP sockets a running replica listens on.
     async fn listeners(&self, replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError>;
+
+    /// What these replicas use now, as far as they run and are this Berth's; others are left out. Cheap enough to be asked every few
+    /// seconds for all there are.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`] when the engine had to be asked and does not answer.
+    async fn usage(&self, replicas: &[ReplicaId]) -> Result<BTreeMap<ReplicaId, Usage>, RuntimeError>;
 
     /// How often a running replica was refused a process because it has as many as it may: at once, and each time that this has grown. Ends
     /// with the replica.

@@ -3,6 +3,7 @@
 mod attacks;
 mod dying;
 mod harness;
+mod metering;
 mod requests;
 mod streams;
 mod switching;

@@ -37,6 +37,7 @@ pub fn add(cases: &mut Cases<Both>) {
     cases.case("logs outlive rotation", rotation);
     cases.case("what a held replica has of the processor", held);
     cases.case("who hears of a death sees it", death_is_seen);
+    cases.case("what a busy replica uses grows, and costs the engine nothing", busy);
 }
 
 async fn held((_, world): Both) {
@@ -61,6 +62,33 @@ async fn held((_, world): Both) {
     eventually("it is let go of", async || (has() == full).then_some(())).await;
     assert!(matches!(world.runtime.hold(&replica, Some(20)).await, Err(RuntimeError::Gone(_))));
     removal.await.unwrap().unwrap();
+}
+
+async fn busy((_, world): Both) {
+    let runtime = &*world.runtime;
+    let set = set(&world, "busy", "while :; do :; done", 1);
+    runtime.apply(&set).await.unwrap();
+    let replica = replicas(runtime, &set.id).await.remove(0);
+    let ids = [replica.id.clone()];
+    let used = async || runtime.usage(&ids).await.unwrap()[&replica.id];
+    let first = used().await;
+    // Nobody listens there, but the packets are counted.
+    for _ in 0..10 {
+        let _ = std::net::TcpStream::connect((replica.address.unwrap(), 9));
+    }
+    eventually("processor time and traffic grow", async || {
+        let now = used().await;
+        (now.cpu_micros >= first.cpu_micros + 100_000 && now.received > first.received && now.sent > first.sent)
+            .then_some(())
+    })
+    .await;
+    let began = std::time::Instant::now();
+    for _ in 0..100 {
+        used().await;
+    }
+    // The engine takes milliseconds for each.
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?} for a hundred", began.elapsed());
+    runtime.remove(&set.id, Duration::ZERO).await.unwrap();
 }
 
 async fn death_is_seen((_, world): Both) {

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use berth::{
-    domain::{ReleaseVersion, ReplicaState},
+    domain::{ReleaseVersion, ReplicaId, ReplicaState},
     runtime::{Change, EXEC_OUTPUT, RuntimeError, RuntimeEvent, Source},
 };
 use futures::{StreamExt, future::join_all};
@@ -31,6 +31,7 @@ pub fn add(cases: &mut Cases<World>) {
     cases.case("a listening socket is found", listeners);
     cases.case("a replica that is refused processes is told of", refused_processes);
     cases.case("a replica is held and let go of", hold);
+    cases.case("what replicas use is told while they run", usage);
     cases.case("a command runs inside a replica, as the replica does", commands_inside);
     cases.case("an image that does not exist is named", missing_image);
     cases.case("what is gone is said to be gone", gone);
@@ -261,6 +262,24 @@ async fn hold(world: World) {
     for to in [Some(20), None] {
         assert!(matches!(runtime.hold(&before[0].id, to).await, Err(RuntimeError::Gone(_))));
     }
+}
+
+async fn usage(world: World) {
+    let runtime = &*world.runtime;
+    let set = set(&world, "usage", FOREVER, 2);
+    runtime.apply(&set).await.unwrap();
+    let mut ids: Vec<_> = replicas(runtime, &set.id).await.into_iter().map(|replica| replica.id).collect();
+    ids.push(ReplicaId("no-such-replica".to_owned()));
+    let first = runtime.usage(&ids).await.unwrap();
+    assert_eq!(first.keys().collect::<HashSet<_>>(), ids[..2].iter().collect());
+    assert!(first.values().all(|usage| usage.memory > 0 && usage.cpu_micros > 0), "{first:?}");
+    assert!(first.values().all(|usage| usage.memory_limit == Some(set.limits.memory)), "{first:?}");
+    // A process that has not observed anything yet knows as much.
+    let again = world.restarted.usage(&ids).await.unwrap();
+    assert!(again.iter().all(|(id, usage)| usage.cpu_micros >= first[id].cpu_micros), "{first:?} {again:?}");
+    assert_eq!(runtime.usage(&[]).await.unwrap().len(), 0);
+    runtime.remove(&set.id, NO_GRACE).await.unwrap();
+    assert_eq!(runtime.usage(&ids).await.unwrap().len(), 0);
 }
 
 async fn commands_inside(world: World) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
-pub use sections::{Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Outbound, Registry, Router, Runtime, Ssh, Webhooks};
+pub use sections::{Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Metrics, Outbound, Registry, Router, Runtime, Ssh, Webhooks};
 pub use units::Bytes;
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
@@ -33,6 +33,7 @@ pub struct Config {
     pub webhooks: Webhooks,
     pub logs: Logs,
     pub drains: Drains,
+    pub metrics: Metrics,
     pub gc: Gc,
     pub disk: Disk,
 }
@@ -55,6 +56,7 @@ impl Default for Config {
             webhooks: Webhooks::default(),
             logs: Logs::default(),
             drains: Drains::default(),
+            metrics: Metrics::default(),
             gc: Gc::default(),
             disk: Disk::default(),
         }

@@ -363,6 +363,22 @@ impl Default for Drains {
     }
 }
 
+/// Metrics of the environments over 24 hours.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Environments that are remembered.
+    pub environments: usize,
+    /// Memory for all of them; on disk there may be twice as much.
+    pub memory: Bytes,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { environments: 2000, memory: Bytes(128 << 20) }
+    }
+}
+
 /// What is kept, and when the rest is taken away.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -66,6 +66,8 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("restart acme/shop/dev", [3, 0, 0, 0, 4, 0], Deploy),
     ("logs acme/shop/dev", [0, 0, 0, 0, 4, 0], Read),
     ("logs acme/shop/dev --build 2", [0, 0, 0, 0, 4, 0], Read),
+    ("metrics acme/shop/dev", [0, 0, 0, 0, 4, 0], Read),
+    ("metrics acme/shop/dev --since 25h", [2; 6], Nothing),
     ("builds list acme/shop/dev", [0, 0, 0, 0, 4, 0], Read),
     ("builds info acme/shop/dev", [0, 0, 0, 0, 4, 0], Read),
     ("builds logs acme/shop/dev -f", [0, 0, 0, 0, 4, 0], Read),

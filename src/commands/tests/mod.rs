@@ -251,6 +251,9 @@ impl World {
             deployer: deployer.clone(),
             cron: Arc::new(cron),
             logs: logs.clone(),
+            metrics: crate::metrics::Metrics::new(crate::metrics::MetricsSettings::new(
+                directory.path().join("metrics"),
+            )),
             runtime,
             collections: Arc::new(fakes::FakeCollections),
             repositories: Repositories::new(directory.path().join("repositories")),

@@ -357,6 +357,12 @@ impl Runtime for Engine {
         })
     }
 
+    async fn usage(
+        &self,
+        _: &[ReplicaId],
+    ) -> Result<std::collections::BTreeMap<ReplicaId, crate::runtime::Usage>, RuntimeError> {
+        Ok(std::collections::BTreeMap::new())
+    }
     async fn refused_processes(&self, _: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {
         Ok(stream::pending().boxed())
     }

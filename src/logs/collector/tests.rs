@@ -172,6 +172,12 @@ impl Runtime for Engine {
     async fn listeners(&self, _replica: &ReplicaId) -> Result<Vec<Listener>, RuntimeError> {
         refused()
     }
+    async fn usage(
+        &self,
+        _: &[ReplicaId],
+    ) -> Result<std::collections::BTreeMap<ReplicaId, crate::runtime::Usage>, RuntimeError> {
+        refused()
+    }
     async fn refused_processes(&self, _: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {
         refused()
     }

@@ -1,32 +1,18 @@
 //! How often a container was refused a process because it has as many as it may, counted by the pids controller of its control group
 //! (the kernel's `admin-guide/cgroup-v2`, `pids.events`; version 1 has the same file).
 
-use std::{
-    io,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 
 use futures::{Stream, stream};
 
-/// Where control groups are mounted.
-const ROOT: &str = "/sys/fs/cgroup";
+use super::control_group;
+
 /// How often the count is looked at. The kernel tells that it has grown with version 2 alone, and a look takes a microsecond or two.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// The file, from the text of `/proc/PID/cgroup`. Pure.
 fn events_file(groups: &str) -> Option<PathBuf> {
-    let path_of = |controller: &str| {
-        groups.lines().find_map(|line| {
-            let (_, rest) = line.split_once(':')?;
-            let (controllers, path) = rest.split_once(':')?;
-            controllers.split(',').any(|one| one == controller).then_some(path.trim_start_matches('/'))
-        })
-    };
-    let root = Path::new(ROOT);
-    let first = path_of("pids").map(|path| root.join("pids").join(path));
-    Some(first.or_else(|| path_of("").map(|path| root.join(path)))?.join("pids.events"))
+    Some(control_group::directory(groups, "pids")?.join("pids.events"))
 }
 
 /// The count in such a file: `max 12`.

@@ -16,11 +16,14 @@ pub(super) struct Known {
     pub(super) state: ReplicaState,
     pub(super) started_at: Option<Timestamp>,
     pub(super) finished_at: Option<Timestamp>,
+    /// Its process while it runs, as the host numbers it.
+    pub(super) pid: Option<i64>,
 }
 
 impl Known {
     /// Made and never started.
-    pub(super) const CREATED: Self = Self { state: ReplicaState::Created, started_at: None, finished_at: None };
+    pub(super) const CREATED: Self =
+        Self { state: ReplicaState::Created, started_at: None, finished_at: None, pid: None };
 
     /// What an inspection says; `None` when it says nothing of the state.
     pub(super) fn of(found: ContainerInspectResponse) -> Option<Self> {
@@ -39,6 +42,7 @@ impl Known {
             },
             started_at,
             // The engine notes the start when its part in it is over; a short-lived process has ended before that.
+            pid: state.pid.filter(|pid| runs && *pid > 0),
             finished_at: if runs { None } else { moment(state.finished_at).max(started_at) },
         })
     }

@@ -6,6 +6,7 @@
 mod attach;
 mod caches;
 mod container;
+mod control_group;
 mod crowding;
 mod engine;
 mod events;
@@ -27,9 +28,10 @@ mod settings;
 mod stops;
 #[cfg(test)]
 mod testing;
+mod usage;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -50,7 +52,7 @@ use tokio_util::sync::CancellationToken;
 pub use settings::{DockerSettings, METADATA_NETWORKS};
 
 use self::{engine::Engine, firewall::Firewall, locks::KeyedLocks, names::Names, network::Networks, stops::Stops};
-use super::{Capabilities, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent};
+use super::{Capabilities, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent, Usage};
 use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, SetId, TenantName, Timestamp};
 
 /// Seconds that each of the first calls may take: an engine that is late by half a minute is no reason not to start.
@@ -297,6 +299,10 @@ impl Runtime for DockerRuntime {
             std::io::ErrorKind::NotFound => gone(replica),
             _ => RuntimeError::Refused(format!("the sockets of replica {} cannot be read: {error}", replica.0)),
         })
+    }
+
+    async fn usage(&self, replicas: &[ReplicaId]) -> Result<BTreeMap<ReplicaId, Usage>, RuntimeError> {
+        self.inner.usage(replicas).await
     }
 
     async fn refused_processes(&self, replica: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {

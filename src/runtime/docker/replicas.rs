@@ -226,7 +226,7 @@ impl Inner {
             ReplicaState::Running => address(&container),
             _ => None,
         };
-        let Known { state, started_at, finished_at } = known;
+        let Known { state, started_at, finished_at, .. } = known;
         Ok(Some(Replica { id: ReplicaId(seen.id), set, index, state, address, started_at, finished_at }))
     }
 

@@ -25,7 +25,7 @@ pub use job::JobContext;
 use self::world::{Engine, Kept, Phase};
 use super::{
     Capabilities, Change, EXEC_OUTPUT, Executed, Job, JobSpec, Listener, LogLine, Runtime, RuntimeError, RuntimeEvent,
-    Source,
+    Source, Usage,
 };
 use crate::domain::{AppRef, ImageRef, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId, TenantName, Timestamp};
 
@@ -143,6 +143,13 @@ impl FakeRuntime {
     /// What a running replica is held to, in thousandths of a core.
     pub fn held(&self, replica: &ReplicaId) -> Option<u32> {
         self.engine.lock().replicas.get(replica)?.held
+    }
+
+    /// What a running replica uses, from now on.
+    pub fn uses(&self, replica: &ReplicaId, usage: Usage) {
+        if let Some(kept) = self.engine.lock().replicas.get_mut(replica) {
+            kept.usage = usage;
+        }
     }
 
     /// Refuses a running replica so many processes more.
@@ -292,6 +299,13 @@ impl Runtime for FakeRuntime {
             Some(kept) if matches!(kept.phase, Phase::Running) => Ok(kept.script.listens.clone()),
             _ => Err(RuntimeError::Gone(format!("replica {}", replica.0))),
         }
+    }
+
+    async fn usage(&self, replicas: &[ReplicaId]) -> Result<BTreeMap<ReplicaId, Usage>, RuntimeError> {
+        self.alive()?;
+        let state = self.engine.lock();
+        let running = |id| state.replicas.get(id).filter(|kept| matches!(kept.phase, Phase::Running));
+        Ok(replicas.iter().filter_map(|id| Some((id.clone(), running(id)?.usage))).collect())
     }
 
     async fn refused_processes(&self, replica: &ReplicaId) -> Result<BoxStream<'static, u64>, RuntimeError> {

@@ -14,7 +14,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast, watch};
 use super::{Behaviour, Script};
 use crate::{
     domain::{ImageRef, ReplicaId, ReplicaSet, SetId, Timestamp},
-    runtime::{Change, LogLine, RuntimeError, RuntimeEvent, Source},
+    runtime::{Change, LogLine, RuntimeError, RuntimeEvent, Source, Usage},
 };
 
 /// Events kept for a slow follower before it is told to look at everything anew.
@@ -49,6 +49,7 @@ pub struct Kept {
     /// How often it was refused a process; the sender goes when it ends.
     pub refused: watch::Sender<u64>,
     pub held: Option<u32>,
+    pub usage: Usage,
 }
 
 /// A log that can be followed: the lines, and whether it has ended.
@@ -157,6 +158,8 @@ impl Engine {
             let made = state.made;
             let id = ReplicaId(format!("fake-{made:06}"));
             let [_, b, c, d] = (made + 1).to_be_bytes();
+            let (memory, memory_limit) = (1 << 20, Some(set.limits.memory));
+            let usage = Usage { cpu_micros: 1000, memory, memory_limit, ..Usage::default() };
             let kept = Kept {
                 set,
                 index,
@@ -169,6 +172,7 @@ impl Engine {
                 log: Log::new(),
                 refused: watch::Sender::new(script.refused),
                 held: None,
+                usage,
             };
             state.replicas.insert(id.clone(), kept);
             id
