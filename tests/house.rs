@@ -11,7 +11,10 @@ const FLOORS: [&[&str]; 6] = [
     &["domain"],
     &["plan", "manifest", "token", "keys", "places", "disk"],
     &["runtime", "registry", "store", "git", "router", "outbound"],
-    &["receive", "build", "deploy", "cron", "jobs", "commands", "logs", "gc", "events", "drains", "webhooks", "metrics"],
+    &[
+        "receive", "build", "deploy", "cron", "jobs", "commands", "logs", "gc", "events", "drains", "webhooks",
+        "metrics",
+    ],
     &["ssh", "api", "console", "control"],
     &["app"],
 ];

@@ -376,7 +376,13 @@ fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: 
 }
 
 /// Where the logs are sent. They stop before the logs' last flush: what comes after is sent at the next start.
-fn start_drains(config: &Config, store: &Store, logs: &Logs, outbound: &Outbound, work: &mut Layer) -> anyhow::Result<Drains> {
+fn start_drains(
+    config: &Config,
+    store: &Store,
+    logs: &Logs,
+    outbound: &Outbound,
+    work: &mut Layer,
+) -> anyhow::Result<Drains> {
     let (store, logs, settings) = (store.clone(), logs.clone(), settings::drains(&config.drains));
     let outbound = outbound.clone();
     let (drains, service) = Drains::start(DrainParts { store, logs, outbound, settings })?;

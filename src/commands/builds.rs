@@ -4,7 +4,8 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::{
-    Answer, BuildItem, BuildLine, Caller, CommandError, CommandIo, Commands, SourceOptions, answer, io::interrupted, nouns, now,
+    Answer, BuildItem, BuildLine, Caller, CommandError, CommandIo, Commands, SourceOptions, answer, io::interrupted,
+    nouns, now,
 };
 use crate::{
     domain::{AppRef, Build, BuildNumber, BuildState, EnvRef, Stage, Verb},

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Answer, Caller, CommandError, Commands, error::keep_trying, error::logged, nouns, now};
 use crate::{
-    domain::{Drain, DrainMark, DrainUrl, EnvRef, EventKind, DrainCursor, Verb},
+    domain::{Drain, DrainCursor, DrainMark, DrainUrl, EnvRef, EventKind, Verb},
     drains::{DrainState, MAX_OF_ENVIRONMENT},
     store::{NewEvent, Stored},
 };

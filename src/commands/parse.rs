@@ -5,8 +5,8 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use super::{
     help,
     nouns::{
-        Apps, Builds, Config, Cron, Deploy, Deployments, Domains, Drains, Envs, Events, Keys, LogsArgs, MetricsArgs, Releases, Scale, Tenants,
-        Tokens, Webhooks,
+        Apps, Builds, Config, Cron, Deploy, Deployments, Domains, Drains, Envs, Events, Keys, LogsArgs, MetricsArgs,
+        Releases, Scale, Tenants, Tokens, Webhooks,
     },
 };
 use crate::domain::{EnvRef, ReleaseVersion, UserName};

@@ -9,7 +9,7 @@ use super::{
     state::{DrainState, DrainStatus},
 };
 use crate::{
-    domain::{Drain, DrainMark, DrainUrl, EnvRef, DrainCursor, Timestamp},
+    domain::{Drain, DrainCursor, DrainMark, DrainUrl, EnvRef, Timestamp},
     logs::{LogChanges, LogRecord, LogSource},
     store::{StoreError, Stored},
 };

@@ -8,7 +8,7 @@ use super::{
     ring::{cursor_at, read_forward},
     service::{Command, env_directory},
 };
-use crate::domain::{EnvRef, DrainCursor};
+use crate::domain::{DrainCursor, EnvRef};
 
 /// Some lines in a row.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    ApiToken, App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, DELIVERIES_KEPT, Deployment, DomainClaim, Drain, DrainMark, EnvRef,
-    Environment, Event, Invite, JobName, OnceRequest, PublicKey, Release, ReleaseVersion, Tenant, TenantName,
-    Tombstone, User, UserName, UserTokens, Webhook, WebhookDelivery, WebhookId, WebhookMark,
+    ApiToken, App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, DELIVERIES_KEPT, Deployment, DomainClaim,
+    Drain, DrainMark, EnvRef, Environment, Event, Invite, JobName, OnceRequest, PublicKey, Release, ReleaseVersion,
+    Tenant, TenantName, Tombstone, User, UserName, UserTokens, Webhook, WebhookDelivery, WebhookId, WebhookMark,
 };
 
 /// A type that the store keeps, and how its key is made.

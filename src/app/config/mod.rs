@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
-pub use sections::{Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Metrics, Outbound, Registry, Router, Runtime, Ssh, Webhooks};
+pub use sections::{
+    Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Metrics, Outbound, Registry, Router, Runtime, Ssh, Webhooks,
+};
 pub use units::Bytes;
 
 /// All of it. Every key has a default, so that an empty file is a valid one.

@@ -29,8 +29,8 @@ use crate::{
     domain::*,
     drains::{DrainParts, DrainSettings},
     logs::{LogLimits, LogRecord},
-    registry::FakeRegistry,
     outbound::{Outbound, OutboundSettings},
+    registry::FakeRegistry,
     runtime::{
         Source,
         fake::{Behaviour, FakeRuntime},
