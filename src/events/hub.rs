@@ -293,12 +293,10 @@ impl Follower {
         let looked_at = self.forgotten.as_ref().is_some_and(|forgotten| Arc::ptr_eq(forgotten, &kept.forgotten));
         let gone = if looked_at { 0 } else { self.gone(&kept, &visible) };
         let mut events = Vec::new();
-        let mut looked = 0;
-        for event in range(from) {
-            if looked == LOOK || events.len() == PAGE {
+        for event in range(from).take(LOOK) {
+            if events.len() == PAGE {
                 break;
             }
-            looked += 1;
             self.cursor = event.id;
             if wanted(event) {
                 events.push(event.clone());
