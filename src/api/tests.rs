@@ -238,7 +238,7 @@ async fn what_is_off_is_told_with_its_place() {
     ask("application/json", "{}").await.is(400);
     let large = format!("{{\"web\": {}}}", " ".repeat(2 << 20));
     ask("application/json", &large).await.is(413);
-    let unknown = ask("application/json", "{\"wbe\": 1}").await.is(404);
+    let unknown = ask("application/json", "{\"webs\": 1}").await.is(404);
     assert!(unknown.body["hint"].as_str().unwrap().contains("did you mean web"), "{unknown:?}");
     server.ask(&olga, "POST", &format!("{DEV}/rollback"), Some(json!({"versoin": 1}))).await.is(400);
     server.ask(&olga, "GET", "/v1/envs/ACME/shop/dev", None).await.is(400);
@@ -252,7 +252,7 @@ async fn what_is_off_is_told_with_its_place() {
 async fn a_change_of_what_others_have_changed_is_refused() {
     let server = Server::new().await;
     let olga = server.token("olga").await;
-    for (path, change) in [(format!("{DEV}/config"), json!({"B": "2"})), (format!("{DEV}/scale"), json!({"web": 2}))] {
+    for (path, change) in [(format!("{DEV}/config"), json!({"B": "2"})), (format!("{DEV}/scale"), json!({"web": 5}))] {
         let seen = server.ask(&olga, "GET", &path, None).await.is(200).tag();
         let again = server.ask_with(&olga, "GET", &path, None, &[("if-none-match", &seen)]).await;
         assert_eq!(again.status, StatusCode::NOT_MODIFIED);

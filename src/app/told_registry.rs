@@ -43,6 +43,14 @@ impl<R: Registry> Registry for ToldRegistry<R> {
     async fn has(&self, repository: &str, digest: &Digest) -> Result<bool, RegistryError> {
         self.told(self.registry.has(repository, digest).await)
     }
+    async fn small_blob(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
+        self.told(self.registry.small_blob(repository, digest, limit).await)
+    }
     async fn push_blob(&self, repository: &str, digest: &Digest, file: &Path) -> Result<(), RegistryError> {
         self.told(self.registry.push_blob(repository, digest, file).await)
     }
@@ -102,6 +110,9 @@ mod tests {
                     Err(RegistryError::Unavailable { registry, reason })
                 }
             }
+        }
+        async fn small_blob(&self, _: &str, _: &Digest, _: usize) -> Result<Option<Vec<u8>>, RegistryError> {
+            unimplemented!()
         }
         async fn push_blob(&self, _: &str, _: &Digest, _: &Path) -> Result<(), RegistryError> {
             unimplemented!()

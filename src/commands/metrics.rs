@@ -46,7 +46,7 @@ impl Commands {
     /// # Errors
     /// [`CommandError::Denied`] for everybody else.
     pub async fn platform_metrics(&self, caller: &Caller) -> Result<String, CommandError> {
-        caller.need_operator("see the platform's metrics")?;
+        self.need_operator(caller, "see the platform's metrics")?;
         Ok(self.metrics.platform_text())
     }
 

@@ -90,6 +90,7 @@ impl Verb {
             Self::Create => "create",
             Self::Destroy => "destroy",
             Self::ManageMembers => "manage-members",
+            Self::ManageWebhooks => "manage-webhooks",
         }
     }
 }
@@ -123,9 +124,13 @@ impl TokenScope {
         match verb {
             Verb::Read => true,
             Verb::Push | Verb::Operate => self >= Self::Deploy,
-            Verb::ReadConfig | Verb::WriteConfig | Verb::Run | Verb::Create | Verb::Destroy | Verb::ManageMembers => {
-                self >= Self::Full
-            }
+            Verb::ReadConfig
+            | Verb::WriteConfig
+            | Verb::Run
+            | Verb::Create
+            | Verb::Destroy
+            | Verb::ManageMembers
+            | Verb::ManageWebhooks => self >= Self::Full,
         }
     }
 }

@@ -14,7 +14,7 @@ use self::receivers::{Answers, Arrived, deaf, free_address, http, syslog};
 use super::*;
 use crate::{
     domain::{Drain, DrainMark, Timestamp},
-    logs::{LogFilter, LogLimits, LogRecord, LogSource, MAX_TAIL},
+    logs::{LogEntry, LogFilter, LogLimits, LogRecord, LogSource, MAX_TAIL},
     outbound::OutboundSettings,
     store::MemoryKv,
 };
@@ -183,9 +183,9 @@ async fn exceed(http_drain: bool) {
         false => syslog(address, arrived.clone(), usize::MAX).await,
     };
     world.until("the last has come", |_| arrived.texts().iter().any(|text| text == "line 5999")).await;
-    let said = |log: &[LogRecord]| -> u64 {
+    let said = |log: &[LogEntry]| -> u64 {
         let number =
-            |record: &LogRecord| record.text.split_once("has dropped ")?.1.split(' ').next()?.parse::<u64>().ok();
+            |record: &LogEntry| record.text.split_once("has dropped ")?.1.split(' ').next()?.parse::<u64>().ok();
         log.iter().filter_map(number).sum()
     };
     let about_drains = async || world.logs.tail(&env(), MAX_TAIL, &LogFilter::process("drains")).await.unwrap();

@@ -81,7 +81,17 @@ mod tests {
 
     fn event(id: u64) -> Event {
         let (kind, at) = (EventKind::BuildQueued, Timestamp::UNIX_EPOCH);
-        Event { id, at, kind, tenant: None, app: None, env: None, actor: None, message: String::new() }
+        Event {
+            id,
+            at,
+            kind,
+            tenant: None,
+            app: None,
+            env: None,
+            actor: None,
+            message: String::new(),
+            data: crate::domain::EventData::default(),
+        }
     }
 
     fn next(window: &Window, position: u64) -> Option<u64> {

@@ -106,7 +106,11 @@ fn a_build_survives_the_death_of_the_control_plane(platform: &Platform) {
         let info = platform.ssh(&user, &["builds", "info", &env, "--json"]);
         (info.status == 0).then(|| info.json()["state"].clone())
     };
-    eventually("the build runs", DEADLINE, || state().filter(|state| state == "building"));
+    // Until the push was checked to its end, its build may not begin, and goes with the server.
+    eventually("the build runs", DEADLINE, || {
+        let output = platform.ssh(&user, &["builds", "logs", &env]);
+        output.all().contains("sleep 4").then_some(())
+    });
     platform.kill_serve();
     assert!(!push.wait().unwrap().success());
     platform.start_serve();

@@ -6,8 +6,13 @@ mod config;
 mod deploy;
 mod docs;
 mod envs;
+mod events;
+mod logs;
+mod metrics;
+mod outside;
 mod platform;
 mod run;
+mod sources;
 mod tenants;
 
 use std::time::Duration;
@@ -69,8 +74,13 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(config::routes())
         .merge(deploy::routes())
         .merge(run::routes())
+        .merge(events::routes())
+        .merge(logs::routes())
+        .merge(sources::routes())
+        .merge(outside::routes())
+        .merge(metrics::routes())
         .merge(platform::routes());
-    OpenApiRouter::with_openapi(Document::openapi()).nest("/v1", v1)
+    OpenApiRouter::with_openapi(Document::openapi()).nest("/v1", v1).merge(metrics::platform())
 }
 
 /// All that is served.
@@ -123,6 +133,22 @@ async fn create<V: serde::Serialize + serde::de::DeserializeOwned>(
         serde_json::to_value(&made).map_err(Problem::broken)
     };
     api.0.once.run(&user, headers, (path, &request), answers, work).await
+}
+
+/// How often a client that hears nothing is told that its stream lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Whether the client wants server-sent events.
+fn wants_stream(headers: &HeaderMap) -> bool {
+    accepts(headers, "text/event-stream")
+}
+
+/// Whether the client names this media type among those that it accepts.
+fn accepts(headers: &HeaderMap, kind: &str) -> bool {
+    let accepted = headers.get_all(axum::http::header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted
+        .flat_map(|value| value.split(','))
+        .any(|one| one.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(kind))
 }
 
 /// How long a client waits for what it cannot follow.

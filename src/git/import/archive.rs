@@ -84,8 +84,11 @@ pub fn read(source: impl Read, limits: &ImportLimits, sink: &mut dyn Sink) -> Re
     read_tar(&start, source, limits, sink)
 }
 
+/// A reader whose first block has been looked at.
+type Peeked<R> = Chain<Cursor<Vec<u8>>, R>;
+
 /// The first block, which is read again afterwards.
-fn peek<R: Read>(mut source: R) -> io::Result<(Vec<u8>, Chain<Cursor<Vec<u8>>, R>)> {
+fn peek<R: Read>(mut source: R) -> io::Result<(Vec<u8>, Peeked<R>)> {
     let mut start = Vec::new();
     source.by_ref().take(BLOCK as u64).read_to_end(&mut start)?;
     Ok((start.clone(), Cursor::new(start).chain(source)))
@@ -296,8 +299,11 @@ impl Described {
     }
 }
 
+/// A key and its value.
+type PaxRecord<'r> = (&'r [u8], &'r [u8]);
+
 /// Keys and values of an extended header: `LENGTH KEY=VALUE` and a newline, which values may have too (POSIX pax, "pax Extended Header").
-fn pax_records(mut bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, ImportError> {
+fn pax_records(mut bytes: &[u8]) -> Result<Vec<PaxRecord<'_>>, ImportError> {
     let malformed = || ImportError::Broken("an extended header is malformed".to_owned());
     let mut records = Vec::new();
     while !bytes.is_empty() {

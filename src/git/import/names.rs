@@ -71,7 +71,8 @@ mod tests {
         let long = [b'a'; 256];
         let deep = "a/".repeat(501);
         let many = "ab/".repeat(1400);
-        let table: [(&[u8], Result<Option<&str>, &str>); 32] = [
+        type Row<'r> = (&'r [u8], Result<Option<&'r str>, &'r str>);
+        let table: [Row<'_>; 32] = [
             (b"a", Ok(Some("a"))),
             (b"./a//b/", Ok(Some("a/b"))),
             (b"a/./b", Ok(Some("a/b"))),

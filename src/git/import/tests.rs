@@ -132,7 +132,8 @@ fn long_names_are_read_and_have_an_end() {
     let long = format!("{}/x", "d".repeat(200));
     let mut builder = Builder::new(Vec::new());
     let mut header = Header::new_gnu();
-    (header.set_size(1), header.set_mode(0o644));
+    header.set_size(1);
+    header.set_mode(0o644);
     builder.append_data(&mut header, format!("a/{long}"), &b"1"[..]).unwrap();
     builder.append_data(&mut header, "b", &b"2"[..]).unwrap();
     let found = listed(&builder.into_inner().unwrap()).unwrap();
@@ -193,7 +194,7 @@ fn hostile_archives_are_refused_by_name() {
         (archive(&[file(".")]), ". is no directory"),
         (archive(&many), "more than 100 files"),
         (archive(&described), "more than 100 files"),
-        (archive(&[huge.clone()]), "unpacks to more than 1 MiB"),
+        (archive(std::slice::from_ref(&huge)), "unpacks to more than 1 MiB"),
         (gzip(&archive(&[huge])), "unpacks to more than 1 MiB"),
         (gzip(&vec![0; 4 << 20]), "no files in it"),
         (archive(&[]), "no files in it"),
