@@ -95,7 +95,7 @@ pub(super) async fn whole_body(request: Request) -> Result<Bytes, Problem> {
 fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(bytes).map_err(|error| {
         let problem = Problem::bad_request(format!("the body cannot be read: {error}"));
-        Problem { line: Some(error.line()), column: Some(error.column()), ..problem }
+        Problem { line: error.line().try_into().ok(), column: error.column().try_into().ok(), ..problem }
     })
 }
 

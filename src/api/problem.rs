@@ -32,9 +32,9 @@ pub(crate) struct Problem {
     pub(crate) hint: Option<String>,
     /// Where in the request body, from 1, when it cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) line: Option<usize>,
+    pub(crate) line: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) column: Option<usize>,
+    pub(crate) column: Option<u32>,
 }
 
 impl Problem {

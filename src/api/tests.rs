@@ -130,6 +130,11 @@ async fn whatever_can_be_read_is_as_documented() {
         &format!("{DEV}/releases/v2"),
         &format!("{DEV}/deployments"),
         &format!("{DEV}/deployments/2"),
+        &format!("{DEV}/metrics"),
+        &format!("{DEV}/drains"),
+        "/v1/tenants/acme/webhooks",
+        "/v1/events",
+        "/v1/events?tenant=acme&type=token.,build.finished&limit=5",
     ] {
         let answer = server.ask(&olga, "GET", path, None).await.is(200);
         assert!(answer.body.is_object() || answer.body.is_array(), "{path}: {answer:?}");
@@ -199,6 +204,132 @@ async fn a_command_is_run_and_its_output_comes_as_it_is_written() {
     server.ask(&vera, "POST", &run, Some(json!({"command": ["ls"]}))).await.is(403);
     server.ask(&olga, "POST", &run, Some(json!({"command": []}))).await.is(400);
     server.ask(&olga, "POST", "/v1/envs/acme/shop/prod/runs", Some(json!({"command": ["ls"]}))).await.is(404);
+}
+
+impl Server {
+    /// The status, the type and the text of an answer that is no JSON.
+    async fn text(&self, token: &str, path: &str, accept: &str) -> (u16, String, String) {
+        let request = Request::get(path).header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let response =
+            self.router.clone().oneshot(request.header(header::ACCEPT, accept).body(Body::empty()).unwrap()).await;
+        let (parts, body) = response.unwrap().into_parts();
+        let kind = parts.headers[header::CONTENT_TYPE].to_str().unwrap().to_owned();
+        let text = body.collect().await.unwrap().to_bytes();
+        (parts.status.as_u16(), kind, String::from_utf8(text.to_vec()).unwrap())
+    }
+
+    /// The first events of a stream.
+    async fn stream(&self, token: &str, path: &str, count: usize, last: Option<&str>) -> String {
+        let mut request = Request::get(path).header(header::AUTHORIZATION, format!("Bearer {token}"));
+        request = request.header(header::ACCEPT, "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let response = self.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let mut pieces = response.into_body().into_data_stream();
+        let mut text = String::new();
+        while text.matches("data:").count() < count {
+            let next = tokio::time::timeout(std::time::Duration::from_secs(60), futures::StreamExt::next(&mut pieces));
+            let Some(piece) = next.await.expect("more comes") else { break };
+            text.push_str(std::str::from_utf8(&piece.unwrap()).unwrap());
+        }
+        text
+    }
+}
+
+#[tokio::test]
+async fn logs_come_as_text_lines_and_streams() {
+    let server = Server::new().await;
+    let (vera, stan) = (server.token("vera").await, server.token("stan").await);
+    let logs = format!("{DEV}/logs");
+    let (status, kind, text) = server.text(&vera, &logs, "*/*").await;
+    assert_eq!((status, kind.as_str()), (200, "text/plain; charset=utf-8"));
+    assert!(text.contains("hello ^[[2J") && !text.contains('\u{1b}'), "{text:?}");
+    let (_, kind, text) =
+        server.text(&vera, &format!("{logs}?search=HELLO&any_case=true"), "application/x-ndjson").await;
+    let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!((kind.as_str(), &line["text"]), ("application/x-ndjson", &json!("hello \u{1b}[2J")));
+    let streamed = server.stream(&vera, &logs, 1, None).await;
+    let cursor = line["cursor"].as_str().unwrap();
+    assert!(streamed.contains(&format!("id: {cursor}")) || streamed.contains(&format!("id:{cursor}")), "{streamed}");
+    let (_, _, rest) = server.text(&vera, &format!("{logs}?after={cursor}"), "*/*").await;
+    assert_eq!(rest, "");
+    let (_, _, output) = server.text(&vera, &format!("{DEV}/builds/2/logs"), "text/plain").await;
+    assert_eq!(output, "-----> Building\n");
+    let streamed = server.stream(&vera, &format!("{DEV}/builds/2/logs"), 2, None).await;
+    assert!(streamed.contains("-----> Building") && streamed.contains("event: end"), "{streamed}");
+    for query in ["lines=99999", "since=soon", "level=loud", "after=x", "source=moon"] {
+        server.ask(&vera, "GET", &format!("{logs}?{query}"), None).await.is(400);
+    }
+    server.ask(&stan, "GET", &logs, None).await.is(404);
+}
+
+#[tokio::test]
+async fn events_are_listed_and_streamed_to_those_who_may_know() {
+    let server = Server::new().await;
+    let (olga, stan) = (server.token("olga").await, server.token("stan").await);
+    server.ask(&olga, "POST", "/v1/apps", Some(json!({"name": "acme/one"}))).await.is(201);
+    server.ask(&olga, "PATCH", &format!("{DEV}/config"), Some(json!({"KEY": "swordfish"}))).await.is(202);
+    let listed = server.ask(&olga, "GET", "/v1/events?tenant=acme&type=app.", None).await.is(200).body;
+    let first = &listed["items"][0];
+    assert_eq!((&first["specversion"], &first["type"]), (&json!("1.0"), &json!("dev.berth.app.created")));
+    let id = first["id"].as_str().unwrap().parse::<u64>().unwrap();
+    let streamed = server.stream(&olga, "/v1/events?type=app.", 1, Some(&(id - 1).to_string())).await;
+    assert!(streamed.contains(&format!("\"id\":\"{id}\"")), "{streamed}");
+    let all = server.ask(&olga, "GET", "/v1/events?limit=1000", None).await.is(200).body.to_string();
+    assert!(all.contains("config.changed") && !all.contains("swordfish"), "{all}");
+    let others = server.ask(&stan, "GET", "/v1/events?limit=1000", None).await.is(200).body.to_string();
+    assert!(!others.contains("acme"), "{others}");
+    server.ask(&stan, "GET", "/v1/events?tenant=acme", None).await.is(404);
+    server.ask(&olga, "GET", "/v1/events?type=bild.finished", None).await.is(400);
+}
+
+#[tokio::test]
+async fn webhooks_drains_and_metrics_are_behind_the_same_door() {
+    let server = Server::new().await;
+    let (olga, vera, opal) = (server.token("olga").await, server.token("vera").await, server.token("opal").await);
+    let hooks = "/v1/tenants/acme/webhooks";
+    let new = json!({"url": "https://hooks.example.com/x?key=hunter2", "types": ["build."]});
+    server.ask(&vera, "POST", hooks, Some(new.clone())).await.is(403);
+    let made = server.ask(&olga, "POST", hooks, Some(new)).await.is(201).body;
+    let (id, secret) = (made["id"].as_str().unwrap(), made["secret"].as_str().unwrap());
+    let listed = server.ask(&vera, "GET", hooks, None).await.is(200).body.to_string();
+    assert!(listed.contains(id) && !listed.contains(secret) && !listed.contains("hunter2"), "{listed}");
+    server.ask(&olga, "PATCH", &format!("{hooks}/{id}"), Some(json!({"enabled": false}))).await.is(200);
+    server.ask(&olga, "GET", &format!("{hooks}/{id}/deliveries"), None).await.is(200);
+    server.ask(&olga, "DELETE", &format!("{hooks}/{id}"), None).await.is(200);
+    let drains = format!("{DEV}/drains");
+    let made =
+        server.ask(&olga, "POST", &drains, Some(json!({"url": "https://u:hunter2@logs.example.com/"}))).await.is(201);
+    assert!(!made.body.to_string().contains("hunter2"), "{made:?}");
+    let listed = server.ask(&vera, "GET", &drains, None).await.is(200).body;
+    assert_eq!(listed["items"][0]["id"], made.body["id"]);
+    server.ask(&olga, "DELETE", &format!("{drains}/{}", made.body["id"]), None).await.is(200);
+    let (status, kind, text) = server.text(&opal, "/metrics", "*/*").await;
+    assert!(status == 200 && kind.starts_with("text/plain; version=0.0.4") && text.contains("# TYPE berth_"), "{text}");
+    server.ask(&olga, "GET", "/metrics", None).await.is(403);
+}
+
+#[tokio::test]
+async fn sources_and_images_are_deployed_without_git() {
+    let server = Server::new().await;
+    let (olga, vera) = (server.token("olga").await, server.token("vera").await);
+    let send = async |token: &str, kind: &str| {
+        let request = Request::post(format!("{DEV}/builds?message=from%20ci"))
+            .header(header::AUTHORIZATION, format!("Bearer {token}"));
+        server.send(request.header(header::CONTENT_TYPE, kind).body(Body::from("an archive")).unwrap()).await
+    };
+    let queued = send(&olga, "application/gzip").await.is(202).body;
+    server.ask(&olga, "GET", &format!("{DEV}/builds/{}", queued["build"]), None).await.is(200);
+    send(&olga, "application/json").await.is(415);
+    send(&vera, "application/gzip").await.is(403);
+    let image = format!("berth/acme/shop@sha256:{}", "7".repeat(64));
+    server.ask(&olga, "POST", &format!("{DEV}/deployments"), Some(json!({"image": image}))).await.is(404);
+    server
+        .ask(&olga, "POST", &format!("{DEV}/deployments"), Some(json!({"image": "berth/acme/shop:latest"})))
+        .await
+        .is(400);
 }
 
 #[tokio::test]

@@ -245,10 +245,10 @@ mod tests {
         let row = |operator, role| {
             Verb::ALL.map(|verb| if caller(operator).may(role, verb) { 'x' } else { '.' }).iter().collect::<String>()
         };
-        assert_eq!(row(false, None), ".........");
-        assert_eq!(row(true, None), "x.x.x.xxx");
-        assert_eq!(row(true, Some(Role::Developer)), "xxxxxxxxx");
-        assert_eq!(row(false, Some(Role::Viewer)), "x........");
+        assert_eq!(row(false, None), "..........");
+        assert_eq!(row(true, None), "x.x.x.xxxx");
+        assert_eq!(row(true, Some(Role::Developer)), "xxxxxxxxxx");
+        assert_eq!(row(false, Some(Role::Viewer)), "x.........");
     }
 
     #[test]

@@ -166,9 +166,9 @@ mod tests {
         let row = |scope: TokenScope| {
             Verb::ALL.map(|verb| if scope.allows(verb) { 'x' } else { '.' }).iter().collect::<String>()
         };
-        assert_eq!(row(TokenScope::Read), "x........");
-        assert_eq!(row(TokenScope::Deploy), "xxx......");
-        assert_eq!(row(TokenScope::Full), "xxxxxxxxx");
+        assert_eq!(row(TokenScope::Read), "x.........");
+        assert_eq!(row(TokenScope::Deploy), "xxx.......");
+        assert_eq!(row(TokenScope::Full), "xxxxxxxxxx");
     }
 
     #[test]

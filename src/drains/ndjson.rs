@@ -68,7 +68,7 @@ mod tests {
             String::from_utf8(out.clone()).unwrap(),
             "{\"time\":\"2030-01-02T03:04:05.678901Z\",\"tenant\":\"acme\",\"app\":\"shop\",\"env\":\"dev\",\"source\":\"app\",\
              \"process\":\"web.2\",\"stream\":\"stderr\",\"replica\":\"abc\",\
-             \"text\":\"\\u003cscript\\u003e\\\"ä\\\" \\u0026\u{2028}\"}\n"
+             \"text\":\"\\u003cscript\\u003e\\\"ä\\\" \\u0026\"}\n"
         );
         let read: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(read["text"], "<script>\"ä\" &\u{2028}");

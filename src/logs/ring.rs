@@ -32,6 +32,8 @@ const COMPRESSED: &str = ".gz";
 const UNFINISHED: &str = ".gz.new";
 /// How much is read at a time when reading from the end.
 const BLOCK: usize = 64 * 1024;
+/// Files that a listing may have overlooked.
+const MAX_OVERLOOKED: usize = 1000;
 
 /// A place in a ring: everything before it has been written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -199,7 +201,22 @@ fn sequences(directory: &Path) -> io::Result<Vec<u64>> {
     all.sort_unstable();
     // One that is being replaced by its compressed form is there twice.
     all.dedup();
+    add_overlooked(directory, &mut all);
     Ok(all)
+}
+
+/// Adds the file before the first and those between, where there are any: a listing is not of one moment, and misses a file that is replaced by
+/// its compressed form at the wrong one.
+fn add_overlooked(directory: &Path, all: &mut Vec<u64>) {
+    let is_there =
+        |number: &u64| segment_path(directory, *number).exists() || compressed_path(directory, *number).exists();
+    let Some(first) = all.first() else { return };
+    let before = first.checked_sub(1).filter(is_there);
+    // Numbers follow each other; more is missing only of what was damaged.
+    let holes = all.windows(2).flat_map(|pair| pair[0] + 1..pair[1]).take(MAX_OVERLOOKED);
+    let overlooked: Vec<u64> = before.into_iter().chain(holes.filter(is_there)).collect();
+    all.extend(overlooked);
+    all.sort_unstable();
 }
 
 /// Makes the file end with a whole line; its length.

@@ -69,7 +69,7 @@ mod tests {
         let expected = json!({
             "specversion": "1.0", "id": "7", "source": "/tenants/acme/apps/shop/envs/dev", "type": "dev.berth.build.finished",
             "time": "1970-01-01T00:00:00Z", "datacontenttype": "application/json",
-            "data": {"message": "it is built", "actor": "dan", "tenant": "acme", "app": "shop", "env": "dev"},
+            "data": {"message": "it is built", "actor": "dan", "tenant": "acme", "app": "shop", "env": "dev", "details": {}},
         });
         assert_eq!(cloud_event(&event), expected);
     }
