@@ -33,7 +33,7 @@ pub enum Control {
     Hangup,
 }
 
-/// The entity tags (see [`super::etag`]) that the caller has seen, as in an `If-Match` header; if what is to be changed has none of them by now,
+/// The entity tags (`commands::etag`) that the caller has seen, as in an `If-Match` header; if what is to be changed has none of them by now,
 /// it is not changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OnlyIf(pub Option<String>);

@@ -163,8 +163,3 @@ async fn within<V: serde::de::DeserializeOwned>(
         Err(_) => Ok((StatusCode::ACCEPTED, Json(None))),
     }
 }
-
-#[cfg(test)]
-pub(super) fn document() -> utoipa::openapi::OpenApi {
-    routes().into_openapi()
-}
