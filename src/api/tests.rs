@@ -489,6 +489,10 @@ async fn the_document_and_its_pages_are_served() {
             assert!(operation["responses"]["401"].is_object() && operation["summary"].is_string(), "{method} {path}");
         }
     }
+    let text = document.to_string();
+    for reference in text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
+        assert!(document["components"]["schemas"][reference].is_object(), "{reference} is not described");
+    }
     let all = ids.len();
     ids.sort();
     ids.dedup();

@@ -48,6 +48,7 @@ const REQUEST_ID: &str = "x-request-id";
                        or deployment to follow.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
+    components(schemas(Problem)),
     modifiers(&Bearer),
     security(("token" = [])),
     servers((url = "/"))

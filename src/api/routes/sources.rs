@@ -45,7 +45,7 @@ struct SourceQuery {
 
 /// Build and deploy a source that comes as tar or tar.gz, judged as a push is
 #[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/builds", tag = "builds", params(EnvPath, SourceQuery),
-    request_body(content((Vec<u8> = "application/gzip"), (Vec<u8> = "application/x-tar"))), responses((status = 202, body = BuildQueued), Refusals))]
+    request_body(content((Vec<u8> = "application/octet-stream"), (Vec<u8> = "application/gzip"), (Vec<u8> = "application/x-tar"))), responses((status = 202, body = BuildQueued), Refusals))]
 async fn create_build(
     State(api): State<Api>,
     caller: Caller,
