@@ -22,6 +22,9 @@ use super::{
 use crate::domain::TenantName;
 use crate::runtime::RuntimeError;
 
+/// How often, and how long in between, a network is waited for that is to have no endpoints any more.
+const FREE_TRIES: u32 = 12;
+const FREE_PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
 /// How many addresses or bridge names are tried before giving up; each try that fails means another Berth was quicker.
 const ATTEMPTS: u32 = 16;
 /// Prefix length of a tenant's network: up to 253 containers.
@@ -213,7 +216,7 @@ impl Networks {
         let found =
             engine.docker.list_networks(Some(options)).await.map_err(|error| failed("listing networks", &error))?;
         for id in found.into_iter().filter_map(|network| network.id) {
-            remove(&engine.docker, &id)
+            remove_when_free(&engine.docker, &id)
                 .await
                 .map_err(|error| failed(&format!("removing the network of tenant {tenant}"), &error))?;
         }
@@ -232,6 +235,18 @@ impl Networks {
         }
         remove(&engine.docker, id).await.map(|()| true)
     }
+}
+
+/// As [`remove`], of a network whose containers have just been removed: the engine may take a moment to let go of the last of their endpoints,
+/// of which it tells nobody.
+async fn remove_when_free(docker: &Docker, id: &str) -> Result<(), Error> {
+    for _ in 0..FREE_TRIES {
+        match remove(docker, id).await {
+            Err(error) if status(&error) == Some(403) => tokio::time::sleep(FREE_PAUSE).await,
+            answer => return answer,
+        }
+    }
+    remove(docker, id).await
 }
 
 /// Removes a network that nothing uses. The engine can keep the endpoint of a container that it has removed, and does not remove a
