@@ -1,5 +1,7 @@
 //! What routes take from a request: who asks, names in the path, the query, the body. Whatever is off is told as a problem.
 
+use std::time::Duration;
+
 use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{StatusCode, header, request::Parts},
@@ -13,6 +15,8 @@ use crate::commands::Caller;
 
 /// Largest body of a request, in bytes, where nothing else is said.
 const MAX_BODY: usize = 1 << 20;
+/// How long it may take to come.
+const BODY_TIME: Duration = Duration::from_secs(60);
 
 fn unauthenticated(detail: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, detail)
@@ -50,7 +54,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Api> for Names<T> {
     }
 }
 
-/// The query, with every name known.
+/// The query. Names in it that nobody knows are left out of account.
 pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequestParts<Api> for Asked<T> {
@@ -83,7 +87,9 @@ impl<T: DeserializeOwned> FromRequest<Api> for Body<T> {
 
 /// The body, up to a limit.
 pub(super) async fn whole_body(request: Request) -> Result<Bytes, Problem> {
-    let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+    let body = tokio::time::timeout(BODY_TIME, Limited::new(request.into_body(), MAX_BODY).collect()).await;
+    let body = body
+        .map_err(|_| Problem::bad_request(format!("the body did not come whole within {} s", BODY_TIME.as_secs())))?;
     body.map(|body| body.to_bytes()).map_err(|error| match error.downcast_ref::<LengthLimitError>() {
         Some(_) => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {} KiB", MAX_BODY >> 10))
