@@ -140,6 +140,10 @@ async fn whatever_can_be_read_is_as_documented() {
         assert!(answer.body.is_object() || answer.body.is_array(), "{path}: {answer:?}");
     }
     server.ask(&opal, "GET", "/v1/keys?all=true", None).await.is(200);
+    let platform = server.ask(&opal, "GET", "/v1/platform", None).await.is(200).body;
+    assert_eq!((&platform["engine"]["answers"], &platform["missing"][0]["what"]), (&json!(false), &json!("engine")));
+    assert_eq!((&platform["counts"]["tenants"], &platform["counts"]["replicas_wanted"]), (&json!(2), &json!(3)));
+    server.ask(&olga, "GET", "/v1/platform", None).await.is(403);
     server.ask(&opal, "POST", "/v1/collections", Some(json!({"dry_run": true}))).await.is(200);
 }
 

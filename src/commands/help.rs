@@ -59,6 +59,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
         &[
             ("upload-key USER < key.pub", "let somebody in"),
             ("tenants create TENANT", "make a tenant"),
+            ("status", "engine, registry, router, disk, queues on one page, and what is missing"),
             ("gc [--dry-run]", "take away what is not needed any more"),
         ],
     ),

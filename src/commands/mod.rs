@@ -29,6 +29,7 @@ mod oneoff;
 mod output;
 mod parse;
 mod pipeline;
+mod platform;
 mod ports;
 mod releases;
 mod running;
@@ -49,7 +50,11 @@ pub use error::CommandError;
 pub use gc::Collections;
 pub use io::{CommandIo, Control, OnlyIf, Pty};
 pub use output::{BuildItem, BuildLine};
-pub use ports::{BuildQueue, CronRuns, Deployments, Sources};
+pub use platform::{
+    DEADLINE as STATUS_DEADLINE, DiskStatus, EngineStatus, FileSystem, Foundations, Missing, RegistryStatus, RouterStatus,
+    ServerStatus,
+};
+pub use ports::{BuildQueue, CronRuns, Deployments, PlatformStatus, Sources};
 pub use sources::SourceOptions;
 
 use answer::Answer;
@@ -126,6 +131,7 @@ pub struct Services {
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
+    pub platform: Arc<dyn PlatformStatus>,
     pub events: EventHub,
     pub webhooks: Webhooks,
     /// Signs the project tokens of new manifests.
@@ -261,6 +267,7 @@ impl Commands {
             Command::Domains(command) => self.domains(caller, command, &io.only_if.clone()).await?,
             Command::Drains(command) => self.drains(caller, command).await?,
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
+            Command::Status => self.platform(caller).await?,
             Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
             Command::Webhooks(command) => self.webhooks(caller, command).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),

@@ -110,6 +110,7 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("cron history acme/shop/dev nightly", [0, 0, 0, 0, 4, 0], Read),
     // It sees the config, as a one-off command does.
     ("cron run acme/shop/dev nightly", [3, 0, 0, 3, 4, 3], Full),
+    ("status", [3, 3, 3, 0, 3, 0], Account),
     ("gc", [3, 3, 3, 0, 3, 0], Account),
     ("gc --dry-run", [3, 3, 3, 0, 3, 0], Account),
     ("webhooks list acme", [0, 0, 0, 0, 4, 0], Read),

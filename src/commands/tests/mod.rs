@@ -7,6 +7,7 @@ mod logs;
 mod matrix;
 mod operate;
 mod people;
+mod platform;
 mod sources;
 mod tenancy;
 mod tokens;
@@ -256,6 +257,7 @@ impl World {
             )),
             runtime,
             collections: Arc::new(fakes::FakeCollections),
+            platform: Arc::new(fakes::FakePlatform),
             repositories: Repositories::new(directory.path().join("repositories")),
             tokens: Arc::new(TokenKey::from_pkcs8(&TokenKey::generate().unwrap()).unwrap()),
             settings: CommandSettings {
