@@ -51,8 +51,8 @@ pub use gc::Collections;
 pub use io::{CommandIo, Control, OnlyIf, Pty};
 pub use output::{BuildItem, BuildLine};
 pub use platform::{
-    DEADLINE as STATUS_DEADLINE, DiskStatus, EngineStatus, FileSystem, Foundations, Missing, RegistryStatus, RouterStatus,
-    ServerStatus,
+    DEADLINE as STATUS_DEADLINE, DiskStatus, EngineStatus, FileSystem, Foundations, Missing, RegistryStatus,
+    RouterStatus, ServerStatus,
 };
 pub use ports::{BuildQueue, CronRuns, Deployments, PlatformStatus, Sources};
 pub use sources::SourceOptions;

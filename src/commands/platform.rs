@@ -140,8 +140,7 @@ impl Commands {
             let environments = self.store.list::<Environment>("").await?.len();
             Ok::<_, CommandError>((tenants, apps, environments))
         };
-        let (records, statuses) =
-            tokio::join!(timeout(DEADLINE, records), timeout(DEADLINE, self.deployer.statuses()));
+        let (records, statuses) = tokio::join!(timeout(DEADLINE, records), timeout(DEADLINE, self.deployer.statuses()));
         let late = || CommandError::TryLater(format!("the store has not answered within {} s", DEADLINE.as_secs()));
         let (tenants, apps, environments) = records.map_err(|_| late())??;
         let replicas = statuses.ok().map(|statuses| {
