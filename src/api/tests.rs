@@ -140,6 +140,9 @@ async fn whatever_can_be_read_is_as_documented() {
         assert!(answer.body.is_object() || answer.body.is_array(), "{path}: {answer:?}");
     }
     server.ask(&opal, "GET", "/v1/keys?all=true", None).await.is(200);
+    let events = server.ask(&opal, "GET", "/v1/events?type=token.", None).await.is(200).body;
+    let source = events["items"][0]["source"].as_str().unwrap();
+    assert!(source.starts_with("https://berth.example.com/"), "{source}");
     let platform = server.ask(&opal, "GET", "/v1/platform", None).await.is(200).body;
     assert_eq!((&platform["engine"]["answers"], &platform["missing"][0]["what"]), (&json!(false), &json!("engine")));
     assert_eq!((&platform["counts"]["tenants"], &platform["counts"]["replicas_wanted"]), (&json!(2), &json!(3)));

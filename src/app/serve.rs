@@ -162,7 +162,7 @@ impl Server {
         let logs = start_logs(config, data, &runtime, &mut ground)?;
         let repositories = Repositories::new(data.join("repositories"));
         // Below those who tell it something.
-        let (events, hub) = EventHub::start(store.clone(), "").await?;
+        let (events, hub) = EventHub::start(store.clone(), &config.api_url()).await?;
         ground.spawn(hub.run(ground.stop.clone()));
         let registry: Arc<dyn Registry> = Arc::new(ToldRegistry::new(registry, events.sink().clone()));
         let on = Ground {

@@ -151,11 +151,8 @@ impl Status {
         let disk = self.disk.clone();
         let looked = in_time(move || disk.look()).await;
         let (places, why) = looked.map_or_else(|late| (Vec::new(), Some(late)), |places| (places, None));
-        let file_systems = places.into_iter().map(|place| FileSystem {
-            path: place.path,
-            free: place.free,
-            total: place.total,
-        });
+        let file_systems =
+            places.into_iter().map(|place| FileSystem { path: place.path, free: place.free, total: place.total });
         DiskStatus { floor: self.disk.min_free(), file_systems: file_systems.collect(), why }
     }
 }

@@ -105,6 +105,8 @@ pub struct CommandSettings {
     /// What users type as host name for ssh, and the port.
     pub ssh_host: String,
     pub ssh_port: u16,
+    /// How users reach the API and the console, as in `https://berth.example.com`; no `/` at its end.
+    pub api_url: String,
     /// Environments answer below this domain.
     pub base_domain: String,
     /// Processes and threads of a one-off command.

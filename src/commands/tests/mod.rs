@@ -263,6 +263,7 @@ impl World {
             settings: CommandSettings {
                 ssh_host: "paas.example.com".into(),
                 ssh_port: 2222,
+                api_url: "https://berth.example.com".into(),
                 base_domain: "localhost".into(),
                 run_pids: 64,
                 process_defaults: Defaults::default(),

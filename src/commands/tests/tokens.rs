@@ -130,7 +130,11 @@ async fn a_token_is_shown_once_and_kept_as_its_hash() {
     let world = World::new().await;
     let said = world.run("dan", "tokens create ci --scope deploy --tenant acme --expires 30d").await.ok();
     let secret = said.stdout.split_whitespace().find(|word| word.starts_with("berth_pat_")).unwrap();
-    assert!(said.stdout.contains("Authorization: Bearer") && said.stderr.is_empty(), "{said:?}");
+    assert!(
+        said.stdout.contains("Authorization: Bearer $BERTH_TOKEN\" https://berth.example.com/v1/whoami\n")
+            && said.stderr.is_empty(),
+        "{said:?}"
+    );
     let caller = world.commands.authenticate_token(secret).await.unwrap().unwrap();
     let rights = caller.rights.clone().unwrap();
     assert_eq!((caller.user.as_str(), caller.operator, caller.door), ("dan", false, Door::Api));
