@@ -27,6 +27,19 @@ impl FromRequestParts<Api> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
+        let Scraper(caller) = Scraper::from_request_parts(parts, api).await?;
+        caller.need_commands()?;
+        Ok(caller)
+    }
+}
+
+/// Who asks, perhaps with a token that is for the platform's metrics alone: for the route of these.
+pub(super) struct Scraper(pub(super) Caller);
+
+impl FromRequestParts<Api> for Scraper {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
         let header = parts.headers.get(header::AUTHORIZATION);
         let header = header.ok_or_else(|| unauthenticated("the request has no Authorization header"))?;
         let secret = header.to_str().ok().and_then(|text| text.split_once(' '));

@@ -52,6 +52,17 @@ impl Caller {
         }
     }
 
+    /// Refuses everything with a token that is for the platform's metrics alone. Asked before anything else is.
+    pub(crate) fn need_commands(&self) -> Result<(), CommandError> {
+        match self.rights.as_ref().filter(|rights| rights.is_for_metrics()) {
+            None => Ok(()),
+            Some(rights) => Err(CommandError::Denied(format!(
+                "the token {} has the scope metrics, which allows GET /metrics and nothing else; this needs a token of another scope",
+                rights.id
+            ))),
+        }
+    }
+
     /// What is added to a name that was not found: what a token hides.
     fn blinkers(&self) -> String {
         let only = self.rights.as_ref().and_then(|rights| rights.tenant.as_ref());
@@ -102,6 +113,7 @@ impl Commands {
         verb: Verb,
         name: &TenantName,
     ) -> Result<Stored<Tenant>, CommandError> {
+        caller.need_commands()?;
         let found = self.tenant_if_allowed(caller, verb, name).await;
         if let Err(CommandError::Denied(_)) = &found {
             let verb = verb.name();

@@ -214,6 +214,9 @@ impl Commands {
     /// Runs a command and returns its exit status; without one, greets. Everything it has to say has been written when this
     /// returns.
     pub async fn run(&self, caller: Caller, argv: Vec<String>, mut io: CommandIo) -> u8 {
+        if let Err(denied) = caller.need_commands() {
+            return finish(Err(denied), &mut io, false).await;
+        }
         if argv.is_empty() {
             let text = help::welcome(&caller, &self.program(caller.door));
             return finish(io.print(&text).await, &mut io, false).await;
@@ -243,6 +246,7 @@ impl Commands {
         json: bool,
         io: &mut CommandIo,
     ) -> Result<Option<Answer>, CommandError> {
+        caller.need_commands()?;
         let answer = match command {
             Command::UploadKey { name } => self.upload_key(caller, &name, io).await?,
             Command::Keys(command) => self.keys(caller, command).await?,

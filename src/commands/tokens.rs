@@ -113,6 +113,13 @@ impl Commands {
             ));
         }
         check_name(&new.name)?;
+        if new.scope == TokenScope::Metrics {
+            self.need_operator(caller, "make a token for the platform's metrics")?;
+            if new.tenant.is_some() {
+                let text = "the platform's metrics are of no tenant: leave --tenant out, or choose the scope read";
+                return Err(CommandError::Usage(text.into()));
+            }
+        }
         if let Some(tenant) = &new.tenant {
             self.need_member(caller, tenant).await?;
         }

@@ -34,6 +34,7 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("tokens create ci", [0, 0, 0, 0, 0, 2], Account),
     // For a tenant that it goes nowhere in, a token is not made.
     ("tokens create ci --tenant acme --scope full", [0, 0, 0, 3, 4, 2], Account),
+    ("tokens create prometheus --scope metrics", [3, 3, 3, 0, 3, 2], Account),
     ("tokens list", [0; 6], Account),
     ("tokens list --all", [3, 3, 3, 0, 3, 0], Account),
     ("tokens revoke nobodys", [4; 6], Account),

@@ -10,7 +10,8 @@ use super::{
 use crate::token::api::{SecretError, TokenSecret};
 
 /// Every kind of token: its scope, and the only tenant that it is for.
-const TOKENS: [(TokenScope, Option<&str>); 7] = [
+const TOKENS: [(TokenScope, Option<&str>); 8] = [
+    (TokenScope::Metrics, None),
     (TokenScope::Read, None),
     (TokenScope::Deploy, None),
     (TokenScope::Full, None),
@@ -75,6 +76,7 @@ fn in_a_day() -> Timestamp {
 fn with_token(user: &str, own: u8, needs: Needs, scope: TokenScope, tenant: Option<&str>) -> u8 {
     let unlimited = scope == TokenScope::Full && tenant.is_none();
     let least = match needs {
+        _ if scope == TokenScope::Metrics => return 3,
         Needs::Nothing => return own,
         Needs::Account if unlimited => return own,
         Needs::Account => return 3,
