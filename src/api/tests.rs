@@ -468,6 +468,13 @@ async fn what_is_asked_twice_with_one_key_is_done_once() {
     let again = make(&olga, "acme/one").await.is(201);
     assert_eq!((first.body, &again.headers["idempotency-replayed"]), (again.body, &"true".parse().unwrap()));
     make(&olga, "acme/two").await.is(422);
+    // Another token of hers is not told what came of it, and does not do it again.
+    let (second, read) = (server.token("olga").await, server.scoped("olga", "--scope read").await);
+    for token in [&second, &read] {
+        let other = make(token, "acme/one").await.is(422);
+        assert!(other.body["detail"].as_str().unwrap().contains("another token"), "{other:?}");
+        assert!(!other.body.to_string().contains("manifest"), "{other:?}");
+    }
     // The key is one's own, and what failed is tried again.
     make(&dan, "acme/one").await.is(403);
     make(&dan, "acme/one").await.is(403);

@@ -128,12 +128,12 @@ async fn create<V: serde::Serialize + serde::de::DeserializeOwned>(
     ask: Ask,
 ) -> Result<Response, Problem> {
     let request = serde_json::to_value(body).map_err(Problem::broken)?;
-    let (user, commands) = (caller.user.clone(), api.clone());
+    let (asked_by, commands) = (caller.clone(), api.clone());
     let work = async move {
         let made: V = view(commands.ask(caller, ask).await?)?;
         serde_json::to_value(&made).map_err(Problem::broken)
     };
-    api.0.once.run(&user, headers, (path, &request), answers, work).await
+    api.0.once.run(&asked_by, headers, (path, &request), answers, work).await
 }
 
 /// How often a client that hears nothing is told that its stream lives.
