@@ -111,6 +111,7 @@ async fn whatever_can_be_read_is_as_documented() {
         "/v1/keys",
         "/v1/tokens",
         "/v1/tenants",
+        "/v1/tenants/acme",
         "/v1/tenants/acme/members",
         "/v1/apps",
         "/v1/apps?tenant=acme",
@@ -454,6 +455,27 @@ async fn a_change_of_what_others_have_changed_is_refused() {
     server.ask_with(&olga, "PUT", &path, None, &[("if-match", &seen)]).await.is(200);
     server.ask_with(&olga, "DELETE", &path, None, &[("if-match", &seen)]).await.is(412);
     server.ask_with(&olga, "DELETE", &path, None, &[("if-match", "*")]).await.is(200);
+    let (tenant, members) = ("/v1/tenants/acme", "/v1/tenants/acme/members");
+    let (dan, vera) = (format!("{members}/dan"), format!("{members}/vera"));
+    let tags = async || {
+        let tag = async |path| server.ask(&olga, "GET", path, None).await.is(200).tag();
+        (tag(tenant).await, tag(members).await)
+    };
+    let (seen_tenant, seen_members) = tags().await;
+    let again = server.ask_with(&olga, "GET", tenant, None, &[("if-none-match", &seen_tenant)]).await;
+    assert_eq!(again.status, StatusCode::NOT_MODIFIED);
+    for status in [200, 412] {
+        let change = Some(json!({"require_manifest": true}));
+        server.ask_with(&olga, "PATCH", tenant, change, &[("if-match", &seen_tenant)]).await.is(status);
+    }
+    // That is none of the members.
+    assert_eq!(tags().await.1, seen_members);
+    let role = Some(json!({"role": "viewer"}));
+    server.ask_with(&olga, "PUT", &dan, role.clone(), &[("if-match", &seen_members)]).await.is(200);
+    server.ask_with(&olga, "PUT", &vera, role, &[("if-match", &seen_members)]).await.is(412);
+    server.ask_with(&olga, "DELETE", &vera, None, &[("if-match", &seen_members)]).await.is(412);
+    let now = tags().await.1;
+    server.ask_with(&olga, "DELETE", &vera, None, &[("if-match", &now)]).await.is(200);
 }
 
 #[tokio::test]

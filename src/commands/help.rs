@@ -48,7 +48,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
             ("keys list | remove", "your keys"),
             ("tokens create NAME", "a bearer token; --scope read|deploy|full|metrics, --expires 90d"),
             ("tokens list | revoke", "your tokens; `revoke` ends what goes on with one, too"),
-            ("tenants list | members", "who owns apps, and who is in it"),
+            ("tenants list | info | members", "who owns apps, and who is in it"),
             ("tenants invite TENANT", "an invitation code for a colleague, who types: tenants join CODE"),
             ("events [-f]", "what happened"),
             ("webhooks list | add TENANT", "have events sent to a URL; `deliveries` and `test` show how it goes"),

@@ -252,7 +252,7 @@ impl Commands {
             Command::Keys(command) => self.keys(caller, command).await?,
             Command::Tokens(command) => self.tokens_of(caller, command).await?,
             Command::Whoami => self.whoami(caller).await?,
-            Command::Tenants(command) => self.tenants(caller, command).await?,
+            Command::Tenants(command) => self.tenants(caller, command, &io.only_if.clone()).await?,
             Command::Apps(command) => self.apps(caller, command).await?,
             Command::Envs(command) => self.envs(caller, command).await?,
             Command::Ps { env: Some(env), why } => self.ps(caller, &env, why).await?,

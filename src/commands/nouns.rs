@@ -90,6 +90,8 @@ pub(crate) enum Tenants {
     },
     /// List your tenants
     List,
+    /// Members, and how it takes pushes
+    Info { tenant: TenantName },
     /// List members; with --set or --remove change them (owners)
     Members {
         tenant: TenantName,

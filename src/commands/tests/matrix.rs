@@ -42,6 +42,7 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("upload-key eve", [3, 3, 3, 2, 3, 2], Account),
     ("tenants create new --owner dan", [3, 3, 3, 0, 3, 0], Account),
     ("tenants list", [0; 6], Nothing),
+    ("tenants info acme", [0, 0, 0, 0, 4, 0], Read),
     ("tenants members acme", [0, 0, 0, 0, 4, 0], Read),
     ("tenants members acme --set vera=developer", [3, 3, 0, 0, 4, 0], Full),
     ("tenants members acme --remove dan", [3, 0, 0, 0, 4, 0], Full),
