@@ -15,7 +15,7 @@ use crate::{
 const LIKENESS: f64 = 0.8;
 
 /// `; did you mean X?` with the nearest of `names`, or nothing.
-pub(super) fn did_you_mean(wanted: &str, names: impl IntoIterator<Item = String>) -> String {
+pub(crate) fn did_you_mean(wanted: &str, names: impl IntoIterator<Item = String>) -> String {
     let score = |name: &String| strsim::jaro_winkler(wanted, name);
     let near = names.into_iter().filter(|name| score(name) >= LIKENESS);
     let nearest = near.max_by(|a, b| score(a).total_cmp(&score(b)));

@@ -57,6 +57,7 @@ pub use platform::{
 pub use ports::{BuildQueue, CronRuns, Deployments, PlatformStatus, Sources};
 pub use sources::SourceOptions;
 
+pub(crate) use access::did_you_mean;
 use answer::Answer;
 pub(crate) use parse::Command;
 use parse::Parsed;

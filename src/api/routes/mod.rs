@@ -84,6 +84,11 @@ fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Document::openapi()).nest("/v1", v1).merge(metrics::platform())
 }
 
+/// What the routes say of themselves.
+pub(super) fn document() -> utoipa::openapi::OpenApi {
+    routes().into_openapi()
+}
+
 /// All that is served.
 pub(super) fn router(api: Api) -> Router {
     let (router, document) = routes().split_for_parts();
