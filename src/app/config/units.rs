@@ -75,7 +75,8 @@ impl FromStr for PublicUrl {
         }
         // It is shown to everybody.
         if !url.username().is_empty() || url.password().is_some() {
-            let text = "a user name or password in it would be shown to everybody; write it as https://berth.example.com";
+            let text =
+                "a user name or password in it would be shown to everybody; write it as https://berth.example.com";
             return Err(text.to_owned());
         }
         if url.query().is_some() || url.fragment().is_some() {
