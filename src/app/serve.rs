@@ -25,7 +25,7 @@ use super::{
     reserve, room,
     routes::RouteFiles,
     secrets, settings,
-    status::Status,
+    status::{RegistrySize, Status},
     telemetry,
     told_registry::ToldRegistry,
 };
@@ -38,6 +38,7 @@ use crate::{
     cron::{Cron, CronParts},
     deploy::{Deployer, NetProber, SystemClock},
     disk::DiskFloor,
+    domain::Timestamp,
     drains::{DrainParts, Drains},
     events::EventHub,
     gc::{Gc, GcParts},
@@ -148,10 +149,12 @@ struct Ground<'c> {
     repositories: Repositories,
     logs: Logs,
     events: EventHub,
+    started_at: Timestamp,
 }
 
 impl Server {
     async fn start(config: &Config, data: &DataDir, store: &Store) -> anyhow::Result<Self> {
+        let started_at = Timestamp::now();
         let mut ground = Layer::new("ground");
         let (registry, keeper) = start_registry(config, data, &mut ground).await?;
         let disk = room::disk_floor(config, data);
@@ -160,10 +163,21 @@ impl Server {
         let logs = start_logs(config, data, &runtime, &mut ground)?;
         let repositories = Repositories::new(data.join("repositories"));
         // Below those who tell it something.
-        let (events, hub) = EventHub::start(store.clone(), "").await?;
+        let (events, hub) = EventHub::start(store.clone(), &config.api_url()).await?;
         ground.spawn(hub.run(ground.stop.clone()));
         let registry: Arc<dyn Registry> = Arc::new(ToldRegistry::new(registry, events.sink().clone()));
-        let on = Ground { config, data, store: store.clone(), disk, registry, runtime, repositories, logs, events };
+        let on = Ground {
+            config,
+            data,
+            store: store.clone(),
+            disk,
+            registry,
+            runtime,
+            repositories,
+            logs,
+            events,
+            started_at,
+        };
 
         let mut work = Layer::new("work");
         on.repositories.clean()?;
@@ -184,6 +198,7 @@ impl Server {
         let outbound = Outbound::new(settings::outbound(config)?)?;
         let webhooks = start_webhooks(config, store, &outbound, &mut work);
         let drains = start_drains(config, store, &on.logs, &outbound, &mut work)?;
+        let status = on.status();
         let commands = Commands::new(Services {
             drains,
             webhooks,
@@ -201,12 +216,13 @@ impl Server {
             repositories: on.repositories.clone(),
             tokens,
             collections: Arc::new(gc.clone()),
+            platform: status.clone(),
             settings: settings::commands(config),
         });
         if let Err(error) = commands.finish_destroying().await {
             tracing::warn!(%error, "what is left of destroyed environments stays until the next start");
         }
-        let doors = open_doors(config, data, on.behind_doors(commands, receive.clone(), gc)).await?;
+        let doors = open_doors(config, data, on.behind_doors(commands, receive.clone(), status, gc)).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs: on.logs })
     }
 }
@@ -261,7 +277,7 @@ impl Ground<'_> {
     }
 
     /// What the doors lead to.
-    fn behind_doors(&self, commands: Commands, receive: Receive, gc: Gc) -> Doors {
+    fn behind_doors(&self, commands: Commands, receive: Receive, status: Arc<Status>, gc: Gc) -> Doors {
         let check = Arc::new(Check {
             store: self.store.clone(),
             repositories: self.repositories.clone(),
@@ -270,13 +286,19 @@ impl Ground<'_> {
             registry: self.registry.clone(),
             remover: Arc::new(commands.clone()),
         });
-        let status = Arc::new(Status {
+        Doors { commands, receive, check, status, gc }
+    }
+
+    fn status(&self) -> Arc<Status> {
+        let managed = self.config.registry.managed;
+        Arc::new(Status {
             runtime: self.runtime.clone(),
             registry: self.registry.clone(),
+            registry_files: managed.then(|| RegistrySize::new(self.data.join("registry"))),
             router: self.data.join("router"),
             disk: self.disk.clone(),
-        });
-        Doors { commands, receive, check, status, gc }
+            started_at: self.started_at,
+        })
     }
 }
 

@@ -35,7 +35,7 @@ pub use definition::{Description, check_push, definition};
 pub use delivery::{BuildLogs, Delivery};
 pub use output::{BuildOutput, Transcript, human_duration};
 pub use pipeline::oversized;
-pub use queue::{BuildService, Builds};
+pub use queue::{BuildService, Builds, BuildsUnderWay};
 pub use records::{CompileRecord, CompileResult, LayerRecord, SlugRecord};
 pub use stacks::{Stack, Stacks};
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 pub use sections::{
     Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Metrics, Outbound, Registry, Router, Runtime, Ssh, Webhooks,
 };
-pub use units::Bytes;
+pub use units::{Bytes, PublicUrl};
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -94,6 +94,17 @@ impl Config {
         Ok(config.unwrap_or_default())
     }
 
+    /// How users reach the API and the console; never ends in `/`.
+    pub fn api_url(&self) -> String {
+        match &self.api.url {
+            Some(url) => url.as_str().to_owned(),
+            None => {
+                let port = self.api.listen.first().map_or(Api::PORT, std::net::SocketAddr::port);
+                format!("http://localhost:{port}")
+            }
+        }
+    }
+
     /// The socket that hooks and host commands use.
     pub fn control_socket(&self) -> PathBuf {
         self.data_dir.join("control.sock")
@@ -134,11 +145,20 @@ mod tests {
     }
 
     #[test]
+    fn the_api_is_where_it_listens_unless_said_otherwise() {
+        let url = |text: &str, variables| parse(text, variables).unwrap().api_url();
+        assert_eq!(url("", &[]), "http://localhost:7000");
+        assert_eq!(url("api: {listen: ['127.0.0.1:7001']}", &[]), "http://localhost:7001");
+        assert_eq!(url("", &[("BERTH__API__URL", "https://berth.example.com/")]), "https://berth.example.com");
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let error = |text, variables| format!("{:#}", parse(text, variables).unwrap_err());
         assert!(error("ssh:\n  prot: 1\n", &[]).contains("unknown field `prot`"));
         assert!(error("ssh:\n  prot: 1\n", &[]).contains("line 2"));
         assert!(error("", &[("BERTH__SSH__PROT", "1")]).contains("unknown field `prot`"));
         assert!(error("builds: {time_limit: soon}", &[]).contains("time_limit"));
+        assert!(error("api: {url: berth.example.com}", &[]).contains("is not a URL"));
     }
 }

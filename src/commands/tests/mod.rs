@@ -7,6 +7,7 @@ mod logs;
 mod matrix;
 mod operate;
 mod people;
+mod platform;
 mod sources;
 mod tenancy;
 mod tokens;
@@ -256,13 +257,14 @@ impl World {
             )),
             runtime,
             collections: Arc::new(fakes::FakeCollections),
+            platform: Arc::new(fakes::FakePlatform),
             repositories: Repositories::new(directory.path().join("repositories")),
             tokens: Arc::new(TokenKey::from_pkcs8(&TokenKey::generate().unwrap()).unwrap()),
             settings: CommandSettings {
                 ssh_host: "paas.example.com".into(),
                 ssh_port: 2222,
+                api_url: "https://berth.example.com".into(),
                 base_domain: "localhost".into(),
-                api_url: "http://localhost:7000".into(),
                 run_pids: 64,
                 process_defaults: Defaults::default(),
                 largest_process: (4000, 4 << 30),
