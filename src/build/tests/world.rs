@@ -56,6 +56,7 @@ impl Delivery for Deploys {
             reason: new.reason,
             release_phase_done: false,
             release_phase_attempts: 0,
+            trace: None,
         };
         let mut transaction = self.store.transaction().create(&release);
         if let Some(number) = new.build {
@@ -232,6 +233,7 @@ impl World {
             supersede: false,
             held: false,
             timings: vec![("receive".to_owned(), 5)],
+            trace: None,
         }
     }
 

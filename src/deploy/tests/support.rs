@@ -73,6 +73,7 @@ pub(crate) fn release(version: u64, counts: &[(&str, u32)]) -> Release {
         reason: "test".into(),
         release_phase_done: true,
         release_phase_attempts: 0,
+        trace: None,
     }
 }
 
@@ -363,6 +364,7 @@ impl Platform {
             created_by: release.created_by,
             reason: "push".into(),
             run_release_phase: true,
+            trace: None,
         }
     }
 
