@@ -136,7 +136,7 @@ impl Stopwatch {
         self.since = Instant::now();
         let millis = u64::try_from(spent.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
         self.stages.push((stage.to_owned(), millis));
-        self.trace.lap(stage, |span| span);
+        self.trace.lap(span_name(stage), |span| span);
         self.doing = "prepare";
     }
 
@@ -147,7 +147,18 @@ impl Stopwatch {
 
     /// The stage under way has failed.
     pub fn failed(&mut self) {
-        self.trace.lap(self.doing, |span| span.failed(true));
+        self.trace.lap(span_name(self.doing), |span| span.failed(true));
+    }
+}
+
+/// What a stage is called in traces, where others read of it than those who know the timings.
+fn span_name(stage: &'static str) -> &'static str {
+    match stage {
+        "read" => "checkout",
+        "layers" => "slug",
+        "source layer" => "image",
+        "push" => "registry push",
+        other => other,
     }
 }
 

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use super::Timestamp;
+
 /// A span of a trace as others are told of it: `00-TRACE-SPAN-FLAGS` in hexadecimal digits (W3C Trace Context, section 3.2, the header
 /// `traceparent`). Neither number is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -90,6 +92,7 @@ pub struct OpenSpan {
     /// What it is a part of, in the same trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<TraceContext>,
+    pub begin: Timestamp,
 }
 
 #[cfg(test)]

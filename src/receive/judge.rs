@@ -69,7 +69,7 @@ impl Receive {
             return Verdict::Reject;
         };
         push.judged.store(true, Ordering::Release);
-        let received = Received::of(&push, Instant::now());
+        let received = Received::of(&push, Timestamp::now());
         self.tell_received(&push, &request);
         // In a task of its own: a hook that dies must not leave a push half-way between the queue and its pin.
         let (receive, judged) = (self.clone(), push.clone());

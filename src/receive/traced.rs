@@ -1,13 +1,11 @@
 //! What a trace says of receiving a push or a source.
 
-use std::time::Instant;
-
 use serde_json::json;
 
 use super::{LivePush, Receive, Refusal, judge::Queued};
 use crate::{
-    domain::{EnvRef, OpenSpan, UserName},
-    traces::{Span, time_of},
+    domain::{EnvRef, OpenSpan, Timestamp, UserName},
+    traces::Span,
 };
 
 /// What was received, whoever sent it.
@@ -15,16 +13,15 @@ pub(super) struct Received<'a> {
     pub(super) env: &'a EnvRef,
     pub(super) user: &'a UserName,
     pub(super) trace: Option<OpenSpan>,
-    pub(super) started: Instant,
     /// When it had come in and was looked at.
-    pub(super) taken: Option<Instant>,
+    pub(super) taken: Option<Timestamp>,
 }
 
 impl<'a> Received<'a> {
     /// A push whose pack has come in.
-    pub(super) fn of(push: &'a LivePush, taken: Instant) -> Self {
-        let LivePush { env, user, trace, started, .. } = push;
-        Self { env, user, trace: *trace, started: *started, taken: Some(taken) }
+    pub(super) fn of(push: &'a LivePush, taken: Timestamp) -> Self {
+        let LivePush { env, user, trace, .. } = push;
+        Self { env, user, trace: *trace, taken: Some(taken) }
     }
 }
 
@@ -45,19 +42,18 @@ impl Receive {
 
     /// What was received was let in, or there is nothing to build for the reason `ended`, and that was all.
     pub(super) fn trace_received(&self, received: &Received<'_>, ended: Option<&str>) {
-        let Received { env, user, trace: Some(trace), started, taken } = received else { return };
-        let (traces, end) = (&self.0.settings.traces, time_of(Instant::now()));
-        let begin = time_of(*started);
+        let Received { env, user, trace: Some(trace), taken } = received else { return };
+        let (traces, end) = (&self.0.settings.traces, Timestamp::now());
         let nothing = ended == Some("nothing to build");
         let refused = ended.is_some() && !nothing;
-        let receive = Span::within(&trace.context, "receive", begin, end).failed(refused);
-        if let Some(taken) = taken.map(time_of) {
-            traces.tell(Span::within(&receive.context, "transfer", begin, taken));
+        let receive = Span::within(&trace.context, "receive", trace.begin, end).failed(refused);
+        if let Some(taken) = *taken {
+            traces.tell(Span::within(&receive.context, "transfer", trace.begin, taken));
             traces.tell(Span::within(&receive.context, "validate", taken, end).failed(refused));
         }
         traces.tell(receive);
         if let Some(ended) = ended {
-            let root = Span::of(trace, "push", begin, end).env(env).with("berth.user", user.as_str());
+            let root = Span::of(trace, "push", end).env(env).with("berth.user", user.as_str());
             let outcome = if nothing { ended } else { "refused" };
             let root = root.with("berth.outcome", outcome).failed(refused);
             traces.tell(if refused { root.with("berth.refusal", ended) } else { root });

@@ -54,9 +54,9 @@ impl Receive {
     }
 
     async fn take_traced(&self, source: NewSource) -> Result<Build, Refusal> {
-        let (env, user, started) = (source.env.clone(), source.user.clone(), Instant::now());
+        let (env, user) = (source.env.clone(), source.user.clone());
         let trace = self.0.settings.traces.begin(source.trace.as_ref());
-        let mut received = Received { env: &env, user: &user, trace, started, taken: None };
+        let mut received = Received { env: &env, user: &user, trace, taken: None };
         let taken = self.take_source(source, &mut received).await.map_err(|error| refusal_for(&env, error));
         match &taken {
             Ok(_) => self.trace_received(&received, None),
@@ -66,7 +66,7 @@ impl Receive {
     }
 
     async fn take_source(&self, source: NewSource, received: &mut Received<'_>) -> anyhow::Result<Build> {
-        let (env, user, started) = (source.env.clone(), source.user.clone(), received.started);
+        let (env, user, started) = (source.env.clone(), source.user.clone(), Instant::now());
         self.0.settings.disk.check().map_err(|no_room| Rejected(full_disk(&no_room)))?;
         let place = self.0.sessions.take(&user, self.0.settings.patience).await;
         let place = place.map_err(|reason| Rejected(no_place(reason, &user)))?;
@@ -79,7 +79,7 @@ impl Receive {
         self.ensure(&env).await?;
         let options = PushOptions { no_cache: source.no_cache, ..PushOptions::default() };
         let brought = self.import(source).await?;
-        received.taken = Some(Instant::now());
+        received.taken = Some(jiff::Timestamp::now());
         drop(place);
         let _turn = self.turn(&env).await?.map_err(Rejected)?;
         self.environment(&env).await?;

@@ -5,11 +5,7 @@
 //! as the record of the work keeps the [`OpenSpan`]. Attributes are names and numbers of Berth's own words, never values of a
 //! configuration, never what an app or a person wrote.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use crate::domain::{EnvRef, OpenSpan, Timestamp, TraceContext};
 
@@ -61,15 +57,15 @@ pub struct Span {
 
 impl Span {
     /// A span that a record has kept open.
-    pub fn of(open: &OpenSpan, name: &'static str, begin: Timestamp, end: Timestamp) -> Self {
+    pub fn of(open: &OpenSpan, name: &'static str, end: Timestamp) -> Self {
+        let OpenSpan { context, parent, begin } = *open;
         // The time of day may have been set back meanwhile.
-        let end = end.max(begin);
-        Self { context: open.context, parent: open.parent, name, begin, end, attributes: Vec::new(), failed: false }
+        Self { context, parent, name, begin, end: end.max(begin), attributes: Vec::new(), failed: false }
     }
 
     /// A part of `parent`.
     pub fn within(parent: &TraceContext, name: &'static str, begin: Timestamp, end: Timestamp) -> Self {
-        Self::of(&part_of(parent), name, begin, end)
+        Self::of(&part_of(parent, begin), name, end)
     }
 
     /// With an attribute; of texts, the first 256 bytes.
@@ -90,9 +86,9 @@ impl Span {
     }
 }
 
-/// A span to be, which is a part of `parent`.
-pub fn part_of(parent: &TraceContext) -> OpenSpan {
-    OpenSpan { context: numbered(Some(parent.trace()), parent.is_sampled()), parent: Some(*parent) }
+/// A span that begins, and is a part of `parent`.
+fn part_of(parent: &TraceContext, begin: Timestamp) -> OpenSpan {
+    OpenSpan { context: numbered(Some(parent.trace()), parent.is_sampled()), parent: Some(*parent), begin }
 }
 
 /// A new span of the trace, or of a new one.
@@ -146,8 +142,9 @@ impl Traces {
     /// Begins a trace, or a part of the caller's, who decides whether it is recorded. `None`: there are no traces.
     pub fn begin(&self, caller: Option<&TraceContext>) -> Option<OpenSpan> {
         let inner = self.0.as_ref()?;
-        let new = || OpenSpan { context: numbered(None, rand::random::<f64>() < inner.sample), parent: None };
-        Some(caller.map_or_else(new, part_of))
+        let begin = Timestamp::now();
+        let new = || OpenSpan { context: numbered(None, rand::random::<f64>() < inner.sample), parent: None, begin };
+        Some(caller.map_or_else(new, |caller| part_of(caller, begin)))
     }
 
     /// Tells of what is over.
@@ -181,11 +178,6 @@ impl Measure {
             self.traces.tell(finish(Span::within(parent, name, since, now)));
         }
     }
-}
-
-/// The time of day a while ago: `since` on the monotonic clock.
-pub fn time_of(since: Instant) -> Timestamp {
-    before(Timestamp::now(), since.elapsed())
 }
 
 /// The moment so long before `moment`; the moment itself when there is none.
@@ -222,8 +214,7 @@ mod tests {
         let mut measure = traces.measure(Some(&root.context));
         measure.lap("first", |span| span.with("count", 3u32));
         measure.lap("second", |span| span.failed(true));
-        let now = Timestamp::now();
-        traces.tell(Span::of(&root, "whole", now, now - Duration::from_secs(5)));
+        traces.tell(Span::of(&root, "whole", root.begin - Duration::from_secs(5)));
         let spans = kept.all();
         let names: Vec<_> = spans.iter().map(|span| span.name).collect();
         assert_eq!(names, ["first", "second", "whole"]);

@@ -11,7 +11,10 @@ use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest
 use prost::Message;
 
 use super::*;
-use crate::{domain::Timestamp, traces::Traces};
+use crate::{
+    domain::{OpenSpan, Timestamp},
+    traces::Traces,
+};
 
 /// How long anything may take that is waited for.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -67,12 +70,12 @@ fn a_collector_gets_what_is_told() {
     let secret = Headers(BTreeMap::from([("x-key".to_owned(), "secret".to_owned())]));
     let export = Export::start(&url, &secret).unwrap();
     let traces = Traces::new(export.clone(), 1.0);
-    let root = traces.begin(None).unwrap();
     let begin = Timestamp::from_second(1_700_000_000).unwrap();
+    let root = OpenSpan { begin, ..traces.begin(None).unwrap() };
     let end = begin + Duration::from_millis(1500);
     traces.tell(Span::within(&root.context, "queue", begin, end).failed(true));
     let env = "acme/shop/dev".parse().unwrap();
-    traces.tell(Span::of(&root, "push", begin, end).env(&env).with("berth.build", 7u64));
+    traces.tell(Span::of(&root, "push", end).env(&env).with("berth.build", 7u64));
     export.stop();
     let (head, body) = requests.recv_timeout(DEADLINE).unwrap();
     assert!(head.starts_with("post /v1/traces ") && head.contains("x-key: secret"), "{head}");

@@ -23,12 +23,10 @@ impl Shared {
         // One that was held to its end was refused: receiving tells of that.
         let Some(trace) = build.trace.as_ref().filter(|_| !build.held) else { return };
         let (end, outcome) = (build.finished_at.unwrap_or(build.queued_at), outcome(&build.state));
-        let received = build.timings.iter().take_while(|(stage, _)| stage != "queued");
-        let received: Option<u64> = received.map(|(_, millis)| *millis).reduce(u64::saturating_add);
         // What came without receiving anything was asked for by a command.
-        let name = if received.is_some() { "push" } else { "build" };
-        let begin = before(build.queued_at, Duration::from_millis(received.unwrap_or(0)));
-        let span = Span::of(trace, name, begin, end)
+        let received = build.timings.first().is_some_and(|(stage, _)| stage == "receive");
+        let name = if received { "push" } else { "build" };
+        let span = Span::of(trace, name, end)
             .env(&build.env)
             .with("berth.user", build.pushed_by.as_str())
             .with("berth.commit", build.commit.as_str())

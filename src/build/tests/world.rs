@@ -107,6 +107,8 @@ pub(super) struct World {
     pub(super) stubborn: Arc<AtomicU64>,
     pub(super) unguarded: Arc<AtomicU64>,
     pub(super) runtime: Arc<FakeRuntime>,
+    /// What traces say.
+    pub(super) spans: Arc<KeptSpans>,
 }
 
 pub(super) fn env(name: &str) -> EnvRef {
@@ -191,7 +193,9 @@ impl World {
             delivery: Arc::new(deploys),
             logs: Arc::new(log.clone()),
         };
+        let spans = Arc::new(KeptSpans::default());
         let settings = BuildSettings {
+            traces: Traces::new(spans.clone(), 1.0),
             concurrency: 1,
             queue_limit: 2,
             queue_limit_per_tenant: 1,
@@ -217,6 +221,7 @@ impl World {
             stubborn,
             unguarded,
             runtime,
+            spans,
         }
     }
 

@@ -37,7 +37,7 @@ impl Actor {
     pub(super) fn trace_end(&mut self, rollout: &Rollout, outcome: &'static str) {
         let Some(trace) = &rollout.trace else { return };
         let traces = &self.parts.settings.traces;
-        let span = Span::of(trace, "deployment", rollout.started_at, Timestamp::now())
+        let span = Span::of(trace, "deployment", Timestamp::now())
             .env(&self.env)
             .with("berth.release", rollout.version.0)
             .with("berth.outcome", outcome)
