@@ -51,9 +51,9 @@ async fn a_trace_has_the_steps_of_a_deployment_until_all_is_settled() {
     assert_eq!(names(&parts), ["start", "ready", "route", "drain", "stop", "settle"]);
     // What is done later is no part of it.
     let before = platform.spans.all().len();
-    platform.change(|record| drop(record.scale.insert("web".parse().unwrap(), 2))).await;
+    platform.change(|record| record.scale = [("web".parse().unwrap(), 2)].into()).await;
     platform.settle().await;
-    platform.change(|record| drop(record.scale.insert("web".parse().unwrap(), 1))).await;
+    platform.change(|record| record.scale = [("web".parse().unwrap(), 1)].into()).await;
     platform.settle().await;
     assert_eq!(platform.spans.all().len(), before);
 }
