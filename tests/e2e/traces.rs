@@ -157,7 +157,7 @@ fn one_push_is_one_trace_whichever_server_ends_it(platform: &Platform) {
     let mut push = push.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let of_second = |collector: &Collector| {
         let all = collector.all();
-        all.into_iter().filter(|span| span.trace_id != root.trace_id && span.name == "queue").next_back()
+        all.into_iter().rfind(|span| span.trace_id != root.trace_id && span.name == "queue")
     };
     let queue = eventually("the second build has begun", DEADLINE, || of_second(&collector));
     platform.kill_serve();
