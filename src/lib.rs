@@ -33,4 +33,5 @@ pub mod runtime;
 pub mod ssh;
 pub mod store;
 pub mod token;
+pub mod traces;
 pub mod webhooks;

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::{Api, declared, problem::Problem};
-use crate::commands::Caller;
+use crate::{commands::Caller, domain::TraceContext};
 
 /// Largest body of a request, in bytes, where nothing else is said.
 const MAX_BODY: usize = 1 << 20;
@@ -50,8 +50,15 @@ impl FromRequestParts<Api> for Scraper {
         let caller = caller.ok_or_else(|| unauthenticated("this token is unknown, has expired or was revoked"))?;
         api.0.limits.may_ask(&caller.user)?;
         declared::check_query(parts)?;
-        Ok(Self(caller))
+        Ok(Self(Caller { trace: trace_of(parts), ..caller }))
     }
+}
+
+/// The trace that the caller's request is a part of (W3C Trace Context, section 3.2). What is none is ignored, as the standard wants.
+fn trace_of(parts: &Parts) -> Option<TraceContext> {
+    let mut headers = parts.headers.get_all("traceparent").iter();
+    let header = headers.next().filter(|_| headers.next().is_none())?;
+    header.to_str().ok()?.trim().parse().ok()
 }
 
 /// The names in the path.

@@ -55,6 +55,7 @@ use crate::{
     runtime::{LateRuntime, Runtime, docker::DockerRuntime},
     ssh::SshServer,
     store::Store,
+    traces::Traces,
     webhooks::{WebhookParts, Webhooks},
 };
 
@@ -67,20 +68,24 @@ pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
     #[cfg(feature = "fail-points")]
     super::fail_points::arm()?;
     let config = place.load()?;
+    let (traces, export) = telemetry::start_traces(&config.telemetry)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("serve").build()?;
-    let done = runtime.block_on(serve(config));
+    let done = runtime.block_on(serve(config, &traces));
     // Blocking work that is left has had its time.
     runtime.shutdown_timeout(Duration::from_secs(5));
+    if let Some(export) = export {
+        export.stop();
+    }
     done.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, traces: &Traces) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let data = DataDir::open(&config.data_dir)?;
     let store = reserve::open(&data, config.disk.min_free.0)?;
     let server = tokio::select! {
-        server = Server::start(&config, &data, &store) => server?,
+        server = Server::start(&config, &data, &store, traces) => server?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -150,10 +155,11 @@ struct Ground<'c> {
     logs: Logs,
     events: EventHub,
     started_at: Timestamp,
+    traces: &'c Traces,
 }
 
 impl Server {
-    async fn start(config: &Config, data: &DataDir, store: &Store) -> anyhow::Result<Self> {
+    async fn start(config: &Config, data: &DataDir, store: &Store, traces: &Traces) -> anyhow::Result<Self> {
         let started_at = Timestamp::now();
         let mut ground = Layer::new("ground");
         let (registry, keeper) = start_registry(config, data, &mut ground).await?;
@@ -177,11 +183,12 @@ impl Server {
             logs,
             events,
             started_at,
+            traces,
         };
 
         let mut work = Layer::new("work");
         on.repositories.clean()?;
-        let deployer = start_deployer(config, data, store, &on.runtime, &on.logs, &mut work)?;
+        let deployer = on.start_deployer(&mut work)?;
         let builds = on.start_builds(&deployer, &mut work).await?;
         let git = find_git(config, data)?;
         let gc = on.start_collections(keeper, &git, &builds, &mut work);
@@ -189,7 +196,7 @@ impl Server {
         let tokens = Arc::new(secrets::token_key(&data.join(TOKEN_KEY))?);
         let pipeline = BuildPipeline { builds: builds.clone(), logs: on.logs.clone(), tokens: tokens.clone() };
         let stop = CancellationToken::new();
-        let settings = settings::receive(config, on.disk.clone())?;
+        let settings = settings::receive(config, on.disk.clone(), traces)?;
         let repositories = on.repositories.clone();
         let receive = Receive::new(settings, git, repositories, store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
@@ -217,7 +224,7 @@ impl Server {
             tokens,
             collections: Arc::new(gc.clone()),
             platform: status.clone(),
-            settings: settings::commands(config),
+            settings: settings::commands(config, traces),
         });
         if let Err(error) = commands.finish_destroying().await {
             tracing::warn!(%error, "what is left of destroyed environments stays until the next start");
@@ -228,6 +235,21 @@ impl Server {
 }
 
 impl Ground<'_> {
+    fn start_deployer(&self, work: &mut Layer) -> anyhow::Result<Deployer> {
+        let routes = RouteFiles::new(self.data.join("router"))?;
+        let (deployer, service) = Deployer::start(
+            settings::deploy(self.config, self.data, self.traces),
+            self.store.clone(),
+            self.runtime.clone(),
+            self.logs.clone(),
+            Arc::new(routes),
+            Arc::new(NetProber),
+            Arc::new(SystemClock),
+        );
+        work.spawn(service.run(work.stop.clone()));
+        Ok(deployer)
+    }
+
     async fn start_builds(&self, deployer: &Deployer, work: &mut Layer) -> anyhow::Result<Builds> {
         let parts = BuildParts {
             store: self.store.clone(),
@@ -237,7 +259,8 @@ impl Ground<'_> {
             delivery: Arc::new(deployer.clone()),
             logs: Arc::new(self.logs.clone()),
         };
-        let (builds, service) = Builds::start(parts, settings::builds(self.config, self.data, &self.disk)).await?;
+        let (builds, service) =
+            Builds::start(parts, settings::builds(self.config, self.data, &self.disk, self.traces)).await?;
         look_for_stacks(&builds).await?;
         work.spawn(service.run(work.stop.clone()));
         Ok(builds)
@@ -366,28 +389,6 @@ fn start_logs(config: &Config, data: &DataDir, runtime: &Arc<dyn Runtime>, groun
     ground.spawn(access.run(logs.clone(), ground.stop.clone()));
     ground.spawn(Collector::new(runtime.clone(), logs.clone()).run(ground.stop.clone()));
     Ok(logs)
-}
-
-fn start_deployer(
-    config: &Config,
-    data: &DataDir,
-    store: &Store,
-    runtime: &Arc<dyn Runtime>,
-    logs: &Logs,
-    work: &mut Layer,
-) -> anyhow::Result<Deployer> {
-    let routes = RouteFiles::new(data.join("router"))?;
-    let (deployer, service) = Deployer::start(
-        settings::deploy(config, data),
-        store.clone(),
-        runtime.clone(),
-        logs.clone(),
-        Arc::new(routes),
-        Arc::new(NetProber),
-        Arc::new(SystemClock),
-    );
-    work.spawn(service.run(work.stop.clone()));
-    Ok(deployer)
 }
 
 fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: &Logs, work: &mut Layer) -> Cron {

@@ -6,6 +6,7 @@ mod cancel;
 mod end;
 mod run;
 mod take_up;
+mod traced;
 
 use std::{
     collections::HashMap,
@@ -191,6 +192,7 @@ impl Builds {
                 cancelling: None,
                 held: new.held,
                 settled: false,
+                trace: new.trace,
             };
             match store.transaction().update(&stored, &environment).create(&build).commit().await {
                 Ok(_) => return Ok(build),

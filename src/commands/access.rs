@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn operators_manage_but_do_not_read_secrets() {
-        let caller = |operator| Caller { user: "ann".parse().unwrap(), operator, door: Door::Ssh, rights: None };
+        let caller =
+            |operator| Caller { user: "ann".parse().unwrap(), operator, door: Door::Ssh, rights: None, trace: None };
         let row = |operator, role| {
             Verb::ALL.map(|verb| if caller(operator).may(role, verb) { 'x' } else { '.' }).iter().collect::<String>()
         };

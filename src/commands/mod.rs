@@ -64,7 +64,7 @@ pub(crate) use parse::Command;
 use parse::Parsed;
 
 use crate::{
-    domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, TokenRights, User, UserName, Verb},
+    domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, TokenRights, TraceContext, User, UserName, Verb},
     drains::Drains,
     events::{EventHub, Pace},
     git::Repositories,
@@ -76,6 +76,7 @@ use crate::{
     runtime::Runtime,
     store::{Store, StoreError},
     token::TokenKey,
+    traces::Traces,
     webhooks::Webhooks,
 };
 
@@ -99,6 +100,8 @@ pub struct Caller {
     pub door: Door,
     /// What the token that was shown allows of what the user may; `None`: all of it.
     pub rights: Option<TokenRights>,
+    /// The trace that what is asked is a part of, where the caller has said so.
+    pub trace: Option<TraceContext>,
 }
 
 /// How the commands speak of the server, from its configuration.
@@ -117,6 +120,8 @@ pub struct CommandSettings {
     pub process_defaults: Defaults,
     /// Most that a process may ask for: thousandths of a core, bytes of memory.
     pub largest_process: (u32, u64),
+    /// Where traces of builds begin that come without a push.
+    pub traces: Traces,
 }
 
 /// What the commands need.
@@ -191,7 +196,13 @@ impl Commands {
     pub async fn authenticate(&self, fingerprint: &str) -> Result<Option<Caller>, StoreError> {
         let Some(key) = self.store.get::<PublicKey>(fingerprint).await? else { return Ok(None) };
         let user = self.store.get::<User>(&key.user).await?;
-        Ok(user.map(|user| Caller { user: user.name.clone(), operator: user.operator, door: Door::Ssh, rights: None }))
+        Ok(user.map(|user| Caller {
+            user: user.name.clone(),
+            operator: user.operator,
+            door: Door::Ssh,
+            rights: None,
+            trace: None,
+        }))
     }
 
     /// The environment, if the caller may do `verb` to it; for the git door.

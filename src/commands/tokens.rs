@@ -84,6 +84,7 @@ impl Commands {
             operator: user.operator && rights.is_unlimited(),
             door: Door::Api,
             rights: Some(rights),
+            trace: None,
         }))
     }
 

@@ -12,6 +12,7 @@ mod platform;
 mod pushes;
 mod repository;
 mod sources;
+mod traces;
 
 use std::{panic, process::ExitCode, sync::Arc};
 
@@ -36,7 +37,7 @@ fn trial(platform: &Arc<Platform>, (name, case): Case) -> Trial {
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     let beside: Vec<Case> = [apps::CASES, pushes::CASES, commands::CASES, api::CASES, sources::CASES].concat();
-    let alone: Vec<Case> = [load::CASES, failures::CASES].concat();
+    let alone: Vec<Case> = [load::CASES, failures::CASES, traces::CASES].concat();
     let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
     if arguments.list || !beside.iter().chain(&alone).any(|(name, _)| wanted(name)) {
         // Nothing runs: no platform is needed.

@@ -2,6 +2,7 @@
 
 mod overlay;
 mod sections;
+mod telemetry;
 mod units;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use serde::Deserialize;
 pub use sections::{
     Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Metrics, Outbound, Registry, Router, Runtime, Ssh, Webhooks,
 };
+pub use telemetry::{ENDPOINT_VARIABLE, Headers, Telemetry};
 pub use units::{Bytes, PublicUrl};
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
@@ -36,6 +38,7 @@ pub struct Config {
     pub logs: Logs,
     pub drains: Drains,
     pub metrics: Metrics,
+    pub telemetry: Telemetry,
     pub gc: Gc,
     pub disk: Disk,
 }
@@ -59,6 +62,7 @@ impl Default for Config {
             logs: Logs::default(),
             drains: Drains::default(),
             metrics: Metrics::default(),
+            telemetry: Telemetry::default(),
             gc: Gc::default(),
             disk: Disk::default(),
         }

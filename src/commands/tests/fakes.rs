@@ -146,6 +146,7 @@ impl Deployments for FakeDeployer {
             created_by: new.created_by,
             reason: new.reason,
             release_phase_attempts: 0,
+            trace: None,
         };
         self.store.transaction().create(&release).commit().await?;
         Ok(release)
@@ -356,6 +357,7 @@ impl Sources for FakeBuilds {
             supersede: false,
             held: false,
             timings: vec![(source.message, 1)],
+            trace: None,
         };
         let enqueued = self.enqueue(new).await;
         enqueued.map_err(|error| Refusal::new(error.to_string()).of(RefusalKind::Busy))
