@@ -25,7 +25,6 @@ pub(in crate::api) struct Build {
     release: Option<u64>,
     image: Option<String>,
     /// How long each stage took, in milliseconds
-    #[schema(value_type = Vec<Vec<Object>>)]
     timings_ms: Vec<(String, u64)>,
 }
 
