@@ -49,7 +49,15 @@ from berth_client.models import (Build, ChangeConfigBody, NewApp, NewEnvironment
                                  SetScaleBody)
 from berth_client.types import File  # noqa: E402
 
-CLIENT = AuthenticatedClient(base_url=URL, token=TOKEN, raise_on_unexpected_status=True, timeout=DEADLINE, httpx_args={"trust_env": False})
+
+
+def client_of(accept):
+    """A client that asks for a media type. (`with_headers` of one changes that one, too.)"""
+    return AuthenticatedClient(base_url=URL, token=TOKEN, raise_on_unexpected_status=True, timeout=DEADLINE,
+                               headers={"Accept": accept}, httpx_args={"trust_env": False})
+
+
+CLIENT = client_of("*/*")
 
 
 def ask(operation, *names, status=200, client=CLIENT, **options):
@@ -119,8 +127,7 @@ def make():
 
 def build():
     queued = ask(create_build, *PLACE, status=202, body=source(), message="by a generated client")
-    stream = CLIENT.with_headers({"Accept": "text/event-stream"})
-    followed = ask(show_build_logs, *PLACE, str(queued.build), client=stream)
+    followed = ask(show_build_logs, *PLACE, str(queued.build), client=client_of("text/event-stream"))
     assert "event: end" in followed, followed[-500:]
     # The build ends right after its log has.
     built = eventually("the build ends", lambda: next(
@@ -137,7 +144,7 @@ def serve(built):
     assert release.image == built.image and "web" in release.processes.to_dict(), release
     shown = ready(2)
     assert {replica.state for replica in shown.replicas} == {"ready"} and len(shown.replicas) == 2, shown
-    assert f"release {built.release}" in get(shown.url)
+    assert f"release v{built.release}," in get(shown.url)
     return shown.url
 
 
@@ -150,13 +157,13 @@ def operate(url, built):
     changed = ask(change_config, *PLACE, status=202, body=ChangeConfigBody.from_dict({"GREETING": "hello"}))
     deployed(changed)
     assert ask(list_config, *PLACE).to_dict() == {"GREETING": "hello"}
-    assert f"release {changed.release}" in get(url)
+    assert f"release v{changed.release}," in get(url)
     back = ask(roll_back, *PLACE, status=202, body=Rollback(version=built.release))
     deployed(back)
-    assert f"release {back.release}" in get(url)
+    assert f"release v{back.release}," in get(url)
     lines = ask(show_logs, *PLACE, lines=1000)
     assert "listening on port" in lines, lines
-    as_json = ask(show_logs, *PLACE, process="web", client=CLIENT.with_headers({"Accept": "application/x-ndjson"}))
+    as_json = ask(show_logs, *PLACE, process="web", client=client_of("application/x-ndjson"))
     assert all(json.loads(line)["process"].startswith("web.") for line in as_json.splitlines()) and as_json, as_json
 
 
