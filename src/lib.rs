@@ -23,6 +23,7 @@ pub mod keys;
 pub mod logs;
 pub mod manifest;
 pub mod metrics;
+pub mod open_files;
 pub mod outbound;
 pub mod places;
 pub mod plan;

@@ -500,12 +500,17 @@ async fn the_document_and_its_pages_are_served() {
             let Ok(_) = method.to_uppercase().parse::<Method>() else { continue };
             ids.push(operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}")).to_owned());
             assert!(operation["responses"]["401"].is_object() && operation["summary"].is_string(), "{method} {path}");
+            for (status, answer) in operation["responses"].as_object().unwrap() {
+                assert!(answer["description"].is_string(), "{method} {path} does not say what {status} is");
+            }
         }
     }
     let text = document.to_string();
     for reference in text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
         assert!(document["components"]["schemas"][reference].is_object(), "{reference} is not described");
     }
+    let schemas = &document["components"]["schemas"];
+    assert_eq!(schemas["Page_Build"]["properties"]["items"]["items"]["$ref"], "#/components/schemas/Build");
     let all = ids.len();
     ids.sort();
     ids.dedup();

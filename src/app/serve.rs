@@ -46,6 +46,7 @@ use crate::{
     keys,
     logs::{Logs, access::AccessReceiver, collector::Collector},
     metrics::{Metrics, MetricsParts},
+    open_files,
     outbound::Outbound,
     receive::{Receive, install_hooks},
     registry::{
@@ -62,6 +63,10 @@ use crate::{
 /// How long the start waits for the stacks to be in the registry.
 const STACKS_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Open files that are reckoned with: of one SSH connection, whose git has pipes, and of everything that is no client.
+const FILES_OF_SSH: u64 = 8;
+const FILES: u64 = 2048;
+
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
     telemetry::init();
@@ -69,6 +74,8 @@ pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
     super::fail_points::arm()?;
     let config = place.load()?;
     let (traces, export) = telemetry::start_traces(&config.telemetry)?;
+    let (api, ssh) = (config.api.max_connections as u64, config.ssh.max_connections as u64);
+    open_files::raise_limit(api + ssh * FILES_OF_SSH + FILES);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("serve").build()?;
     let done = runtime.block_on(serve(config, &traces));
     // Blocking work that is left has had its time.

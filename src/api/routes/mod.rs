@@ -95,7 +95,7 @@ pub(super) fn document() -> utoipa::openapi::OpenApi {
 pub(super) fn router(api: Api) -> Router {
     let (router, document) = routes().split_for_parts();
     router
-        .merge(docs::routes(&document))
+        .merge(docs::routes(&docs::described(document)))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing here").with_hint("see /docs") })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method")
