@@ -100,15 +100,20 @@ impl Client {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// Whatever the API answers.
+    pub(super) async fn pass(&self, request: Request<Body>) -> Response<Body> {
+        match self.0.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+
     /// An answer that need not be at hand as a whole.
     ///
     /// # Errors
     /// The API's problem, when its answer is one.
     pub(super) async fn ask(&self, request: Request<Body>) -> Result<Response<Body>, Problem> {
-        let response = match self.0.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
+        let response = self.pass(request).await;
         if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
             return Ok(response);
         }

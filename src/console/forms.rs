@@ -103,12 +103,18 @@ impl Form {
     }
 
     /// What it is about, for a page of its own.
-    pub(super) fn about(&self) -> Vec<(&str, &str)> {
-        let about = |(name, value): &'_ (String, String)| -> bool {
-            !value.is_empty() && !self.action.fields.iter().any(|field| field.name == *name) && !name.starts_with(COUNT)
-        };
-        let about = self.values.iter().filter(|pair| about(pair));
-        about.map(|(name, value)| (if name == "id" { "what" } else { name.as_str() }, value.as_str())).collect()
+    pub(super) fn about(&self) -> Vec<(&str, String)> {
+        let places = ["tenant", "app", "env"].map(|name| self.value(name));
+        let place = places.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+        let others = self.values.iter().filter(|(name, value)| {
+            let filled_in = self.action.fields.iter().any(|field| field.name == *name);
+            !value.is_empty()
+                && !filled_in
+                && !name.starts_with(COUNT)
+                && !["tenant", "app", "env"].contains(&name.as_str())
+        });
+        let others = others.map(|(name, value)| (if name == "id" { "what" } else { name.as_str() }, value.clone()));
+        Some(("of", place)).filter(|(_, place)| !place.is_empty()).into_iter().chain(others).collect()
     }
 
     pub(super) fn title(&self) -> &'static str {

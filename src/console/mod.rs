@@ -16,7 +16,13 @@ mod shell;
 #[cfg(test)]
 mod tests;
 
-use axum::Router;
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    response::Response,
+};
+use tower_http::catch_panic::CatchPanicLayer;
 
 use client::Client;
 
@@ -32,12 +38,25 @@ pub(crate) struct Console {
 ///
 /// `url` is how browsers reach it.
 pub fn beside(api: Router, url: &str) -> Router {
-    let console = Console { client: Client::new(api.clone()), secure: url.starts_with("https://") };
+    let console = Console { client: Client::new(api), secure: url.starts_with("https://") };
     pages::routes()
         .merge(session::routes())
         .merge(actions::routes())
         .merge(relay::routes())
         .merge(assets::routes())
+        .fallback(elsewhere)
+        .layer(CatchPanicLayer::custom(|_| shell::broken()))
         .with_state(console)
-        .fallback_service(api)
+}
+
+/// What the console has no page for is the API's; that there is nothing is said as a page to who wants one.
+async fn elsewhere(State(console): State<Console>, request: Request) -> Response {
+    let accepted = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let for_people = accepted.contains("text/html") && !request.uri().path().starts_with("/v1/");
+    let answer = console.client.pass(request).await;
+    if for_people && answer.status() == StatusCode::NOT_FOUND {
+        let text = "no page has this address";
+        return shell::problem_page(None, &client::Problem::new(StatusCode::NOT_FOUND, "There is nothing here", text));
+    }
+    answer
 }

@@ -274,6 +274,11 @@ pub(super) fn when(at: &Timestamp) -> When {
     When(*at)
 }
 
+/// The page of a fault of ours.
+pub(super) fn broken() -> Rendered {
+    problem_page(None, &Problem::broken("a page has panicked"))
+}
+
 /// Milliseconds, for people.
 pub(super) fn duration(millis: &u64) -> String {
     match *millis {

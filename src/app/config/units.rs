@@ -79,8 +79,8 @@ impl FromStr for PublicUrl {
                 "a user name or password in it would be shown to everybody; write it as https://berth.example.com";
             return Err(text.to_owned());
         }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(off("has a query or a fragment, and paths are put behind it"));
+        if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+            return Err(off("has a path, query or fragment, and the console's pages begin at the host"));
         }
         Ok(Self(url.as_str().trim_end_matches('/').to_owned()))
     }
@@ -112,7 +112,7 @@ mod tests {
         let cases = [
             ("https://berth.example.com", "https://berth.example.com"),
             ("HTTPS://Berth.Example.com:443/", "https://berth.example.com"),
-            ("http://10.0.0.1:7000/berth/", "http://10.0.0.1:7000/berth"),
+            ("http://10.0.0.1:7000/", "http://10.0.0.1:7000"),
             ("http://[::1]:7000", "http://[::1]:7000"),
         ];
         for (text, url) in cases {
@@ -123,6 +123,7 @@ mod tests {
             ("ftp://berth.example.com", "neither"),
             ("https://", "not a URL"),
             ("https://ann:secret@berth.example.com", "password"),
+            ("https://example.com/berth", "path"),
             ("https://berth.example.com/?a=b", "query"),
             ("https://berth.example.com/#top", "fragment"),
         ] {

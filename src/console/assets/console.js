@@ -135,10 +135,10 @@
       const names = box.dataset.series.split(" ");
       const axis = { stroke: ink, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
       const plot = new uPlot({
-        width: box.clientWidth, height: 170, legend: { show: names.length > 1 },
+        width: box.clientWidth, height: 170, legend: { show: names.length > 1, live: false },
         axes: [axis, { ...axis, size: 52 }],
         scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1)] } },
-        series: [{}, ...names.map((name, at) => ({ label: name.replace(/_/g, " "), stroke: colours[at % 4], width: 1.6, spanGaps: false }))],
+        series: [{}, ...names.map((name, at) => ({ label: name.replace(/^status_|_bytes_per_second$|_bytes|_ms$/g, "").replace(/_/g, " "), stroke: colours[at % 4], width: 1.6, spanGaps: false }))],
       }, [[], ...names.map(() => [])], box);
       return { box, names, plot, scale: Number(box.dataset.scale || 1) };
     });

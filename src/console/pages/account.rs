@@ -4,6 +4,7 @@ use askama::Template;
 use axum::{
     Router,
     extract::{Query as UrlQuery, State},
+    http::StatusCode,
     routing::get,
 };
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use crate::{
         client::{Page, Problem},
         forms::Form,
         session::Visitor,
-        shell::{self, Query, Rendered, Shell},
+        shell::{self, Query, Rendered, Shell, encode},
     },
     domain::Timestamp,
 };
@@ -27,6 +28,7 @@ pub(super) fn routes() -> Router<Console> {
 #[derive(Debug, Deserialize)]
 struct Key {
     fingerprint: String,
+    user: String,
     comment: String,
     algorithm: String,
     added_at: Timestamp,
@@ -36,6 +38,7 @@ struct Key {
 struct Token {
     id: String,
     name: String,
+    user: String,
     scope: String,
     tenant: Option<String>,
     expires_at: Timestamp,
@@ -59,6 +62,8 @@ struct Account {
     /// Why keys and tokens are not shown.
     refused: Option<Problem>,
     roles: Vec<(String, String)>,
+    /// Whether everybody's are shown, and not one's own alone.
+    everybody: bool,
 }
 
 async fn account(
@@ -66,9 +71,15 @@ async fn account(
     visitor: Visitor,
     UrlQuery(query): UrlQuery<Query>,
 ) -> Result<Rendered, Failed> {
+    let whose = match (query.get("user"), query.contains_key("all")) {
+        (_, true) => "&all=true".to_owned(),
+        (Some(user), _) => format!("&user={}", encode(user)),
+        (None, false) => String::new(),
+    };
+    let (keys, tokens) = (format!("/v1/keys?limit=1000{whose}"), format!("/v1/tokens?limit=1000{whose}"));
     let found = tokio::try_join!(
-        console.client.get::<Page<Key>>(&visitor.secret, "/v1/keys?limit=1000"),
-        console.client.get::<Page<Token>>(&visitor.secret, "/v1/tokens?limit=1000"),
+        console.client.get::<Page<Key>>(&visitor.secret, &keys),
+        console.client.get::<Page<Token>>(&visitor.secret, &tokens),
     );
     let (keys, tokens, refused) = match found {
         Ok((keys, tokens)) => (keys.items, tokens.items, None),
@@ -86,16 +97,21 @@ async fn account(
         let form = shell.form("key-remove", &[("id", &key.fingerprint)]).map(Form::button);
         (key, form)
     });
-    Ok(shell::page(&Account {
-        keys: keys.collect(),
-        tokens: tokens.into_iter().map(revoke).collect(),
-        sessions: sessions.into_iter().filter(|session| !session.expired).map(revoke).collect(),
-        own: visitor.whoami.token.as_ref().map(|token| token.id.clone()).unwrap_or_default(),
-        make: shell.form("token-create", &[]),
-        link: shell.form("link-make", &[]).map(Form::button),
-        add_key: shell.form("key-add", &[]),
-        roles: visitor.whoami.tenants.clone().into_iter().collect(),
-        refused,
-        shell,
-    }))
+    let status = refused.as_ref().map_or(StatusCode::OK, Problem::status);
+    Ok(shell::answer(
+        status,
+        &Account {
+            everybody: whose == "&all=true",
+            keys: keys.collect(),
+            tokens: tokens.into_iter().map(revoke).collect(),
+            sessions: sessions.into_iter().filter(|session| !session.expired).map(revoke).collect(),
+            own: visitor.whoami.token.as_ref().map(|token| token.id.clone()).unwrap_or_default(),
+            make: shell.form("token-create", &[]),
+            link: shell.form("link-make", &[]).map(Form::button),
+            add_key: shell.form("key-add", &[]),
+            roles: visitor.whoami.tenants.clone().into_iter().collect(),
+            refused,
+            shell,
+        },
+    ))
 }

@@ -6,6 +6,7 @@ use askama::Template;
 use axum::{
     Router,
     extract::{Path, Query as UrlQuery, State},
+    http::StatusCode,
     routing::get,
 };
 
@@ -67,5 +68,6 @@ async fn config(
         })
         .collect();
     let (set, import) = (shell.form("config-set", &env.values()), shell.form("config-import", &env.values()));
-    Ok(shell::page(&Config { shell, env, variables, refused, set, import }))
+    let status = refused.as_ref().map_or(StatusCode::OK, Problem::status);
+    Ok(shell::answer(status, &Config { shell, env, variables, refused, set, import }))
 }

@@ -45,6 +45,8 @@ struct Overview {
     give_up: Option<Form>,
     remote: String,
     manifest: String,
+    /// Of the last minute.
+    figures: Vec<(&'static str, String)>,
 }
 
 impl Overview {
@@ -64,12 +66,14 @@ async fn overview(
     let (here, releases) = (env.api(""), env.api(&format!("/releases?limit={RECENT}")));
     let (builds, deployments) = (env.api(&format!("/builds?limit={RECENT}")), env.api("/deployments?limit=1"));
     let app_path = format!("/v1/apps/{}/{}", shell::encode(&env.tenant), shell::encode(&env.app));
-    let (state, releases, builds, deployments, app) = tokio::try_join!(
+    let metrics = env.api("/metrics");
+    let (state, releases, builds, deployments, app, metrics) = tokio::try_join!(
         client.get::<Environment>(secret, &here),
         client.get::<Page<ReleaseRow>>(secret, &releases),
         client.get::<Page<Build>>(secret, &builds),
         client.get::<Page<Deployment>>(secret, &deployments),
         client.get::<crate::console::model::App>(secret, &app_path),
+        client.get::<serde_json::Value>(secret, &metrics),
     )
     .map_err(told(&visitor))?;
     let shown = |deployment: &Deployment| matches!(deployment.state.as_str(), "running" | "failed");
@@ -101,6 +105,7 @@ async fn overview(
         redeploy: shell.form("redeploy", &env.values()).map(Form::button).filter(|_| has_release),
         remote: remote.map(|one| one.remote.clone()).unwrap_or_default(),
         manifest: app.manifest,
+        figures: super::parts::at_a_glance(&metrics),
         builds: builds.items,
         env,
         state,

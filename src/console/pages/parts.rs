@@ -239,6 +239,13 @@ impl Figure {
     }
 }
 
+/// A few of them, of the last minute, for the overview.
+pub(super) fn at_a_glance(found: &Value) -> Vec<(&'static str, String)> {
+    let few = ["requests_per_second", "p99_ms", "error_share", "cpu_cores", "memory_bytes"];
+    let of = |field: &str| FIGURES.iter().find(|figure| figure.field == field);
+    few.into_iter().filter_map(of).map(|figure| figure.row(found)).map(|(label, now, _)| (label, now)).collect()
+}
+
 /// Three figures.
 fn rounded(value: f64) -> String {
     match value {

@@ -157,6 +157,6 @@ async fn platform(
     let shell = Shell::new(&visitor, "Platform").below(&[("/platform".into(), "platform".into())]);
     let shell = shell.live("type=build.,disk.,collection.,engine.,registry.").done(&query);
     let (collect, make_tenant) = (shell.form("collect", &[("dry_run", "on")]), shell.form("tenant-create", &[]));
-    let add_key = shell.form("key-add", &[]).map(Form::linked);
+    let add_key = shell.form("key-add", &[]);
     Ok(shell::page(&PlatformPage { shell, platform, collect, make_tenant, add_key }))
 }

@@ -56,6 +56,7 @@ struct TenantPage {
     webhooks: Vec<(Webhook, Vec<Form>)>,
     add_webhook: Option<Form>,
     manifest: Option<Form>,
+    require_manifest: bool,
 }
 
 async fn tenant(
@@ -66,8 +67,13 @@ async fn tenant(
 ) -> Result<Rendered, Failed> {
     let base = format!("/v1/tenants/{}", encode(&name));
     let apps_path = format!("/v1/apps?limit=1000&tenant={}", encode(&name));
+    #[derive(Deserialize)]
+    struct About {
+        require_manifest: bool,
+    }
     let (members_path, webhooks_path) = (format!("{base}/members"), format!("{base}/webhooks?limit=1000"));
-    let (apps, members, webhooks) = tokio::try_join!(
+    let (about, apps, members, webhooks) = tokio::try_join!(
+        console.client.get::<About>(&visitor.secret, &base),
         console.client.get::<Page<AppRow>>(&visitor.secret, &apps_path),
         console.client.get::<Vec<Member>>(&visitor.secret, &members_path),
         console.client.get::<Page<Webhook>>(&visitor.secret, &webhooks_path),
@@ -107,7 +113,8 @@ async fn tenant(
         make: form("app-create", &[]),
         invite: form("invite", &[("role", "developer")]),
         add_webhook: form("webhook-add", &[]),
-        manifest: form("manifest-require", &[]).map(Form::linked),
+        manifest: form("manifest-require", if about.require_manifest { &[("require_manifest", "on")] } else { &[] }),
+        require_manifest: about.require_manifest,
         apps: apps.items,
         members,
         webhooks,
