@@ -1,7 +1,9 @@
 //! The platform's pages in a real Chromium: what a person sees, on a phone and on a desktop, by day and by night.
 
 mod chromium;
+pub mod console;
 mod findings;
+pub mod looks;
 mod page;
 
 use std::{fs, path::PathBuf};

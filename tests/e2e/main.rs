@@ -36,8 +36,17 @@ fn trial(platform: &Arc<Platform>, (name, case): Case) -> Trial {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    let beside: Vec<Case> =
-        [apps::CASES, pushes::CASES, commands::CASES, api::CASES, sources::CASES, browser::CASES].concat();
+    let beside: Vec<Case> = [
+        apps::CASES,
+        pushes::CASES,
+        commands::CASES,
+        api::CASES,
+        sources::CASES,
+        browser::CASES,
+        browser::console::CASES,
+        browser::looks::CASES,
+    ]
+    .concat();
     let alone: Vec<Case> = [load::CASES, failures::CASES].concat();
     let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
     if arguments.list || !beside.iter().chain(&alone).any(|(name, _)| wanted(name)) {
