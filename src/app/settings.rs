@@ -166,6 +166,7 @@ pub(super) fn commands(config: &Config) -> CommandSettings {
     CommandSettings {
         ssh_host: config.ssh.host.clone(),
         ssh_port: config.ssh.listen.first().map_or(2222, std::net::SocketAddr::port),
+        api_url: format!("http://localhost:{}", config.api.listen.first().map_or(7000, std::net::SocketAddr::port)),
         base_domain: config.base_domain.clone(),
         run_pids: config.runtime.pids,
         process_defaults: process_defaults(config),

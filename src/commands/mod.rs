@@ -32,6 +32,7 @@ mod pipeline;
 mod ports;
 mod releases;
 mod running;
+mod sessions;
 mod sources;
 mod tenants;
 #[cfg(test)]
@@ -100,6 +101,8 @@ pub struct CommandSettings {
     /// What users type as host name for ssh, and the port.
     pub ssh_host: String,
     pub ssh_port: u16,
+    /// How users reach the API and the console, without a slash at the end.
+    pub api_url: String,
     /// Environments answer below this domain.
     pub base_domain: String,
     /// Processes and threads of a one-off command.
@@ -239,6 +242,7 @@ impl Commands {
             Command::UploadKey { name } => self.upload_key(caller, &name, io).await?,
             Command::Keys(command) => self.keys(caller, command).await?,
             Command::Tokens(command) => self.tokens_of(caller, command).await?,
+            Command::Console => self.console(caller).await?,
             Command::Whoami => self.whoami(caller).await?,
             Command::Tenants(command) => self.tenants(caller, command).await?,
             Command::Apps(command) => self.apps(caller, command).await?,

@@ -42,6 +42,8 @@ pub(crate) enum Command {
     /// Bearer tokens for the API: for programs, and for you in a browser
     #[command(subcommand)]
     Tokens(Tokens),
+    /// A link to sign in with, in a browser: good once, for a few minutes
+    Console,
     /// Who you are, by the key or token you used
     Whoami,
     /// Tenants: who owns apps
@@ -128,6 +130,7 @@ impl Command {
             Self::UploadKey { .. } => "upload-key",
             Self::Keys(_) => "keys",
             Self::Tokens(_) => "tokens",
+            Self::Console => "console",
             Self::Whoami => "whoami",
             Self::Tenants(_) => "tenants",
             Self::Apps(_) => "apps",

@@ -13,8 +13,10 @@ use crate::{
     token::api::TokenSecret,
 };
 
-/// Most tokens of one user, those included that have expired and were not cleared away yet.
+/// Most tokens of one user.
 const MAX_TOKENS: usize = 50;
+/// Most browsers in which one user is signed in; who signs in with another one is signed out where that was done first.
+const MAX_SESSIONS: usize = 20;
 /// Random bytes in an id. Hexadecimal, so that it cannot begin with `-`.
 const ID_BYTES: usize = 6;
 /// Longest name, in characters.
@@ -37,11 +39,11 @@ fn moment(at: Timestamp) -> String {
 }
 
 /// What programs are told about a token; never its hash.
-fn value(token: &ApiToken) -> Value {
+pub(super) fn value(token: &ApiToken) -> Value {
     json!({
         "id": token.id, "name": token.name, "user": token.user, "scope": token.scope, "tenant": token.tenant,
         "created_at": token.created_at, "expires_at": token.expires_at, "last_used_at": token.last_used_at,
-        "expired": token.is_expired(now()), "made_with": token.made_with,
+        "expired": token.is_expired(now()), "made_with": token.made_with, "session": token.session,
     })
 }
 
@@ -54,12 +56,16 @@ fn check_name(name: &str) -> Result<(), CommandError> {
     Err(CommandError::Usage(text))
 }
 
-/// What `tokens create` was asked for.
-struct NewToken {
-    name: String,
-    scope: TokenScope,
-    tenant: Option<TenantName>,
-    expires_at: Timestamp,
+/// A token to be made.
+pub(super) struct NewToken {
+    pub(super) name: String,
+    pub(super) scope: TokenScope,
+    pub(super) tenant: Option<TenantName>,
+    pub(super) expires_at: Timestamp,
+    /// For a browser.
+    pub(super) session: bool,
+    /// With which other one.
+    pub(super) made_with: Option<String>,
 }
 
 impl Commands {
@@ -100,7 +106,9 @@ impl Commands {
         match command {
             nouns::Tokens::Create { name, scope, tenant, expires } => {
                 let expires_at = now() + expires.0;
-                self.create_token(caller, NewToken { name, scope, tenant, expires_at }).await
+                let made_with = caller.rights.as_ref().map(|rights| rights.id.clone());
+                let new = NewToken { name, scope, tenant, expires_at, session: false, made_with };
+                self.create_token(caller, new).await
             }
             nouns::Tokens::List { user, all } => self.list_tokens(caller, user, all).await,
             nouns::Tokens::Revoke { id } => self.revoke_token(caller, &id).await,
@@ -123,7 +131,7 @@ impl Commands {
             new.expires_at = new.expires_at.min(rights.expires_at);
         }
         let secret = TokenSecret::generate();
-        let token = keep_trying(|| self.try_create_token(caller, &new, &secret)).await?;
+        let token = keep_trying(|| self.try_create_token(&caller.user, &new, &secret)).await?;
         let text = format!("token {} made by {}", described(&token.rights()), token.user);
         self.record_token(caller, EventKind::TokenCreated, &token, text).await?;
         Ok(self.created_token(&token, &secret))
@@ -141,21 +149,26 @@ impl Commands {
         )))
     }
 
-    async fn try_create_token(
+    pub(super) async fn try_create_token(
         &self,
-        caller: &Caller,
+        user: &UserName,
         new: &NewToken,
         secret: &TokenSecret,
     ) -> Result<ApiToken, CommandError> {
-        let user = self.store.need::<User>(&caller.user).await?;
-        let listed = self.store.get::<UserTokens>(&caller.user).await?;
+        let user = self.store.need::<User>(user).await?;
+        let listed = self.store.get::<UserTokens>(&user.name).await?;
         let mut tokens = listed.as_ref().map_or_else(BTreeMap::new, |listed| listed.tokens.clone());
-        let mut transaction = self.store.transaction().expect(&user);
-        for expired in self.tokens_in(&tokens).await?.into_iter().filter(|token| token.is_expired(now())) {
-            tokens.remove(&expired.id);
-            transaction = transaction.delete(&expired);
+        // One that was revoked meanwhile makes no other.
+        if new.made_with.as_ref().is_some_and(|maker| !tokens.contains_key(maker)) {
+            return Err(CommandError::Denied("the token that this was asked with is not good any more".into()));
         }
-        if tokens.len() >= MAX_TOKENS {
+        let (kept, gone) = self.make_room(&tokens, new).await?;
+        let mut transaction = self.store.transaction().expect(&user);
+        for token in gone {
+            tokens.remove(&token.id);
+            transaction = transaction.delete(&token);
+        }
+        if !new.session && kept >= MAX_TOKENS {
             return Err(CommandError::Conflict(format!(
                 "you have {MAX_TOKENS} tokens, which is the most; revoke one that is not used any more: `tokens list` says when each was"
             )));
@@ -169,21 +182,35 @@ impl Commands {
             secret_hash: secret.hash(),
             id: id.clone(),
             name: new.name.clone(),
-            user: caller.user.clone(),
+            user: user.name.clone(),
             scope: new.scope,
             tenant: new.tenant.clone(),
             created_at: now(),
             expires_at: new.expires_at,
             last_used_at: None,
-            made_with: caller.rights.as_ref().map(|rights| rights.id.clone()),
+            made_with: new.made_with.clone(),
+            session: new.session,
         };
-        // One that was revoked meanwhile makes no other.
-        if token.made_with.as_ref().is_some_and(|maker| !tokens.contains_key(maker)) {
-            return Err(CommandError::Denied("the token that this was asked with is not good any more".into()));
-        }
         tokens.insert(id, token.secret_hash.clone());
-        write_list(transaction.create(&token), listed.as_ref(), &caller.user, tokens).commit().await?;
+        write_list(transaction.create(&token), listed.as_ref(), &user.name, tokens).commit().await?;
         Ok(token)
+    }
+
+    /// How many tokens there are that are no sessions, and what goes before another one is made: what has expired and, for a session, the oldest
+    /// ones where there would be too many.
+    async fn make_room(
+        &self,
+        listed: &BTreeMap<String, String>,
+        new: &NewToken,
+    ) -> Result<(usize, Vec<Stored<ApiToken>>), StoreError> {
+        let tokens = self.tokens_in(listed).await?;
+        let (mut gone, good): (Vec<_>, Vec<_>) = tokens.into_iter().partition(|token| token.is_expired(now()));
+        let (mut sessions, others): (Vec<_>, Vec<_>) = good.into_iter().partition(|token| token.session);
+        if new.session {
+            sessions.sort_by_key(|session| std::cmp::Reverse(session.created_at));
+            gone.extend(sessions.into_iter().skip(MAX_SESSIONS - 1));
+        }
+        Ok((others.len(), gone))
     }
 
     /// What `tokens create` says: the only time that the secret is.
@@ -266,7 +293,7 @@ impl Commands {
     }
 
     /// Deletes a token and those that were made with it; it is the first of what is returned.
-    async fn try_revoke_token(&self, caller: &Caller, id: &str) -> Result<Vec<ApiToken>, CommandError> {
+    pub(super) async fn try_revoke_token(&self, caller: &Caller, id: &str) -> Result<Vec<ApiToken>, CommandError> {
         let mut listed = self.store.get::<UserTokens>(&caller.user).await?;
         if caller.operator && !listed.as_ref().is_some_and(|listed| listed.tokens.contains_key(id)) {
             let all = self.store.list::<UserTokens>("").await?;
@@ -297,7 +324,7 @@ impl Commands {
     }
 
     /// Records an event about a token: its user's, or, when it is for one, its tenant's.
-    async fn record_token(
+    pub(super) async fn record_token(
         &self,
         caller: &Caller,
         kind: EventKind,

@@ -25,6 +25,9 @@ pub struct ApiToken {
     pub last_used_at: Option<Timestamp>,
     /// The token that it was made with, if it was with one; it goes when that is revoked.
     pub made_with: Option<String>,
+    /// Whether it stands for somebody who is signed in with a browser.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub session: bool,
 }
 
 impl ApiToken {
@@ -43,6 +46,17 @@ impl ApiToken {
             expires_at: self.expires_at,
         }
     }
+}
+
+/// A link to sign in with, once: who follows it is its user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignInLink {
+    /// SHA-256 of the secret in it, hexadecimal.
+    pub secret_hash: String,
+    pub user: UserName,
+    pub expires_at: Timestamp,
+    /// The token that it was asked for with, if it was with one.
+    pub made_with: Option<String>,
 }
 
 /// The tokens of a user, kept as one record, so that their number is bounded whoever makes some at the same time.

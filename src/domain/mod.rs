@@ -22,7 +22,7 @@ pub mod replica;
 pub mod webhook;
 
 pub use access::{Role, TokenScope, Verb};
-pub use api_token::{ApiToken, TokenRights, UserTokens};
+pub use api_token::{ApiToken, SignInLink, TokenRights, UserTokens};
 pub use build::{Build, BuildNumber, BuildState, QueuePlace, Stage};
 pub use cloud_event::CloudEvent;
 pub use cron::{CronJob, CronMark, CronRun, CronState, Overlap};

@@ -5,7 +5,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::domain::{
     ApiToken, App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, DELIVERIES_KEPT, Deployment, DomainClaim,
     Drain, DrainMark, EnvRef, Environment, Event, Invite, JobName, OnceRequest, PublicKey, Release, ReleaseVersion,
-    Tenant, TenantName, Tombstone, User, UserName, UserTokens, Webhook, WebhookDelivery, WebhookId, WebhookMark,
+    SignInLink, Tenant, TenantName, Tombstone, User, UserName, UserTokens, Webhook, WebhookDelivery, WebhookId, WebhookMark,
 };
 
 /// A type that the store keeps, and how its key is made.
@@ -87,6 +87,17 @@ impl Record for Invite {
     }
     fn own_key(&self) -> String {
         Self::id_key(&self.code_hash)
+    }
+}
+
+impl Record for SignInLink {
+    type Id = str;
+    const KIND: &'static str = "sign-in";
+    fn id_key(secret_hash: &str) -> String {
+        secret_hash.to_owned()
+    }
+    fn own_key(&self) -> String {
+        Self::id_key(&self.secret_hash)
     }
 }
 

@@ -12,6 +12,7 @@ mod metrics;
 mod outside;
 mod platform;
 mod run;
+mod sessions;
 mod sources;
 mod tenants;
 
@@ -69,6 +70,7 @@ impl Modify for Bearer {
 fn routes() -> OpenApiRouter<Api> {
     let v1 = OpenApiRouter::new()
         .merge(account::routes())
+        .merge(sessions::routes())
         .merge(tenants::routes())
         .merge(apps::routes())
         .merge(envs::routes())

@@ -132,6 +132,8 @@ pub(in crate::api) struct Token {
     expired: bool,
     /// The id of the token that it was made with
     made_with: Option<String>,
+    /// Whether it stands for somebody who is signed in with a browser
+    session: bool,
 }
 
 /// A token that was made, with its secret.
@@ -150,4 +152,31 @@ pub(in crate::api) struct TokensRevoked {
     /// Their ids
     revoked: Vec<String>,
     user: String,
+}
+
+/// A link to sign in with.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(in crate::api) struct SignInLink {
+    /// For a browser; its last part is the secret
+    url: String,
+    /// Whom it signs in
+    user: String,
+    #[schema(value_type = String, format = DateTime)]
+    expires_at: Moment,
+}
+
+/// Whom a link signs in.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(in crate::api) struct LinkOwner {
+    pub(in crate::api) user: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub(in crate::api) expires_at: Moment,
+}
+
+/// The secret of a link to sign in with.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct LinkSecret {
+    /// The last part of its URL
+    pub(in crate::api) secret: String,
 }

@@ -10,7 +10,7 @@ mod outside;
 mod platform;
 mod tenants;
 
-pub(super) use account::{Key, KeysAdded, NewKeys, NewToken, RoleName, Token, TokenCreated, TokensRevoked, Whoami};
+pub(super) use account::{Key, KeysAdded, LinkOwner, LinkSecret, NewKeys, NewToken, RoleName, SignInLink, Token, TokenCreated, TokensRevoked, Whoami};
 pub(super) use apps::{App, AppCreated, AppRow, CachePurged, Destroyed, NewApp};
 pub(super) use deploy::{
     Build, BuildCancelled, BuildQueued, Deployment, DeploymentBegun, DeploymentCancelled, Promote, Redeploy, Release,

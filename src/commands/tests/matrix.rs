@@ -37,6 +37,7 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("tokens list", [0; 6], Account),
     ("tokens list --all", [3, 3, 3, 0, 3, 0], Account),
     ("tokens revoke nobodys", [4; 6], Account),
+    ("console", [0, 0, 0, 0, 0, 2], Account),
     // Past authorisation, the empty input is what is wrong.
     ("upload-key eve", [3, 3, 3, 2, 3, 2], Account),
     ("tenants create new --owner dan", [3, 3, 3, 0, 3, 0], Account),

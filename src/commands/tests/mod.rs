@@ -262,6 +262,7 @@ impl World {
                 ssh_host: "paas.example.com".into(),
                 ssh_port: 2222,
                 base_domain: "localhost".into(),
+                api_url: "http://localhost:7000".into(),
                 run_pids: 64,
                 process_defaults: Defaults::default(),
                 largest_process: (4000, 4 << 30),

@@ -50,6 +50,7 @@ impl World {
             expires_at,
             last_used_at: None,
             made_with: None,
+            session: false,
         };
         let read = self.store.get::<UserTokens>(&user).await.unwrap();
         let mut tokens = read.map(|read| read.record.tokens).unwrap_or_default();
