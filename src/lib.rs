@@ -1,6 +1,6 @@
 //! Berth: a self-hosted, multi-tenant git-push build-and-deploy server.
 //!
-//! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `api`, `control` → `receive`, `build`, `deploy`,
+//! A folder is one thing; its `mod.rs` is its face. Imports point down only: `app` → `ssh`, `api`, `console`, `control` → `receive`, `build`, `deploy`,
 //! `cron`, `jobs`, `commands`, `logs`, `events`, `drains`, `webhooks`, `metrics` → `runtime`, `registry`, `store`, `git`, `router`,
 //! `outbound` → `plan`, `manifest` → `domain`. ARCHITECTURE.md is the map.
 
@@ -8,6 +8,7 @@ pub mod api;
 pub mod app;
 pub mod build;
 pub mod commands;
+pub mod console;
 pub mod control;
 pub mod cron;
 pub mod deploy;

@@ -18,7 +18,7 @@ mod views;
 
 use std::sync::Arc;
 
-pub use server::{ApiServer, ApiSettings};
+pub use server::{ApiServer, ApiSettings, router};
 
 use crate::commands::Commands;
 

@@ -38,7 +38,13 @@ pub struct ApiSettings {
     pub rate_per_user: NonZeroU32,
 }
 
-/// The API at one address.
+/// The routes of the API.
+pub fn router(commands: Commands, settings: &ApiSettings) -> Router {
+    let (limits, once) = (Limits::new(settings.rate_per_user), Once::new(commands.store.clone()));
+    routes::router(Api(Arc::new(Inner { commands, limits, once })))
+}
+
+/// The API, and whatever is beside it, at one address.
 pub struct ApiServer {
     listener: TcpListener,
     router: Router,
@@ -46,15 +52,13 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Listens at `address`.
+    /// Listens at `address`, and answers what `router` does.
     ///
     /// # Errors
     /// When the address cannot be had.
-    pub async fn bind(address: SocketAddr, commands: Commands, settings: ApiSettings) -> anyhow::Result<Self> {
+    pub async fn bind(address: SocketAddr, router: Router, settings: &ApiSettings) -> anyhow::Result<Self> {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("the API cannot listen at {address}"))?;
-        let (limits, once) = (Limits::new(settings.rate_per_user), Once::new(commands.store.clone()));
-        let router = routes::router(Api(Arc::new(Inner { commands, limits, once })));
         Ok(Self { listener, router, places: Arc::new(Semaphore::new(settings.max_connections)) })
     }
 

@@ -30,9 +30,10 @@ use super::{
     told_registry::ToldRegistry,
 };
 use crate::{
-    api::ApiServer,
+    api::{self, ApiServer},
     build::{BuildParts, Builds},
     commands::{Commands, Services},
+    console,
     control::ControlServer,
     cron::{Cron, CronParts},
     deploy::{Deployer, NetProber, SystemClock},
@@ -414,8 +415,11 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
         let server = SshServer::bind(*address, settings.clone(), host_key.clone(), backend.clone()).await?;
         doors.spawn(server.run(doors.stop.clone()));
     }
+    let (commands, api_settings) = (backend.commands.clone(), settings::api(config));
+    let url = commands.settings.api_url.clone();
+    let site = console::beside(api::router(commands, &api_settings), &url);
     for address in &config.api.listen {
-        let server = ApiServer::bind(*address, backend.commands.clone(), settings::api(config)).await?;
+        let server = ApiServer::bind(*address, site.clone(), &api_settings).await?;
         doors.spawn(server.run(doors.stop.clone()));
     }
     // Last: whoever asks it finds everything ready.

@@ -5,7 +5,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::domain::{
     ApiToken, App, AppRef, Build, BuildNumber, CrashLoops, CronMark, CronRun, DELIVERIES_KEPT, Deployment, DomainClaim,
     Drain, DrainMark, EnvRef, Environment, Event, Invite, JobName, OnceRequest, PublicKey, Release, ReleaseVersion,
-    SignInLink, Tenant, TenantName, Tombstone, User, UserName, UserTokens, Webhook, WebhookDelivery, WebhookId, WebhookMark,
+    SignInLink, Tenant, TenantName, Tombstone, User, UserName, UserTokens, Webhook, WebhookDelivery, WebhookId,
+    WebhookMark,
 };
 
 /// A type that the store keeps, and how its key is made.

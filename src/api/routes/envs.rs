@@ -23,7 +23,7 @@ use crate::{
         problem::{Problem, Refusals},
         views::{
             CronJob, CronRun, Destroyed, Environment, EnvironmentCreated, EnvironmentRow, NewEnvironment, Restart,
-            Scale,
+            Running, Scale,
         },
     },
     commands::{
@@ -39,6 +39,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(list_envs, create_env))
         .routes(routes!(show_env, destroy_env))
+        .routes(routes!(list_running))
         .routes(routes!(show_scale, set_scale, reset_scale))
         .routes(routes!(restart_env))
         .routes(routes!(list_cron_jobs))
@@ -77,6 +78,27 @@ async fn create_env(
 ) -> Result<Response, Problem> {
     let ask = Ask::new(Command::Envs(Envs::Create { env: parse(&new.name)? }));
     super::create::<EnvironmentCreated>(&api, caller, &headers, ("/envs", &new), Answers::Kept, ask).await
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct RunningQuery {
+    /// Also what each process type waits for, since when and until when
+    #[serde(default)]
+    #[param(required = false)]
+    why: bool,
+}
+
+/// What runs in your environments, in a few words
+#[utoipa::path(get, path = "/running", tag = "environments", params(RunningQuery, PageQuery), responses((status = 200, body = Page<Running>), Refusals))]
+async fn list_running(
+    State(api): State<Api>,
+    caller: Caller,
+    Asked(query): Asked<RunningQuery>,
+    Asked(page): Asked<PageQuery>,
+) -> Result<Json<Page<Running>>, Problem> {
+    let list = api.ask(caller, Ask::new(Command::Ps { env: None, why: query.why })).await?;
+    Ok(Json(page.page(list, &["env"])?))
 }
 
 /// An environment, what runs in it, and what it waits for

@@ -99,6 +99,32 @@ pub(in crate::api) struct Replica {
     reason: Option<String>,
 }
 
+/// What runs in an environment, in a few words.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct Running {
+    env: String,
+    /// The version of the release that was deployed last
+    release: Option<u64>,
+    /// Whether what runs is what should
+    settled: bool,
+    /// Not there where what is waited for is asked for
+    #[serde(default)]
+    processes: Vec<RunningProcess>,
+    /// What is waited for, for people
+    waiting: Vec<String>,
+    #[serde(default)]
+    why: Vec<Wait>,
+}
+
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct RunningProcess {
+    process: String,
+    ready: u32,
+    wanted: u32,
+}
+
 /// Replicas by process type.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

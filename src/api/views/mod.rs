@@ -10,7 +10,10 @@ mod outside;
 mod platform;
 mod tenants;
 
-pub(super) use account::{Key, KeysAdded, LinkOwner, LinkSecret, NewKeys, NewToken, RoleName, SignInLink, Token, TokenCreated, TokensRevoked, Whoami};
+pub(super) use account::{
+    Key, KeysAdded, LinkOwner, LinkSecret, NewKeys, NewToken, RoleName, SignInLink, Token, TokenCreated, TokensRevoked,
+    Whoami,
+};
 pub(super) use apps::{App, AppCreated, AppRow, CachePurged, Destroyed, NewApp};
 pub(super) use deploy::{
     Build, BuildCancelled, BuildQueued, Deployment, DeploymentBegun, DeploymentCancelled, Promote, Redeploy, Release,
@@ -18,7 +21,7 @@ pub(super) use deploy::{
 };
 pub(super) use environments::{
     ConfigChanged, CronJob, CronRun, Domain, Environment, EnvironmentCreated, EnvironmentRow, NewEnvironment, Restart,
-    Scale,
+    Running, Scale,
 };
 pub(super) use outside::{Delivery, Drain, DrainChanged, Webhook, WebhookRemoved};
 pub(super) use platform::{Collect, Collected};

@@ -1,0 +1,179 @@
+// Keeps pages up to date: what the server renders is rendered again when something happens, and put in place without losing
+// where one is. Without this script everything works, after a reload.
+"use strict";
+(() => {
+  const main = document.getElementById("main");
+  const live = document.getElementById("live");
+  const MOST_LINES = 5000;
+
+  // Moments in words.
+  const words = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "narrow" });
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+  function tellTimes(within) {
+    for (const time of within.querySelectorAll("time[datetime]:not(.log time)")) {
+      const moment = new Date(time.dateTime);
+      const away = (moment - Date.now()) / 1000;
+      const [unit, size] = units.find(([, size]) => Math.abs(away) >= size) || units[3];
+      time.title = moment.toLocaleString();
+      const text = Math.abs(away) < 1 ? "now" : words.format(Math.trunc(away / size), unit);
+      if (time.textContent !== text) time.textContent = text;
+    }
+  }
+
+  // The page, made again.
+  let busy = false, again = false;
+  async function refresh() {
+    if (busy) { again = true; return; }
+    busy = true;
+    try {
+      const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+      if (answer.redirected && new URL(answer.url).pathname === "/sign-in") { location.reload(); return; }
+      if (!answer.ok) return;
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+      for (const notice of fresh.querySelectorAll(":scope > .notice[role=status]")) notice.remove();
+      tellTimes(fresh);
+      copiers(fresh);
+      const open = new Set([...main.querySelectorAll("details[open][id]")].map((one) => one.id));
+      for (const one of fresh.querySelectorAll("details[id]")) if (open.has(one.id)) one.open = true;
+      Idiomorph.morph(main, fresh, {
+        morphStyle: "innerHTML",
+        ignoreActiveValue: true,
+        callbacks: {
+          // What somebody fills in, and what grows by itself, is left alone.
+          beforeNodeMorphed: (old) => !(old instanceof Element && (old.hasAttribute("data-keep") || (old.matches("form") && old.contains(document.activeElement)))),
+        },
+      });
+    } catch (error) {
+      console.debug(error);
+    } finally {
+      busy = false;
+      if (again) { again = false; soon(); }
+    }
+  }
+  let waiting = 0;
+  function soon() {
+    if (!waiting) waiting = setTimeout(() => { waiting = 0; refresh(); }, 150);
+  }
+
+  function say(text) {
+    live.hidden = !text;
+    live.textContent = text;
+  }
+
+  // A stream that comes back by itself; `heard` gets each message.
+  function stream(path, heard, ended) {
+    let source;
+    const open = () => {
+      source = new EventSource(path);
+      source.onopen = () => say("");
+      source.onmessage = heard;
+      source.addEventListener("missed", (message) => heard(message, true));
+      source.addEventListener("end", (message) => { source.close(); ended(message); });
+      source.onerror = () => {
+        say("Not connected; trying again…");
+        // A refusal does not come back by itself: whoever is signed out is sent to where one signs in.
+        if (source.readyState === EventSource.CLOSED) { refresh(); setTimeout(open, 5000); }
+      };
+    };
+    open();
+    addEventListener("pagehide", () => source.close());
+    addEventListener("pageshow", (event) => { if (event.persisted) { open(); refresh(); } });
+  }
+
+  if (document.body.dataset.live) {
+    stream(document.body.dataset.live, soon, () => setTimeout(() => location.reload(), 2000));
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) soon(); });
+  }
+
+  // Text is only ever put in as text; colours of terminals are left out, other control characters show.
+  const CODES = /\u001b\[[0-9;:?]*[ -\/]*[@-~]|\u001b\][^\u0007\u001b]*(?:\u0007|\u001b\\)/g;
+  const clean = (text) => text.replace(CODES, "").replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+
+  const log = document.getElementById("log");
+  if (log) {
+    log.scrollTop = log.scrollHeight;
+    if (log.dataset.follow) follow(log);
+  }
+
+  function follow(log) {
+    const add = (row) => {
+      const below = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+      log.append(row);
+      while (log.childElementCount > MOST_LINES) log.firstElementChild.remove();
+      if (below) log.scrollTop = log.scrollHeight;
+      document.getElementById("no-lines")?.remove();
+    };
+    const row = (kind, ...parts) => {
+      const made = document.createElement("div");
+      made.className = kind;
+      made.append(...parts);
+      return made;
+    };
+    const heard = (message, missed) => {
+      const said = JSON.parse(message.data);
+      if (missed) return add(row("missed", `… ${said.lines ?? "some"} lines were missed`));
+      if (log.dataset.kind === "build") return add(row("", clean(said.line)));
+      const time = document.createElement("time"), who = document.createElement("b");
+      time.dateTime = said.at;
+      time.textContent = `${said.at.slice(0, 19).replace("T", " ")} UTC`;
+      who.textContent = clean(said.process);
+      add(row(said.source + (said.stream === "stderr" ? " err" : ""), time, " ", who, " ", clean(said.text)));
+    };
+    stream(log.dataset.follow, heard, () => { if (log.dataset.kind === "build") soon(); });
+  }
+
+  // Charts.
+  const charts = document.getElementById("charts");
+  if (charts && window.uPlot) draw(charts);
+
+  function draw(charts) {
+    const style = getComputedStyle(document.documentElement);
+    const colours = ["#2a8fd6", "#d9822b", "#b04bc0", "#cf3f38"];
+    const ink = style.getPropertyValue("--pico-muted-color").trim() || "#666";
+    const rule = style.getPropertyValue("--line").trim() || "#ccc";
+    const plots = [...charts.querySelectorAll(".chart")].map((box) => {
+      const names = box.dataset.series.split(" ");
+      const axis = { stroke: ink, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
+      const plot = new uPlot({
+        width: box.clientWidth, height: 170, legend: { show: names.length > 1 },
+        axes: [axis, { ...axis, size: 52 }],
+        scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1)] } },
+        series: [{}, ...names.map((name, at) => ({ label: name.replace(/_/g, " "), stroke: colours[at % 4], width: 1.6, spanGaps: false }))],
+      }, [[], ...names.map(() => [])], box);
+      return { box, names, plot, scale: Number(box.dataset.scale || 1) };
+    });
+    const load = async () => {
+      const hours = Number(charts.dataset.hours);
+      const from = new Date(Date.now() - hours * 3600e3).toISOString();
+      const answer = await fetch(`${charts.dataset.charts}&from=${encodeURIComponent(from)}`);
+      if (!answer.ok) return;
+      const { series } = await answer.json();
+      const at = series.at.map((moment) => Date.parse(moment) / 1000);
+      for (const { names, plot, scale } of plots) {
+        plot.setData([at, ...names.map((name) => series[name].map((value) => (value === null ? null : value / scale)))]);
+      }
+    };
+    new ResizeObserver(() => { for (const { box, plot } of plots) plot.setSize({ width: box.clientWidth, height: 170 }); }).observe(charts);
+    load();
+    // A point is measured every ten seconds, and nothing tells of it.
+    setInterval(() => { if (!document.hidden) { load(); refresh(); } }, 10000);
+  }
+
+  // Buttons that copy.
+  function copiers(within) {
+    if (!navigator.clipboard) return;
+    for (const text of within.querySelectorAll("pre.copy")) after(text);
+  }
+  function after(text) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "secondary outline small copier";
+    button.textContent = "Copy";
+    button.onclick = async () => { await navigator.clipboard.writeText(text.textContent); button.textContent = "Copied"; };
+    text.after(button);
+  }
+
+  tellTimes(document);
+  copiers(document);
+  setInterval(() => tellTimes(document), 5000);
+})();

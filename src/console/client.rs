@@ -1,0 +1,137 @@
+//! Asks the API, as any other client does, but without a network in between.
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Method, Request, Response, StatusCode, header},
+};
+use http_body_util::{BodyExt, Limited};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use tower::ServiceExt;
+
+use super::session::Secret;
+
+/// Largest answer that is taken as a whole, in bytes.
+const MOST: usize = 16 << 20;
+
+/// Why the API did not do as asked (RFC 9457).
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Problem {
+    pub(super) status: u16,
+    #[serde(default)]
+    pub(super) title: String,
+    #[serde(default)]
+    pub(super) detail: String,
+    pub(super) hint: Option<String>,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, title: &str, detail: impl Into<String>) -> Self {
+        Self { status: status.as_u16(), title: title.to_owned(), detail: detail.into(), hint: None }
+    }
+
+    /// A fault of ours, which the log tells about.
+    pub(super) fn broken(error: impl std::fmt::Display) -> Self {
+        tracing::error!(%error, "a page of the console could not be made");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "The server is at fault", "the server's log says why")
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+/// A part of a list.
+#[derive(Debug, Deserialize)]
+pub(super) struct Page<T> {
+    pub(super) items: Vec<T>,
+    pub(super) next: Option<String>,
+}
+
+/// Clones share it.
+#[derive(Clone)]
+pub(super) struct Client(Router);
+
+impl Client {
+    pub(super) fn new(api: Router) -> Self {
+        Self(api)
+    }
+
+    /// What is at a path of the API, as in `/v1/whoami`.
+    pub(super) async fn get<T: DeserializeOwned>(&self, secret: &Secret, path: &str) -> Result<T, Problem> {
+        let answer = self.send(Some(secret), Method::GET, path, None).await?;
+        serde_json::from_value(answer).map_err(|error| Problem::broken(format!("{path}: {error}")))
+    }
+
+    /// Does something; the answer is null where there is none.
+    pub(super) async fn send(
+        &self,
+        secret: Option<&Secret>,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Problem> {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(secret) = secret {
+            request = request.header(header::AUTHORIZATION, secret.bearer());
+        }
+        self.take(request, body).await
+    }
+
+    /// Sends a request with a body of JSON, if any; the answer is null where there is none.
+    pub(super) async fn take(
+        &self,
+        request: axum::http::request::Builder,
+        body: Option<&Value>,
+    ) -> Result<Value, Problem> {
+        let request = match body {
+            Some(body) => request.header(header::CONTENT_TYPE, "application/json").body(Body::from(body.to_string())),
+            None => request.body(Body::empty()),
+        };
+        json(self.ask(request.map_err(Problem::broken)?).await?).await
+    }
+
+    /// Text, as logs are.
+    pub(super) async fn lines(&self, secret: &Secret, path: &str) -> Result<String, Problem> {
+        let request = Request::builder().uri(path).header(header::AUTHORIZATION, secret.bearer());
+        let request = request.header(header::ACCEPT, "application/x-ndjson").body(Body::empty());
+        let bytes = whole(self.ask(request.map_err(Problem::broken)?).await?).await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// An answer that need not be at hand as a whole.
+    ///
+    /// # Errors
+    /// The API's problem, when its answer is one.
+    pub(super) async fn ask(&self, request: Request<Body>) -> Result<Response<Body>, Problem> {
+        let response = match self.0.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(response);
+        }
+        let bytes = whole(response).await?;
+        Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| Problem::broken(String::from_utf8_lossy(&bytes))))
+    }
+}
+
+async fn whole(response: Response<Body>) -> Result<bytes::Bytes, Problem> {
+    let body = Limited::new(response.into_body(), MOST).collect().await;
+    body.map(|body| body.to_bytes()).map_err(Problem::broken)
+}
+
+/// An answer as JSON; what is none is text, as the output of a command is.
+pub(super) async fn json(response: Response<Body>) -> Result<Value, Problem> {
+    let bytes = whole(response).await?;
+    Ok(serde_json::from_slice(&bytes).unwrap_or_else(|_| match bytes.is_empty() {
+        true => Value::Null,
+        false => Value::String(String::from_utf8_lossy(&bytes).into_owned()),
+    }))
+}
+
+/// An answer as text.
+pub(super) async fn text(response: Response<Body>) -> Result<String, Problem> {
+    Ok(String::from_utf8_lossy(&whole(response).await?).into_owned())
+}

@@ -1,0 +1,140 @@
+//! A tenant: its apps, members and webhooks.
+
+use askama::Template;
+use axum::{
+    Router,
+    extract::{Path, Query as UrlQuery, State},
+    routing::get,
+};
+use serde::Deserialize;
+
+use super::{Failed, told};
+use crate::console::{
+    Console,
+    client::Page,
+    forms::Form,
+    model::{AppRow, Member},
+    session::Visitor,
+    shell::{self, Query, Rendered, Shell, encode},
+};
+use crate::domain::Timestamp;
+
+pub(super) fn routes() -> Router<Console> {
+    Router::new().route("/tenants/{tenant}", get(tenant)).route("/tenants/{tenant}/webhooks/{id}", get(webhook))
+}
+
+#[derive(Debug, Deserialize)]
+struct Webhook {
+    id: String,
+    url: String,
+    types: Vec<String>,
+    enabled: bool,
+    disabled_reason: Option<String>,
+    failing_since: Option<Timestamp>,
+    missed: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Delivery {
+    r#type: String,
+    attempt: u32,
+    at: Timestamp,
+    duration_ms: u64,
+    status: Option<u16>,
+    error: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "tenant.html", config = "src/console/askama.toml")]
+struct TenantPage {
+    shell: Shell,
+    name: String,
+    apps: Vec<AppRow>,
+    make: Option<Form>,
+    members: Vec<(Member, Option<Form>, Option<Form>)>,
+    invite: Option<Form>,
+    webhooks: Vec<(Webhook, Vec<Form>)>,
+    add_webhook: Option<Form>,
+    manifest: Option<Form>,
+}
+
+async fn tenant(
+    State(console): State<Console>,
+    visitor: Visitor,
+    Path(name): Path<String>,
+    UrlQuery(query): UrlQuery<Query>,
+) -> Result<Rendered, Failed> {
+    let base = format!("/v1/tenants/{}", encode(&name));
+    let apps_path = format!("/v1/apps?limit=1000&tenant={}", encode(&name));
+    let (members_path, webhooks_path) = (format!("{base}/members"), format!("{base}/webhooks?limit=1000"));
+    let (apps, members, webhooks) = tokio::try_join!(
+        console.client.get::<Page<AppRow>>(&visitor.secret, &apps_path),
+        console.client.get::<Vec<Member>>(&visitor.secret, &members_path),
+        console.client.get::<Page<Webhook>>(&visitor.secret, &webhooks_path),
+    )
+    .map_err(told(&visitor))?;
+    let shell = Shell::new(&visitor, &name).below(&[(format!("/tenants/{name}"), name.clone())]);
+    let shell = shell.live(&format!("tenant={}", encode(&name))).done(&query);
+    let own = [("tenant", name.as_str())];
+    let with = |more: &[(&'static str, &str)]| -> Vec<(String, String)> {
+        own.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let form = |action: &str, more: &[(&'static str, &str)]| {
+        let values = with(more);
+        let values: Vec<(&str, &str)> = values.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        shell.form(action, &values)
+    };
+    let button = |action: &str, more: &[(&'static str, &str)]| form(action, more).map(Form::button);
+    let members = members
+        .into_iter()
+        .map(|member| {
+            let set = form("member-set", &[("user", &member.user), ("role", &member.role)]).map(Form::linked);
+            let remove = button("member-remove", &[("user", &member.user)]);
+            (member, set, remove)
+        })
+        .collect();
+    let webhooks = webhooks
+        .items
+        .into_iter()
+        .map(|webhook| {
+            let switch = if webhook.enabled { "webhook-disable" } else { "webhook-enable" };
+            let forms = ["webhook-test", switch, "webhook-remove"];
+            let forms = forms.into_iter().filter_map(|action| button(action, &[("id", &webhook.id)])).collect();
+            (webhook, forms)
+        })
+        .collect();
+    Ok(shell::page(&TenantPage {
+        make: form("app-create", &[]),
+        invite: form("invite", &[("role", "developer")]),
+        add_webhook: form("webhook-add", &[]),
+        manifest: form("manifest-require", &[]).map(Form::linked),
+        apps: apps.items,
+        members,
+        webhooks,
+        name,
+        shell,
+    }))
+}
+
+#[derive(Template)]
+#[template(path = "webhook.html", config = "src/console/askama.toml")]
+struct WebhookPage {
+    shell: Shell,
+    deliveries: Vec<Delivery>,
+}
+
+async fn webhook(
+    State(console): State<Console>,
+    visitor: Visitor,
+    Path((name, id)): Path<(String, String)>,
+    UrlQuery(query): UrlQuery<Query>,
+) -> Result<Rendered, Failed> {
+    let path = format!("/v1/tenants/{}/webhooks/{}/deliveries?limit=100", encode(&name), encode(&id));
+    let page = console.client.get::<Page<Delivery>>(&visitor.secret, &path).await.map_err(told(&visitor))?;
+    let shell = Shell::new(&visitor, format!("Webhook {id}")).below(&[
+        (format!("/tenants/{name}"), name.clone()),
+        (format!("/tenants/{name}/webhooks/{id}"), format!("webhook {id}")),
+    ]);
+    let shell = shell.live(&format!("tenant={}&type=webhook.", encode(&name))).done(&query);
+    Ok(shell::page(&WebhookPage { shell, deliveries: page.items }))
+}

@@ -1,0 +1,1 @@
+//! The console over the API over services in memory.
