@@ -9,7 +9,7 @@ use std::{
 /// The floors, from the ground up; ARCHITECTURE.md says the same in words.
 const FLOORS: [&[&str]; 6] = [
     &["domain"],
-    &["plan", "manifest", "token", "keys", "places", "disk"],
+    &["plan", "manifest", "token", "keys", "places", "disk", "traces"],
     &["runtime", "registry", "store", "git", "router", "outbound"],
     &[
         "receive", "build", "deploy", "cron", "jobs", "commands", "logs", "gc", "events", "drains", "webhooks",

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use super::{Api, problem::Problem};
-use crate::commands::Caller;
+use super::{Api, declared, problem::Problem};
+use crate::{commands::Caller, domain::TraceContext};
 
 /// Largest body of a request, in bytes, where nothing else is said.
 const MAX_BODY: usize = 1 << 20;
@@ -27,6 +27,19 @@ impl FromRequestParts<Api> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
+        let Scraper(caller) = Scraper::from_request_parts(parts, api).await?;
+        caller.need_commands()?;
+        Ok(caller)
+    }
+}
+
+/// Who asks, perhaps with a token that is for the platform's metrics alone: for the route of these.
+pub(super) struct Scraper(pub(super) Caller);
+
+impl FromRequestParts<Api> for Scraper {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
         let header = parts.headers.get(header::AUTHORIZATION);
         let header = header.ok_or_else(|| unauthenticated("the request has no Authorization header"))?;
         let secret = header.to_str().ok().and_then(|text| text.split_once(' '));
@@ -36,8 +49,16 @@ impl FromRequestParts<Api> for Caller {
         let caller = api.authenticate_token(secret).await.map_err(Problem::broken)?;
         let caller = caller.ok_or_else(|| unauthenticated("this token is unknown, has expired or was revoked"))?;
         api.0.limits.may_ask(&caller.user)?;
-        Ok(caller)
+        declared::check_query(parts)?;
+        Ok(Self(Caller { trace: trace_of(parts), ..caller }))
     }
+}
+
+/// The trace that the caller's request is a part of (W3C Trace Context, section 3.2). What is none is ignored, as the standard wants.
+fn trace_of(parts: &Parts) -> Option<TraceContext> {
+    let mut headers = parts.headers.get_all("traceparent").iter();
+    let header = headers.next().filter(|_| headers.next().is_none())?;
+    header.to_str().ok()?.trim().parse().ok()
 }
 
 /// The names in the path.
@@ -54,7 +75,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Api> for Names<T> {
     }
 }
 
-/// The query. Names in it that nobody knows are left out of account.
+/// The query, or a part of it: that it has no names that nobody knows is seen to with [`Caller`].
 pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequestParts<Api> for Asked<T> {

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::problem::Problem;
 use crate::{
+    commands::Caller,
     domain::{OnceRequest, Timestamp, UserName},
     store::{Store, StoreError, Stored},
 };
@@ -55,10 +56,10 @@ impl Once {
     /// Does `work` unless the same was done with the key of this request; without a key, does it. `request`: what was asked, and of what.
     ///
     /// # Errors
-    /// Those of the work; when the key was used for another request, or its request is under way or its end unknown.
+    /// Those of the work; when the key was used for another request or with another token, or its request is under way or its end unknown.
     pub(super) async fn run(
         &self,
-        user: &UserName,
+        caller: &Caller,
         headers: &HeaderMap,
         request: (&str, &Value),
         answers: Answers,
@@ -69,19 +70,19 @@ impl Once {
         let key =
             key.ok_or_else(|| Problem::bad_request(format!("Idempotency-Key is 1 to {MAX_KEY} visible characters")))?;
         let begun = OnceRequest {
-            user: user.clone(),
+            user: caller.user.clone(),
+            token: caller.rights.as_ref().map_or_else(String::new, |rights| rights.id.clone()),
             key_hash: hash(&[key]),
             request_hash: hash(&[request.0, &request.1.to_string()]),
             at: Timestamp::now(),
             server: self.server,
             answer: None,
         };
-        if let Some(known) =
-            self.store.get::<OnceRequest>(&(user.clone(), begun.key_hash.clone())).await.map_err(Problem::broken)?
-        {
+        let id = (begun.user.clone(), begun.key_hash.clone());
+        if let Some(known) = self.store.get::<OnceRequest>(&id).await.map_err(Problem::broken)? {
             return self.again(&known, &begun);
         }
-        self.sweep(user).await?;
+        self.sweep(&begun.user).await?;
         match self.store.transaction().create(&begun).commit().await {
             Ok(_) => {}
             Err(StoreError::Conflict(_)) => return Err(under_way()),
@@ -99,6 +100,12 @@ impl Once {
     }
 
     fn again(&self, known: &OnceRequest, asked: &OnceRequest) -> Result<Response, Problem> {
+        // Before anything is told of the request: this token may be good for less than that one.
+        if known.token != asked.token {
+            let text = "this Idempotency-Key was used with another token of yours, and what came of it is told to that one alone";
+            let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, text);
+            return Err(problem.with_hint("look whether it was done, and if not, ask with a new key"));
+        }
         if known.request_hash != asked.request_hash {
             let problem =
                 Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "this Idempotency-Key was used for another request");

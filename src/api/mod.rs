@@ -3,6 +3,7 @@
 //! A route turns a request into what a command asks, and what that answers into a view; it decides nothing. Who may do what is decided by
 //! `commands`. What went wrong is told as problem details (RFC 9457). `openapi` is written from the same code.
 
+mod declared;
 mod entity;
 mod extract;
 mod idempotency;

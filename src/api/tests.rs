@@ -1,5 +1,7 @@
 //! The API over services in memory: what each route takes, answers and refuses.
 
+mod refusals;
+
 use std::num::NonZeroU32;
 
 use axum::{
@@ -111,6 +113,7 @@ async fn whatever_can_be_read_is_as_documented() {
         "/v1/keys",
         "/v1/tokens",
         "/v1/tenants",
+        "/v1/tenants/acme",
         "/v1/tenants/acme/members",
         "/v1/apps",
         "/v1/apps?tenant=acme",
@@ -140,6 +143,13 @@ async fn whatever_can_be_read_is_as_documented() {
         assert!(answer.body.is_object() || answer.body.is_array(), "{path}: {answer:?}");
     }
     server.ask(&opal, "GET", "/v1/keys?all=true", None).await.is(200);
+    let events = server.ask(&opal, "GET", "/v1/events?type=token.", None).await.is(200).body;
+    let source = events["items"][0]["source"].as_str().unwrap();
+    assert!(source.starts_with("https://berth.example.com/"), "{source}");
+    let platform = server.ask(&opal, "GET", "/v1/platform", None).await.is(200).body;
+    assert_eq!((&platform["engine"]["answers"], &platform["missing"][0]["what"]), (&json!(false), &json!("engine")));
+    assert_eq!((&platform["counts"]["tenants"], &platform["counts"]["replicas_wanted"]), (&json!(2), &json!(3)));
+    server.ask(&olga, "GET", "/v1/platform", None).await.is(403);
     server.ask(&opal, "POST", "/v1/collections", Some(json!({"dry_run": true}))).await.is(200);
 }
 
@@ -410,6 +420,13 @@ async fn what_is_asked_twice_with_one_key_is_done_once() {
     let again = make(&olga, "acme/one").await.is(201);
     assert_eq!((first.body, &again.headers["idempotency-replayed"]), (again.body, &"true".parse().unwrap()));
     make(&olga, "acme/two").await.is(422);
+    // Another token of hers is not told what came of it, and does not do it again.
+    let (second, read) = (server.token("olga").await, server.scoped("olga", "--scope read").await);
+    for token in [&second, &read] {
+        let other = make(token, "acme/one").await.is(422);
+        assert!(other.body["detail"].as_str().unwrap().contains("another token"), "{other:?}");
+        assert!(!other.body.to_string().contains("manifest"), "{other:?}");
+    }
     // The key is one's own, and what failed is tried again.
     make(&dan, "acme/one").await.is(403);
     make(&dan, "acme/one").await.is(403);
@@ -483,12 +500,17 @@ async fn the_document_and_its_pages_are_served() {
             let Ok(_) = method.to_uppercase().parse::<Method>() else { continue };
             ids.push(operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}")).to_owned());
             assert!(operation["responses"]["401"].is_object() && operation["summary"].is_string(), "{method} {path}");
+            for (status, answer) in operation["responses"].as_object().unwrap() {
+                assert!(answer["description"].is_string(), "{method} {path} does not say what {status} is");
+            }
         }
     }
     let text = document.to_string();
     for reference in text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
         assert!(document["components"]["schemas"][reference].is_object(), "{reference} is not described");
     }
+    let schemas = &document["components"]["schemas"];
+    assert_eq!(schemas["Page_Build"]["properties"]["items"]["items"]["$ref"], "#/components/schemas/Build");
     let all = ids.len();
     ids.sort();
     ids.dedup();

@@ -74,9 +74,12 @@ enum Command {
     UploadKey { name: UserName },
     /// Say whether the server runs, and what it lacks: the engine, the registry, room on disk
     Status {
-        /// Print JSON for programs: a list of what is missing
+        /// Print JSON for programs: a list of what is missing (with --full, an object)
         #[arg(long)]
         json: bool,
+        /// Also how everything is that it does not lack: queues, room on disk, replicas
+        #[arg(long)]
+        full: bool,
     },
     /// Write the records, repositories, keys and images that cannot be made anew into a file, while the server runs
     Backup {
@@ -124,7 +127,11 @@ pub fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Command::UploadKey { name } => host_command(&line.place, &["upload-key", name.as_str()]),
-        Command::Status { json } => super::status::run(&line.place, json),
+        Command::Status { json, full: true } => {
+            let words = [Some("status"), json.then_some("--json")];
+            host_command(&line.place, &words.into_iter().flatten().collect::<Vec<_>>())
+        }
+        Command::Status { json, full: false } => super::status::run(&line.place, json),
         Command::Backup { output } => super::backup::backup(&line.place, output),
         Command::Restore { file } => super::backup::restore(&line.place, &file),
         Command::Gc { dry_run, json } => {

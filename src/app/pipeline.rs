@@ -66,6 +66,7 @@ impl Pipeline for BuildPipeline {
             supersede: push.options.supersede,
             held: true,
             timings: push.timings,
+            trace: push.trace,
         };
         self.builds.enqueue(new).await.map_err(|error| match error {
             EnqueueError::Busy(build) => QueueError::Busy(build),

@@ -25,7 +25,7 @@ use super::{
     reserve, room,
     routes::RouteFiles,
     secrets, settings,
-    status::Status,
+    status::{RegistrySize, Status},
     telemetry,
     told_registry::ToldRegistry,
 };
@@ -38,6 +38,7 @@ use crate::{
     cron::{Cron, CronParts},
     deploy::{Deployer, NetProber, SystemClock},
     disk::DiskFloor,
+    domain::Timestamp,
     drains::{DrainParts, Drains},
     events::EventHub,
     gc::{Gc, GcParts},
@@ -45,6 +46,7 @@ use crate::{
     keys,
     logs::{Logs, access::AccessReceiver, collector::Collector},
     metrics::{Metrics, MetricsParts},
+    open_files,
     outbound::Outbound,
     receive::{Receive, install_hooks},
     registry::{
@@ -54,11 +56,16 @@ use crate::{
     runtime::{LateRuntime, Runtime, docker::DockerRuntime},
     ssh::SshServer,
     store::Store,
+    traces::Traces,
     webhooks::{WebhookParts, Webhooks},
 };
 
 /// How long the start waits for the stacks to be in the registry.
 const STACKS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Open files that are reckoned with: of one SSH connection, whose git has pipes, and of everything that is no client.
+const FILES_OF_SSH: u64 = 8;
+const FILES: u64 = 2048;
 
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
@@ -66,20 +73,26 @@ pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
     #[cfg(feature = "fail-points")]
     super::fail_points::arm()?;
     let config = place.load()?;
+    let (traces, export) = telemetry::start_traces(&config.telemetry)?;
+    let (api, ssh) = (config.api.max_connections as u64, config.ssh.max_connections as u64);
+    open_files::raise_limit(api + ssh * FILES_OF_SSH + FILES);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("serve").build()?;
-    let done = runtime.block_on(serve(config));
+    let done = runtime.block_on(serve(config, &traces));
     // Blocking work that is left has had its time.
     runtime.shutdown_timeout(Duration::from_secs(5));
+    if let Some(export) = export {
+        export.stop();
+    }
     done.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, traces: &Traces) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let data = DataDir::open(&config.data_dir)?;
     let store = reserve::open(&data, config.disk.min_free.0)?;
     let server = tokio::select! {
-        server = Server::start(&config, &data, &store) => server?,
+        server = Server::start(&config, &data, &store, traces) => server?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -148,10 +161,13 @@ struct Ground<'c> {
     repositories: Repositories,
     logs: Logs,
     events: EventHub,
+    started_at: Timestamp,
+    traces: &'c Traces,
 }
 
 impl Server {
-    async fn start(config: &Config, data: &DataDir, store: &Store) -> anyhow::Result<Self> {
+    async fn start(config: &Config, data: &DataDir, store: &Store, traces: &Traces) -> anyhow::Result<Self> {
+        let started_at = Timestamp::now();
         let mut ground = Layer::new("ground");
         let (registry, keeper) = start_registry(config, data, &mut ground).await?;
         let disk = room::disk_floor(config, data);
@@ -160,14 +176,26 @@ impl Server {
         let logs = start_logs(config, data, &runtime, &mut ground)?;
         let repositories = Repositories::new(data.join("repositories"));
         // Below those who tell it something.
-        let (events, hub) = EventHub::start(store.clone(), "").await?;
+        let (events, hub) = EventHub::start(store.clone(), &config.api_url()).await?;
         ground.spawn(hub.run(ground.stop.clone()));
         let registry: Arc<dyn Registry> = Arc::new(ToldRegistry::new(registry, events.sink().clone()));
-        let on = Ground { config, data, store: store.clone(), disk, registry, runtime, repositories, logs, events };
+        let on = Ground {
+            config,
+            data,
+            store: store.clone(),
+            disk,
+            registry,
+            runtime,
+            repositories,
+            logs,
+            events,
+            started_at,
+            traces,
+        };
 
         let mut work = Layer::new("work");
         on.repositories.clean()?;
-        let deployer = start_deployer(config, data, store, &on.runtime, &on.logs, &mut work)?;
+        let deployer = on.start_deployer(&mut work)?;
         let builds = on.start_builds(&deployer, &mut work).await?;
         let git = find_git(config, data)?;
         let gc = on.start_collections(keeper, &git, &builds, &mut work);
@@ -175,7 +203,7 @@ impl Server {
         let tokens = Arc::new(secrets::token_key(&data.join(TOKEN_KEY))?);
         let pipeline = BuildPipeline { builds: builds.clone(), logs: on.logs.clone(), tokens: tokens.clone() };
         let stop = CancellationToken::new();
-        let settings = settings::receive(config, on.disk.clone())?;
+        let settings = settings::receive(config, on.disk.clone(), traces)?;
         let repositories = on.repositories.clone();
         let receive = Receive::new(settings, git, repositories, store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
@@ -184,6 +212,7 @@ impl Server {
         let outbound = Outbound::new(settings::outbound(config)?)?;
         let webhooks = start_webhooks(config, store, &outbound, &mut work);
         let drains = start_drains(config, store, &on.logs, &outbound, &mut work)?;
+        let status = on.status();
         let commands = Commands::new(Services {
             drains,
             webhooks,
@@ -201,17 +230,33 @@ impl Server {
             repositories: on.repositories.clone(),
             tokens,
             collections: Arc::new(gc.clone()),
-            settings: settings::commands(config),
+            platform: status.clone(),
+            settings: settings::commands(config, traces),
         });
         if let Err(error) = commands.finish_destroying().await {
             tracing::warn!(%error, "what is left of destroyed environments stays until the next start");
         }
-        let doors = open_doors(config, data, on.behind_doors(commands, receive.clone(), gc)).await?;
+        let doors = open_doors(config, data, on.behind_doors(commands, receive.clone(), status, gc)).await?;
         Ok(Self { doors, work, ground, receive: Stopping { receive, stop }, engine, logs: on.logs })
     }
 }
 
 impl Ground<'_> {
+    fn start_deployer(&self, work: &mut Layer) -> anyhow::Result<Deployer> {
+        let routes = RouteFiles::new(self.data.join("router"))?;
+        let (deployer, service) = Deployer::start(
+            settings::deploy(self.config, self.data, self.traces),
+            self.store.clone(),
+            self.runtime.clone(),
+            self.logs.clone(),
+            Arc::new(routes),
+            Arc::new(NetProber),
+            Arc::new(SystemClock),
+        );
+        work.spawn(service.run(work.stop.clone()));
+        Ok(deployer)
+    }
+
     async fn start_builds(&self, deployer: &Deployer, work: &mut Layer) -> anyhow::Result<Builds> {
         let parts = BuildParts {
             store: self.store.clone(),
@@ -221,7 +266,8 @@ impl Ground<'_> {
             delivery: Arc::new(deployer.clone()),
             logs: Arc::new(self.logs.clone()),
         };
-        let (builds, service) = Builds::start(parts, settings::builds(self.config, self.data, &self.disk)).await?;
+        let (builds, service) =
+            Builds::start(parts, settings::builds(self.config, self.data, &self.disk, self.traces)).await?;
         look_for_stacks(&builds).await?;
         work.spawn(service.run(work.stop.clone()));
         Ok(builds)
@@ -261,7 +307,7 @@ impl Ground<'_> {
     }
 
     /// What the doors lead to.
-    fn behind_doors(&self, commands: Commands, receive: Receive, gc: Gc) -> Doors {
+    fn behind_doors(&self, commands: Commands, receive: Receive, status: Arc<Status>, gc: Gc) -> Doors {
         let check = Arc::new(Check {
             store: self.store.clone(),
             repositories: self.repositories.clone(),
@@ -270,13 +316,19 @@ impl Ground<'_> {
             registry: self.registry.clone(),
             remover: Arc::new(commands.clone()),
         });
-        let status = Arc::new(Status {
+        Doors { commands, receive, check, status, gc }
+    }
+
+    fn status(&self) -> Arc<Status> {
+        let managed = self.config.registry.managed;
+        Arc::new(Status {
             runtime: self.runtime.clone(),
             registry: self.registry.clone(),
+            registry_files: managed.then(|| RegistrySize::new(self.data.join("registry"))),
             router: self.data.join("router"),
             disk: self.disk.clone(),
-        });
-        Doors { commands, receive, check, status, gc }
+            started_at: self.started_at,
+        })
     }
 }
 
@@ -344,28 +396,6 @@ fn start_logs(config: &Config, data: &DataDir, runtime: &Arc<dyn Runtime>, groun
     ground.spawn(access.run(logs.clone(), ground.stop.clone()));
     ground.spawn(Collector::new(runtime.clone(), logs.clone()).run(ground.stop.clone()));
     Ok(logs)
-}
-
-fn start_deployer(
-    config: &Config,
-    data: &DataDir,
-    store: &Store,
-    runtime: &Arc<dyn Runtime>,
-    logs: &Logs,
-    work: &mut Layer,
-) -> anyhow::Result<Deployer> {
-    let routes = RouteFiles::new(data.join("router"))?;
-    let (deployer, service) = Deployer::start(
-        settings::deploy(config, data),
-        store.clone(),
-        runtime.clone(),
-        logs.clone(),
-        Arc::new(routes),
-        Arc::new(NetProber),
-        Arc::new(SystemClock),
-    );
-    work.spawn(service.run(work.stop.clone()));
-    Ok(deployer)
 }
 
 fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: &Logs, work: &mut Layer) -> Cron {

@@ -23,6 +23,7 @@ use crate::{
     outbound::{ALLOWED_NETWORKS_KEY, OutboundSettings},
     receive::ReceiveSettings,
     ssh::{ConnectionLimits, SshSettings},
+    traces::Traces,
     webhooks::WebhookSettings,
 };
 
@@ -58,7 +59,7 @@ pub(super) fn metrics(config: &Config, data: &DataDir) -> MetricsSettings {
     }
 }
 
-pub(super) fn deploy(config: &Config, data: &DataDir) -> DeploySettings {
+pub(super) fn deploy(config: &Config, data: &DataDir, traces: &Traces) -> DeploySettings {
     let listened = config.router.listen.first().map_or(8080, std::net::SocketAddr::port);
     DeploySettings {
         base_domain: config.base_domain.clone(),
@@ -69,6 +70,7 @@ pub(super) fn deploy(config: &Config, data: &DataDir) -> DeploySettings {
         stop_grace: config.deploy.stop_grace,
         shutdown_grace: STOP_DEADLINE - AFTER_PHASE,
         pids: config.runtime.pids,
+        traces: traces.clone(),
         ..DeploySettings::default()
     }
 }
@@ -94,6 +96,7 @@ pub(super) fn webhooks(config: &Config) -> WebhookSettings {
         timeout: webhooks.timeout,
         give_up_after: webhooks.give_up_after,
         disable_after: webhooks.disable_after,
+        source_base: config.api_url(),
         ..WebhookSettings::default()
     }
 }
@@ -124,7 +127,7 @@ fn millis(cores: f64) -> u32 {
     (cores * 1000.0).round() as u32
 }
 
-pub(super) fn builds(config: &Config, data: &DataDir, disk: &DiskFloor) -> BuildSettings {
+pub(super) fn builds(config: &Config, data: &DataDir, disk: &DiskFloor, traces: &Traces) -> BuildSettings {
     let builds = &config.builds;
     let ca_bundle = Some(builds.ca_bundle.clone()).filter(|path| path.is_file());
     BuildSettings {
@@ -145,11 +148,12 @@ pub(super) fn builds(config: &Config, data: &DataDir, disk: &DiskFloor) -> Build
         largest_process: largest_process(config),
         process_defaults: process_defaults(config),
         disk: disk.clone(),
+        traces: traces.clone(),
         ..BuildSettings::new(&data.join(""))
     }
 }
 
-pub(super) fn receive(config: &Config, disk: DiskFloor) -> anyhow::Result<ReceiveSettings> {
+pub(super) fn receive(config: &Config, disk: DiskFloor, traces: &Traces) -> anyhow::Result<ReceiveSettings> {
     Ok(ReceiveSettings {
         berth: std::env::current_exe().context("the path of this program is not known")?,
         control_socket: config.control_socket(),
@@ -159,18 +163,20 @@ pub(super) fn receive(config: &Config, disk: DiskFloor) -> anyhow::Result<Receiv
         idle: GIT_IDLE,
         require_manifest: config.git.require_manifest,
         disk,
+        traces: traces.clone(),
     })
 }
 
-pub(super) fn commands(config: &Config) -> CommandSettings {
+pub(super) fn commands(config: &Config, traces: &Traces) -> CommandSettings {
     CommandSettings {
         ssh_host: config.ssh.host.clone(),
         ssh_port: config.ssh.listen.first().map_or(2222, std::net::SocketAddr::port),
-        api_url: format!("http://localhost:{}", config.api.listen.first().map_or(7000, std::net::SocketAddr::port)),
+        api_url: config.api_url(),
         base_domain: config.base_domain.clone(),
         run_pids: config.runtime.pids,
         process_defaults: process_defaults(config),
         largest_process: largest_process(config),
+        traces: traces.clone(),
     }
 }
 

@@ -35,18 +35,19 @@ pub use definition::{Description, check_push, definition};
 pub use delivery::{BuildLogs, Delivery};
 pub use output::{BuildOutput, Transcript, human_duration};
 pub use pipeline::oversized;
-pub use queue::{BuildService, Builds};
+pub use queue::{BuildService, Builds, BuildsUnderWay};
 pub use records::{CompileRecord, CompileResult, LayerRecord, SlugRecord};
 pub use stacks::{Stack, Stacks};
 
 use crate::{
     disk::{DiskFloor, NoRoom},
-    domain::{Build, EnvRef, Limits, TenantName, UserName},
+    domain::{Build, EnvRef, Limits, OpenSpan, TenantName, UserName},
     git::Repositories,
     manifest,
     registry::{PublishGate, Registry},
     runtime::Runtime,
     store::{Store, StoreError},
+    traces::Traces,
 };
 
 /// A push that was accepted and is to be built.
@@ -67,6 +68,8 @@ pub struct NewBuild {
     pub held: bool,
     /// Milliseconds that receiving took, stage by stage.
     pub timings: Vec<(String, u64)>,
+    /// Its span, when its trace is recorded already; else one may be begun.
+    pub trace: Option<OpenSpan>,
 }
 
 /// Why a build was not queued.
@@ -125,6 +128,8 @@ pub struct BuildSettings {
     pub disk: DiskFloor,
     /// Keeps what builds publish and what a collection removes apart.
     pub publishing: PublishGate,
+    /// Where it is told what took how long.
+    pub traces: Traces,
 }
 
 impl BuildSettings {
@@ -153,6 +158,7 @@ impl BuildSettings {
             print_timings: std::env::var_os("BERTH_TIMINGS").is_some(),
             disk: DiskFloor::none(),
             publishing: PublishGate::default(),
+            traces: Traces::off(),
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::{
     domain::{Build, Digest, FailPoint, ImageRef, ProcessType, fail_point::reached},
     manifest::{Definition, Problem, render_problems},
     registry::Publishing,
+    traces::Measure,
 };
 
 /// Slugs remembered for each app.
@@ -114,24 +115,50 @@ struct Below {
     trust: bool,
 }
 
-/// Milliseconds by stage.
+/// Milliseconds by stage, for the record and for the trace.
 pub struct Stopwatch {
     since: Instant,
     pub stages: Vec<(String, u64)>,
+    trace: Measure,
+    /// What is probably being done, in case it comes to nothing.
+    doing: &'static str,
 }
 
 impl Stopwatch {
-    /// Starts now.
-    pub fn start() -> Self {
-        Self { since: Instant::now(), stages: Vec::new() }
+    /// Starts now; the stages are parts of what `trace` measures.
+    pub fn start(trace: Measure) -> Self {
+        Self { since: Instant::now(), stages: Vec::new(), trace, doing: "read" }
     }
 
     /// Ends a stage, begins the next.
-    pub fn lap(&mut self, stage: &str) {
+    pub fn lap(&mut self, stage: &'static str) {
         let spent = self.since.elapsed();
         self.since = Instant::now();
         let millis = u64::try_from(spent.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
         self.stages.push((stage.to_owned(), millis));
+        self.trace.lap(span_name(stage), |span| span);
+        self.doing = "prepare";
+    }
+
+    /// Says what the stage under way is.
+    pub fn doing(&mut self, stage: &'static str) {
+        self.doing = stage;
+    }
+
+    /// The stage under way has failed.
+    pub fn failed(&mut self) {
+        self.trace.lap(span_name(self.doing), |span| span.failed(true));
+    }
+}
+
+/// What a stage is called in traces, where others read of it than those who know the timings.
+fn span_name(stage: &'static str) -> &'static str {
+    match stage {
+        "read" => "checkout",
+        "layers" => "slug",
+        "source layer" => "image",
+        "push" => "registry push",
+        other => other,
     }
 }
 
@@ -274,8 +301,10 @@ impl Run<'_> {
     ) -> Result<Slug, BuildError> {
         let detect = packs.detect_globs(&names);
         let spec = self.compile_spec(&source, stacks, packs, names);
+        self.stopwatch.doing("compile");
         let compiled = compile(&*self.pipeline.parts.runtime, &self.pipeline.endings, spec, self.output).await?;
         self.stopwatch.lap("compile");
+        self.stopwatch.doing("layers");
         self.output.step("Making the slug");
         self.output.doing("compressing and pushing the slug");
         let Compiled { slug, inputs, defaults, buildpacks } = compiled;

@@ -6,6 +6,7 @@ mod cancel;
 mod end;
 mod run;
 mod take_up;
+mod traced;
 
 use std::{
     collections::HashMap,
@@ -84,6 +85,18 @@ struct Shared {
     /// Ends that could not be written yet; tried again until `stopping`.
     unwritten: TaskTracker,
     stopping: CancellationToken,
+}
+
+/// The builds that have not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildsUnderWay {
+    /// The oldest first. One whose release is being deployed takes no place any more.
+    pub running: Vec<Build>,
+    /// In the order of their turns.
+    pub waiting: Vec<Build>,
+    /// How many may be built at the same time, and wait.
+    pub places: usize,
+    pub waiting_places: usize,
 }
 
 /// The handle to the queue. Clones share it.
@@ -179,6 +192,7 @@ impl Builds {
                 cancelling: None,
                 held: new.held,
                 settled: false,
+                trace: new.trace,
             };
             match store.transaction().update(&stored, &environment).create(&build).commit().await {
                 Ok(_) => return Ok(build),
@@ -202,6 +216,20 @@ impl Builds {
             states.filter(|state| !state.is_final() && (**state == BuildState::Queued) == queued).count()
         };
         (count(true), count(false))
+    }
+
+    /// All builds that have not ended, and how many places there are.
+    pub fn queue(&self) -> BuildsUnderWay {
+        let limits = self.shared.limits();
+        let queue = self.shared.queue();
+        let build = |env: &EnvRef| queue.active.get(env).map(|active| active.build.clone());
+        let waiting: Vec<Build> =
+            queue.line.turns().iter().filter_map(build).filter(|build| build.state == BuildState::Queued).collect();
+        let all = queue.active.values().map(|active| &active.build);
+        let mut running: Vec<Build> =
+            all.filter(|build| matches!(build.state, BuildState::Running { .. })).cloned().collect();
+        running.sort_by_key(|build| build.started_at);
+        BuildsUnderWay { running, waiting, places: limits.running, waiting_places: limits.waiting }
     }
 
     /// Where a queued build stands, and follows it; nothing once it runs. `None`: it has ended.

@@ -94,10 +94,14 @@ async fn build_and_deploy(
     output: &BuildOutput,
     watch: &dyn Watch,
 ) -> Result<Deployed, Failure> {
-    let mut stopwatch = Stopwatch::start();
+    let trace = build.trace.map(|trace| trace.context);
+    let mut stopwatch = Stopwatch::start(pipeline.settings.traces.measure(trace.as_ref()));
     let limit = pipeline.settings.time_limit;
     let built = tokio::time::timeout(limit, pipeline.run(build, output, &mut stopwatch)).await;
     build.timings.append(&mut stopwatch.stages);
+    if !matches!(built, Ok(Ok(_))) {
+        stopwatch.failed();
+    }
     let slug = built.map_err(|_| time_limit_error(limit))??;
     let processes = processes(pipeline, &build.env, &slug)?;
     let definition = &slug.description.definition;
@@ -124,8 +128,10 @@ async fn build_and_deploy(
         created_by: build.pushed_by.clone(),
         reason: reason(build, &slug.subject),
         run_release_phase: true,
+        trace,
     });
-    let release = release.await?;
+    stopwatch.doing("release");
+    let release = release.await.inspect_err(|_| stopwatch.failed())?;
     drop(slug.published);
     stopwatch.lap("release");
     build.timings.append(&mut stopwatch.stages);

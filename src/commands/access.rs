@@ -15,7 +15,7 @@ use crate::{
 const LIKENESS: f64 = 0.8;
 
 /// `; did you mean X?` with the nearest of `names`, or nothing.
-pub(super) fn did_you_mean(wanted: &str, names: impl IntoIterator<Item = String>) -> String {
+pub(crate) fn did_you_mean(wanted: &str, names: impl IntoIterator<Item = String>) -> String {
     let score = |name: &String| strsim::jaro_winkler(wanted, name);
     let near = names.into_iter().filter(|name| score(name) >= LIKENESS);
     let nearest = near.max_by(|a, b| score(a).total_cmp(&score(b)));
@@ -47,6 +47,17 @@ impl Caller {
             None => Ok(()),
             Some(rights) => Err(CommandError::Denied(format!(
                 "the token {} may not {what}; this needs your key, or a token of scope full that is not for one tenant",
+                rights.id
+            ))),
+        }
+    }
+
+    /// Refuses everything with a token that is for the platform's metrics alone. Asked before anything else is.
+    pub(crate) fn need_commands(&self) -> Result<(), CommandError> {
+        match self.rights.as_ref().filter(|rights| rights.is_for_metrics()) {
+            None => Ok(()),
+            Some(rights) => Err(CommandError::Denied(format!(
+                "the token {} has the scope metrics, which allows GET /metrics and nothing else; this needs a token of another scope",
                 rights.id
             ))),
         }
@@ -102,6 +113,7 @@ impl Commands {
         verb: Verb,
         name: &TenantName,
     ) -> Result<Stored<Tenant>, CommandError> {
+        caller.need_commands()?;
         let found = self.tenant_if_allowed(caller, verb, name).await;
         if let Err(CommandError::Denied(_)) = &found {
             let verb = verb.name();
@@ -241,7 +253,8 @@ mod tests {
 
     #[test]
     fn operators_manage_but_do_not_read_secrets() {
-        let caller = |operator| Caller { user: "ann".parse().unwrap(), operator, door: Door::Ssh, rights: None };
+        let caller =
+            |operator| Caller { user: "ann".parse().unwrap(), operator, door: Door::Ssh, rights: None, trace: None };
         let row = |operator, role| {
             Verb::ALL.map(|verb| if caller(operator).may(role, verb) { 'x' } else { '.' }).iter().collect::<String>()
         };

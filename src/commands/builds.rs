@@ -17,7 +17,7 @@ use crate::{
 const AT_ONCE: usize = 500;
 
 /// The state in a word.
-fn state(build: &Build) -> &'static str {
+pub(super) fn state(build: &Build) -> &'static str {
     match &build.state {
         BuildState::Queued => "queued",
         BuildState::Running { stage: Stage::Build } => "building",

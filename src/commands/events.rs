@@ -100,6 +100,7 @@ impl Commands {
 
     /// Whether what the filter names exists, and the caller may know of it.
     async fn may_filter(&self, caller: &Caller, filter: &EventFilter) -> Result<(), CommandError> {
+        caller.need_commands()?;
         match (&filter.env, &filter.app, &filter.tenant) {
             (Some(env), _, _) => self.env_for(caller, Verb::Read, env).await.map(drop),
             (None, Some(app), _) => self.app_for(caller, Verb::Read, app).await.map(drop),

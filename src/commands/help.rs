@@ -46,9 +46,9 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
         &[
             ("whoami", "who you are, and what you may do where"),
             ("keys list | remove", "your keys"),
-            ("tokens create NAME", "a bearer token for the API; --scope read|deploy|full, --expires 90d"),
+            ("tokens create NAME", "a bearer token; --scope read|deploy|full|metrics, --expires 90d"),
             ("tokens list | revoke", "your tokens; `revoke` ends what goes on with one, too"),
-            ("tenants list | members", "who owns apps, and who is in it"),
+            ("tenants list | info | members", "who owns apps, and who is in it"),
             ("tenants invite TENANT", "an invitation code for a colleague, who types: tenants join CODE"),
             ("events [-f]", "what happened"),
             ("webhooks list | add TENANT", "have events sent to a URL; `deliveries` and `test` show how it goes"),
@@ -59,6 +59,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
         &[
             ("upload-key USER < key.pub", "let somebody in"),
             ("tenants create TENANT", "make a tenant"),
+            ("status", "engine, registry, router, disk, queues on one page, and what is missing"),
             ("gc [--dry-run]", "take away what is not needed any more"),
         ],
     ),

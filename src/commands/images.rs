@@ -173,6 +173,7 @@ impl Commands {
             created_by: caller.user.clone(),
             reason,
             run_release_phase: !ran_here,
+            trace: caller.trace,
         })
     }
 

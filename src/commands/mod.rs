@@ -29,6 +29,7 @@ mod oneoff;
 mod output;
 mod parse;
 mod pipeline;
+mod platform;
 mod ports;
 mod releases;
 mod running;
@@ -50,15 +51,20 @@ pub use error::CommandError;
 pub use gc::Collections;
 pub use io::{CommandIo, Control, OnlyIf, Pty};
 pub use output::{BuildItem, BuildLine};
-pub use ports::{BuildQueue, CronRuns, Deployments, Sources};
+pub use platform::{
+    DEADLINE as STATUS_DEADLINE, DiskStatus, EngineStatus, FileSystem, Foundations, Missing, RegistryStatus,
+    RouterStatus, ServerStatus,
+};
+pub use ports::{BuildQueue, CronRuns, Deployments, PlatformStatus, Sources};
 pub use sources::SourceOptions;
 
+pub(crate) use access::did_you_mean;
 use answer::Answer;
 pub(crate) use parse::Command;
 use parse::Parsed;
 
 use crate::{
-    domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, TokenRights, User, UserName, Verb},
+    domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, TokenRights, TraceContext, User, UserName, Verb},
     drains::Drains,
     events::{EventHub, Pace},
     git::Repositories,
@@ -70,6 +76,7 @@ use crate::{
     runtime::Runtime,
     store::{Store, StoreError},
     token::TokenKey,
+    traces::Traces,
     webhooks::Webhooks,
 };
 
@@ -93,6 +100,8 @@ pub struct Caller {
     pub door: Door,
     /// What the token that was shown allows of what the user may; `None`: all of it.
     pub rights: Option<TokenRights>,
+    /// The trace that what is asked is a part of, where the caller has said so.
+    pub trace: Option<TraceContext>,
 }
 
 /// How the commands speak of the server, from its configuration.
@@ -101,7 +110,7 @@ pub struct CommandSettings {
     /// What users type as host name for ssh, and the port.
     pub ssh_host: String,
     pub ssh_port: u16,
-    /// How users reach the API and the console, without a slash at the end.
+    /// How users reach the API and the console, as in `https://berth.example.com`; no `/` at its end.
     pub api_url: String,
     /// Environments answer below this domain.
     pub base_domain: String,
@@ -111,6 +120,8 @@ pub struct CommandSettings {
     pub process_defaults: Defaults,
     /// Most that a process may ask for: thousandths of a core, bytes of memory.
     pub largest_process: (u32, u64),
+    /// Where traces of builds begin that come without a push.
+    pub traces: Traces,
 }
 
 /// What the commands need.
@@ -129,6 +140,7 @@ pub struct Services {
     pub runtime: Arc<dyn Runtime>,
     pub repositories: Repositories,
     pub collections: Arc<dyn Collections>,
+    pub platform: Arc<dyn PlatformStatus>,
     pub events: EventHub,
     pub webhooks: Webhooks,
     /// Signs the project tokens of new manifests.
@@ -184,7 +196,13 @@ impl Commands {
     pub async fn authenticate(&self, fingerprint: &str) -> Result<Option<Caller>, StoreError> {
         let Some(key) = self.store.get::<PublicKey>(fingerprint).await? else { return Ok(None) };
         let user = self.store.get::<User>(&key.user).await?;
-        Ok(user.map(|user| Caller { user: user.name.clone(), operator: user.operator, door: Door::Ssh, rights: None }))
+        Ok(user.map(|user| Caller {
+            user: user.name.clone(),
+            operator: user.operator,
+            door: Door::Ssh,
+            rights: None,
+            trace: None,
+        }))
     }
 
     /// The environment, if the caller may do `verb` to it; for the git door.
@@ -209,6 +227,9 @@ impl Commands {
     /// Runs a command and returns its exit status; without one, greets. Everything it has to say has been written when this
     /// returns.
     pub async fn run(&self, caller: Caller, argv: Vec<String>, mut io: CommandIo) -> u8 {
+        if let Err(denied) = caller.need_commands() {
+            return finish(Err(denied), &mut io, false).await;
+        }
         if argv.is_empty() {
             let text = help::welcome(&caller, &self.program(caller.door));
             return finish(io.print(&text).await, &mut io, false).await;
@@ -238,13 +259,14 @@ impl Commands {
         json: bool,
         io: &mut CommandIo,
     ) -> Result<Option<Answer>, CommandError> {
+        caller.need_commands()?;
         let answer = match command {
             Command::UploadKey { name } => self.upload_key(caller, &name, io).await?,
             Command::Keys(command) => self.keys(caller, command).await?,
             Command::Tokens(command) => self.tokens_of(caller, command).await?,
             Command::Console => self.console(caller).await?,
             Command::Whoami => self.whoami(caller).await?,
-            Command::Tenants(command) => self.tenants(caller, command).await?,
+            Command::Tenants(command) => self.tenants(caller, command, &io.only_if.clone()).await?,
             Command::Apps(command) => self.apps(caller, command).await?,
             Command::Envs(command) => self.envs(caller, command).await?,
             Command::Ps { env: Some(env), why } => self.ps(caller, &env, why).await?,
@@ -265,6 +287,7 @@ impl Commands {
             Command::Domains(command) => self.domains(caller, command, &io.only_if.clone()).await?,
             Command::Drains(command) => self.drains(caller, command).await?,
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
+            Command::Status => self.platform(caller).await?,
             Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
             Command::Webhooks(command) => self.webhooks(caller, command).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),

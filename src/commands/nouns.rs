@@ -52,7 +52,8 @@ pub(crate) enum Tokens {
     Create {
         /// What it is for, as in `ci`
         name: String,
-        /// What it is good for, at most as much as you may: `read` (look on), `deploy` (also push, scale, roll back), `full`
+        /// What it is good for, at most as much as you may: `read` (look on), `deploy` (also push, scale, roll back), `full`; or
+        /// `metrics` (operators: the platform's metrics at /metrics, and nothing else)
         #[arg(long, default_value = "read")]
         scope: TokenScope,
         /// Only in this tenant
@@ -89,6 +90,8 @@ pub(crate) enum Tenants {
     },
     /// List your tenants
     List,
+    /// Members, and how it takes pushes
+    Info { tenant: TenantName },
     /// List members; with --set or --remove change them (owners)
     Members {
         tenant: TenantName,

@@ -115,6 +115,8 @@ pub(crate) enum Command {
     /// Where a tenant is told of its events
     #[command(subcommand)]
     Webhooks(Webhooks),
+    /// The platform on one page: engine, registry, router, disk, queues, and what is missing (operators)
+    Status,
     /// Take away what is not needed any more (operators)
     Gc {
         /// Only say what would go
@@ -154,6 +156,7 @@ impl Command {
             Self::Cron(_) => "cron",
             Self::Events(_) => "events",
             Self::Webhooks(_) => "webhooks",
+            Self::Status => "status",
             Self::Gc { .. } => "gc",
         }
     }

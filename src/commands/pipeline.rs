@@ -66,6 +66,7 @@ impl Commands {
             supersede: false,
             held: false,
             timings: Vec::new(),
+            trace: self.settings.traces.begin(caller.trace.as_ref()),
         };
         let build = match self.builds.enqueue(new).await {
             Ok(build) => build,

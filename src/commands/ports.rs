@@ -1,11 +1,13 @@
-//! What commands ask of the deployer, the build queue and the cron jobs, as small as it is; tests put something in memory there.
+//! What commands ask of the deployer, the build queue, the cron jobs and the server around them, as small as it is; tests put something in
+//! memory there.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+use super::platform;
 use crate::{
-    build::{Builds, EnqueueError, NewBuild},
+    build::{Builds, BuildsUnderWay, EnqueueError, NewBuild},
     cron::{Begun, Cron, CronRefusal},
     deploy::{CancelFailure, DeployFailure, Deployed, Deployer, Derive, EnvStatus, NewRelease, Progress},
     domain::{AppRef, Build, BuildNumber, EnvRef, JobName, Release, ReleaseVersion, UserName},
@@ -49,6 +51,8 @@ pub trait Deployments: Send + Sync {
     fn nudge(&self, env: &EnvRef);
     /// As [`Deployer::await_settled`].
     async fn await_settled(&self, env: &EnvRef, deadline: Duration) -> Result<EnvStatus, EnvStatus>;
+    /// As [`Deployer::statuses`].
+    async fn statuses(&self) -> Vec<Arc<EnvStatus>>;
     /// As [`Deployer::url`].
     fn url(&self, env: &EnvRef) -> String;
 }
@@ -104,6 +108,10 @@ impl Deployments for Deployer {
         Self::await_settled(self, env, deadline).await
     }
 
+    async fn statuses(&self) -> Vec<Arc<EnvStatus>> {
+        Self::statuses(self).await
+    }
+
     fn url(&self, env: &EnvRef) -> String {
         Self::url(self, env)
     }
@@ -122,6 +130,8 @@ pub trait BuildQueue: Send + Sync {
     async fn wait(&self, env: &EnvRef, number: BuildNumber) -> Result<Build, StoreError>;
     /// As [`Builds::purge_cache`].
     async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()>;
+    /// As [`Builds::queue`].
+    fn queue(&self) -> BuildsUnderWay;
 }
 
 #[async_trait]
@@ -144,6 +154,10 @@ impl BuildQueue for Builds {
 
     async fn purge_cache(&self, app: &AppRef) -> anyhow::Result<()> {
         Self::purge_cache(self, app).await
+    }
+
+    fn queue(&self) -> BuildsUnderWay {
+        Self::queue(self)
     }
 }
 
@@ -168,6 +182,8 @@ pub trait CronRuns: Send + Sync {
     async fn run_now(&self, env: &EnvRef, job: &JobName, by: &UserName) -> Result<Begun, CronRefusal>;
     /// As [`Cron::retire`].
     async fn retire(&self, env: &EnvRef);
+    /// As [`Cron::under_way`].
+    fn under_way(&self) -> (usize, usize);
 }
 
 #[async_trait]
@@ -179,4 +195,15 @@ impl CronRuns for Cron {
     async fn retire(&self, env: &EnvRef) {
         Self::retire(self, env).await;
     }
+
+    fn under_way(&self) -> (usize, usize) {
+        Self::under_way(self)
+    }
+}
+
+/// Looks at what the platform stands on. The server does: it alone knows which engine, registry and router these are.
+#[async_trait]
+pub trait PlatformStatus: Send + Sync {
+    /// How they are now; within [`platform::DEADLINE`], whatever does not answer.
+    async fn look(&self) -> platform::Foundations;
 }

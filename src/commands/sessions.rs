@@ -92,7 +92,7 @@ impl Commands {
         let used = used.ok_or_else(|| CommandError::NotFound("this link has just been used".into()))?;
         // Whoever deletes it has used it.
         self.store.transaction().delete(&used).commit().await?;
-        let caller = Caller { user: user.name.clone(), operator: user.operator, door: Door::Api, rights: None };
+        let caller = Caller { user: user.name.clone(), operator: user.operator, door: Door::Api, rights: None, trace: None };
         let new = session(TokenScope::Full, None, now() + SESSION, link.made_with);
         self.begin_session(&caller, new).await
     }

@@ -43,7 +43,7 @@ impl Commands {
             return Err(CommandError::Usage("the message is longer than 16 KiB, or has a NUL byte in it".into()));
         }
         let (env, user, message) = (env.clone(), caller.user.clone(), message.to_owned());
-        let source = NewSource { env, user, message, no_cache, content: Box::new(source) };
+        let source = NewSource { env, user, message, no_cache, content: Box::new(source), trace: caller.trace };
         self.sources.upload(source).await.map_err(refused)
     }
 

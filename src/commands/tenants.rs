@@ -1,10 +1,10 @@
 //! Tenants and their members: `tenants …`.
 
 use jiff::ToSpan;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Answer, Caller, CommandError, Commands, Door, error::keep_trying, nouns, now};
+use super::{Answer, Caller, CommandError, Commands, Door, OnlyIf, error::keep_trying, nouns, now};
 use crate::{
     domain::{EventKind, Invite, Role, Tenant, TenantName, User, UserName, Verb},
     store::{NewEvent, StoreError, Stored},
@@ -21,19 +21,27 @@ fn hash(code: &str) -> String {
 
 impl Commands {
     /// `tenants …`.
-    pub(super) async fn tenants(&self, caller: &Caller, command: nouns::Tenants) -> Result<Answer, CommandError> {
+    pub(super) async fn tenants(
+        &self,
+        caller: &Caller,
+        command: nouns::Tenants,
+        only_if: &OnlyIf,
+    ) -> Result<Answer, CommandError> {
         match command {
             nouns::Tenants::Create { tenant, owner } => self.create_tenant(caller, tenant, owner).await,
             nouns::Tenants::List => self.list_tenants(caller).await,
-            nouns::Tenants::Members { tenant, set: Some(change), .. } => self.set_role(caller, &tenant, &change).await,
+            nouns::Tenants::Info { tenant } => self.tenant_info(caller, &tenant).await,
+            nouns::Tenants::Members { tenant, set: Some(change), .. } => {
+                self.set_role(caller, &tenant, &change, only_if).await
+            }
             nouns::Tenants::Members { tenant, remove: Some(user), .. } => {
-                self.remove_member(caller, &tenant, &user).await
+                self.remove_member(caller, &tenant, &user, only_if).await
             }
             nouns::Tenants::Members { tenant, .. } => self.list_members(caller, &tenant).await,
             nouns::Tenants::Invite { tenant, role } => self.invite(caller, &tenant, role).await,
             nouns::Tenants::Join { code } => self.join(caller, &code).await,
             nouns::Tenants::RequireManifest { tenant, switch } => {
-                self.require_manifest(caller, &tenant, switch == nouns::Switch::On).await
+                self.require_manifest(caller, &tenant, switch == nouns::Switch::On, only_if).await
             }
         }
     }
@@ -86,19 +94,36 @@ impl Commands {
         Ok(Answer::table(&["tenant", "your role", "members"], rows, values, "You are not a member of any tenant."))
     }
 
+    async fn tenant_info(&self, caller: &Caller, name: &TenantName) -> Result<Answer, CommandError> {
+        let tenant = self.tenant_for(caller, Verb::Read, name).await?;
+        let members: Vec<String> = tenant.members.iter().map(|(user, role)| format!("{user} ({role})")).collect();
+        let manifest = if tenant.require_manifest { "needed" } else { "not needed" };
+        let human = format!(
+            "{name}, since {}\nMembers: {}\nberth.yaml in pushes: {manifest}",
+            tenant.created_at.strftime("%Y-%m-%d"),
+            members.join(", ")
+        );
+        Ok(Answer::new(human, json!(tenant.record)))
+    }
+
     async fn list_members(&self, caller: &Caller, name: &TenantName) -> Result<Answer, CommandError> {
         let tenant = self.tenant_for(caller, Verb::Read, name).await?;
         let rows = tenant.members.iter().map(|(user, role)| vec![user.to_string(), role.to_string()]).collect();
-        let values = tenant.members.iter().map(|(user, role)| json!({"user": user, "role": role})).collect();
-        Ok(Answer::table(&["user", "role"], rows, values, "No members."))
+        Ok(Answer::table(&["user", "role"], rows, member_values(&tenant), "No members."))
     }
 
-    async fn set_role(&self, caller: &Caller, name: &TenantName, change: &str) -> Result<Answer, CommandError> {
+    async fn set_role(
+        &self,
+        caller: &Caller,
+        name: &TenantName,
+        change: &str,
+        only_if: &OnlyIf,
+    ) -> Result<Answer, CommandError> {
         let usage = || CommandError::Usage(format!("{change:?} is not USER=ROLE, as in bob=developer"));
         let (user, role) = change.split_once('=').ok_or_else(usage)?;
         let (user, role): (UserName, Role) = (user.parse()?, role.parse().map_err(CommandError::Usage)?);
         self.tenant_for(caller, Verb::ManageMembers, name).await?;
-        let set = |tenant: &mut Tenant| match tenant.members.get_mut(&user) {
+        let set = |tenant: &mut Tenant| match checked(tenant, only_if)?.members.get_mut(&user) {
             Some(before) => {
                 *before = role;
                 Ok(())
@@ -108,12 +133,18 @@ impl Commands {
         self.change_members(caller, name, &user, &format!("{user} is now {role} of {name}"), set).await
     }
 
-    async fn remove_member(&self, caller: &Caller, name: &TenantName, user: &UserName) -> Result<Answer, CommandError> {
+    async fn remove_member(
+        &self,
+        caller: &Caller,
+        name: &TenantName,
+        user: &UserName,
+        only_if: &OnlyIf,
+    ) -> Result<Answer, CommandError> {
         // Everybody may leave; but a token that only looks on takes nobody out.
         let leaves = *user == caller.user && caller.scope_allows(Verb::ManageMembers);
         let verb = if leaves { Verb::Read } else { Verb::ManageMembers };
         self.tenant_for(caller, verb, name).await?;
-        let remove = |tenant: &mut Tenant| match tenant.members.remove(user) {
+        let remove = |tenant: &mut Tenant| match checked(tenant, only_if)?.members.remove(user) {
             Some(_) => Ok(()),
             None => Err(not_a_member(user, tenant)),
         };
@@ -160,11 +191,18 @@ impl Commands {
         Ok(tenant)
     }
 
-    async fn require_manifest(&self, caller: &Caller, name: &TenantName, on: bool) -> Result<Answer, CommandError> {
+    async fn require_manifest(
+        &self,
+        caller: &Caller,
+        name: &TenantName,
+        on: bool,
+        only_if: &OnlyIf,
+    ) -> Result<Answer, CommandError> {
         self.tenant_for(caller, Verb::ManageMembers, name).await?;
         let change = |tenant: &mut Tenant| {
+            only_if.check(&json!(tenant))?;
             tenant.require_manifest = on;
-            Ok::<(), StoreError>(())
+            Ok::<(), CommandError>(())
         };
         self.store.modify(name, change).await?;
         let what = match on {
@@ -246,6 +284,17 @@ impl Commands {
 /// Whether the user is a member who may invite others.
 fn manages(tenant: &Tenant, user: &UserName) -> bool {
     tenant.members.get(user).is_some_and(|role| role.may(Verb::ManageMembers))
+}
+
+/// What is listed of the members.
+fn member_values(tenant: &Tenant) -> Vec<Value> {
+    tenant.members.iter().map(|(user, role)| json!({"user": user, "role": role})).collect()
+}
+
+/// The tenant, if its members are those that the caller has seen.
+fn checked<'t>(tenant: &'t mut Tenant, only_if: &OnlyIf) -> Result<&'t mut Tenant, CommandError> {
+    only_if.check(&Value::Array(member_values(tenant)))?;
+    Ok(tenant)
 }
 
 fn not_a_member(user: &UserName, tenant: &Tenant) -> CommandError {

@@ -23,8 +23,6 @@ const ID_BYTES: usize = 6;
 const MAX_NAME: usize = 60;
 /// The use of a token is written down once in so many seconds, so that reading costs no write.
 const USE_NOTED_EVERY: i64 = 3600;
-/// Where the API listens unless its operator chose another port.
-const API_PORT: u16 = 7000;
 
 /// The token in a few words, without its secret.
 pub(super) fn described(rights: &TokenRights) -> String {
@@ -86,6 +84,7 @@ impl Commands {
             operator: user.operator && rights.is_unlimited(),
             door: Door::Api,
             rights: Some(rights),
+            trace: None,
         }))
     }
 
@@ -123,6 +122,13 @@ impl Commands {
             ));
         }
         check_name(&new.name)?;
+        if new.scope == TokenScope::Metrics {
+            self.need_operator(caller, "make a token for the platform's metrics")?;
+            if new.tenant.is_some() {
+                let text = "the platform's metrics are of no tenant: leave --tenant out, or choose the scope read";
+                return Err(CommandError::Usage(text.into()));
+            }
+        }
         if let Some(tenant) = &new.tenant {
             self.need_member(caller, tenant).await?;
         }
@@ -215,11 +221,11 @@ impl Commands {
 
     /// What `tokens create` says: the only time that the secret is.
     fn created_token(&self, token: &ApiToken, secret: &TokenSecret) -> Answer {
-        let (secret, host) = (secret.reveal(), &self.settings.ssh_host);
+        let (secret, url) = (secret.reveal(), &self.settings.api_url);
         let human = format!(
             "Created token {}\n\nIt is shown this once; put it where you keep secrets:\n\n  {secret}\n\n\
-             Use it as BERTH_TOKEN (7000 is the API's port unless your operator chose another):\n  \
-             curl -H \"Authorization: Bearer $BERTH_TOKEN\" http://{host}:{API_PORT}/v1/whoami\n\
+             Use it as BERTH_TOKEN:\n  \
+             curl -H \"Authorization: Bearer $BERTH_TOKEN\" {url}/v1/whoami\n\
              When it is not needed any more, or was seen by others: tokens revoke {}",
             described(&token.rights()),
             token.id

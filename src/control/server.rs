@@ -253,7 +253,7 @@ async fn command(
     backend: Arc<dyn Backend>,
 ) -> io::Result<()> {
     let user: UserName = HOST_USER.parse().map_err(io::Error::other)?;
-    let caller = Caller { user, operator: true, door: Door::Host, rights: None };
+    let caller = Caller { user, operator: true, door: Door::Host, rights: None, trace: None };
     let (stdin, input) = duplex(CHUNK);
     let ((stdout, output), (stderr, errors)) = (duplex(CHUNK), duplex(CHUNK));
     let (control, controls) = mpsc::channel(4);

@@ -20,9 +20,9 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::service::CronService;
 use crate::{
     deploy::Clock,
-    domain::{CronRun, EnvRef, JobName, UserName},
+    domain::{CronRun, EnvRef, JobName, TenantName, UserName},
     logs::Logs,
-    places::NoPlace,
+    places::{NoPlace, Places},
     runtime::Runtime,
     store::{Store, StoreError},
 };
@@ -118,13 +118,21 @@ enum Ask {
 #[derive(Clone)]
 pub struct Cron {
     asks: mpsc::Sender<Ask>,
+    places: Arc<Places<TenantName>>,
 }
 
 impl Cron {
     /// A handle and the service that does the work; nothing happens before [`CronService::run`].
     pub fn start(parts: CronParts) -> (Self, CronService) {
         let (asks, queue) = mpsc::channel(ASKS);
-        (Self { asks }, CronService::new(Arc::new(parts), queue))
+        let places = Arc::new(Places::new(parts.settings.concurrency, parts.settings.per_tenant));
+        let service = CronService::new(Arc::new(parts), queue, places.clone());
+        (Self { asks, places }, service)
+    }
+
+    /// How many runs are under way, and how many may be at the same time.
+    pub fn under_way(&self) -> (usize, usize) {
+        self.places.taken()
     }
 
     /// Starts a job now, whatever its schedule says; its overlap policy holds.

@@ -61,7 +61,7 @@ pub(super) struct Active {
 pub struct CronService {
     pub(super) parts: Arc<CronParts>,
     pub(super) asks: mpsc::Receiver<Ask>,
-    pub(super) places: Places<TenantName>,
+    pub(super) places: Arc<Places<TenantName>>,
     pub(super) known: BTreeMap<EnvRef, Known>,
     pub(super) active: BTreeMap<(EnvRef, JobName, u64), Active>,
     pub(super) tasks: JoinSet<CronRun>,
@@ -77,8 +77,7 @@ pub struct CronService {
 }
 
 impl CronService {
-    pub(super) fn new(parts: Arc<CronParts>, asks: mpsc::Receiver<Ask>) -> Self {
-        let places = Places::new(parts.settings.concurrency, parts.settings.per_tenant);
+    pub(super) fn new(parts: Arc<CronParts>, asks: mpsc::Receiver<Ask>, places: Arc<Places<TenantName>>) -> Self {
         let looked = parts.clock.now();
         Self {
             parts,

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use crate::domain::{
     BuildNumber, CronJob, Deployment, EnvRef, ImageRef, JobName, ProcessSpec, ProcessType, ReleaseVersion,
-    ReplicaState, Timestamp, UpgradePolicy, UserName,
+    ReplicaState, Timestamp, TraceContext, UpgradePolicy, UserName,
 };
-use crate::store::StoreError;
+use crate::{store::StoreError, traces::Traces};
 
 /// How the deployer works; from the server's configuration.
 #[derive(Debug, Clone)]
@@ -38,6 +38,8 @@ pub struct DeploySettings {
     pub pids: u32,
     /// Replicas of a release that may die before any of its process type was ready; then the deployment has failed.
     pub crashes: u32,
+    /// Where it is told what took how long.
+    pub traces: Traces,
 }
 
 impl Default for DeploySettings {
@@ -55,6 +57,7 @@ impl Default for DeploySettings {
             release_phase_timeout: Duration::from_secs(900),
             pids: 1024,
             crashes: 3,
+            traces: Traces::off(),
         }
     }
 }
@@ -77,6 +80,8 @@ pub struct NewRelease {
     pub reason: String,
     /// Whether the release phase is to run: for new code, not for new configuration.
     pub run_release_phase: bool,
+    /// What its deployment is a part of; `None`: of nothing, or there are no traces.
+    pub trace: Option<TraceContext>,
 }
 
 /// How a derived release differs from the one it is made from.

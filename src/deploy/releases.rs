@@ -55,6 +55,7 @@ impl Deployer {
                     reason: new.reason.clone(),
                     release_phase_done: no_phase,
                     release_phase_attempts: 0,
+                    trace: new.trace,
                 }
             })
             .await?;
@@ -93,6 +94,7 @@ impl Deployer {
                     created_by: by.clone(),
                     reason: reason.to_owned(),
                     release_phase_done: true,
+                    trace: None,
                     ..old.clone()
                 }
             })

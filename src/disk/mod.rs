@@ -8,7 +8,7 @@ mod size;
 use std::{
     collections::BTreeSet,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -38,7 +38,10 @@ pub struct NoRoom {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Free {
     pub path: PathBuf,
+    /// Bytes that can be written; 0 also when there are no inodes left.
     pub free: u64,
+    /// Bytes of the file system.
+    pub total: u64,
 }
 
 struct Inner {
@@ -86,7 +89,7 @@ impl DiskFloor {
         let needed = self.0.min_free;
         match self.look().into_iter().find(|place| place.free < needed) {
             None => Ok(()),
-            Some(Free { path, free }) => {
+            Some(Free { path, free, .. }) => {
                 self.0.low.notify_one();
                 Err(NoRoom { path, free, needed })
             }
@@ -109,15 +112,16 @@ impl DiskFloor {
         let fresh = |path: &PathBuf| path.metadata().is_ok_and(|metadata| seen.insert(metadata.dev()));
         let mut places = self.0.places.read().unwrap_or_else(PoisonError::into_inner).clone();
         places.retain(fresh);
-        places.into_iter().filter_map(|path| Some(Free { free: free_at(&path)?, path })).collect()
+        places.into_iter().filter_map(space_at).collect()
     }
 }
 
-fn free_at(path: &Path) -> Option<u64> {
-    let space = rustix::fs::statvfs(path).ok()?;
+fn space_at(path: PathBuf) -> Option<Free> {
+    let space = rustix::fs::statvfs(&path).ok()?;
     // Some file systems have no fixed number of inodes and say 0.
     let out_of_inodes = space.f_files > 0 && space.f_favail < MIN_INODES.min(space.f_files / 100);
-    Some(if out_of_inodes { 0 } else { space.f_bavail.saturating_mul(space.f_frsize) })
+    let free = if out_of_inodes { 0 } else { space.f_bavail.saturating_mul(space.f_frsize) };
+    Some(Free { path, free, total: space.f_blocks.saturating_mul(space.f_frsize) })
 }
 
 /// Bytes for people.
@@ -140,7 +144,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let nowhere = directory.path().join("none");
         let floor = DiskFloor::new(vec![nowhere, directory.path().to_owned(), directory.path().to_owned()], u64::MAX);
-        assert_eq!(floor.look().len(), 1, "one file system is looked at once");
+        let looked = floor.look();
+        assert_eq!(looked.len(), 1, "one file system is looked at once");
+        assert!(looked[0].total >= looked[0].free && looked[0].total > 0, "{looked:?}");
         let refused = floor.check().unwrap_err();
         assert_eq!(refused.path, directory.path());
         let text = refused.to_string();

@@ -106,10 +106,12 @@ impl Role {
     }
 }
 
-/// What a token is for; each includes those before it. What its user may not do, it does not allow.
+/// What a token is for; each but the first includes those before it. What its user may not do, it does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenScope {
+    /// Reads the platform's metrics, if its user is an operator, and does nothing else: for who scrapes them. It allows no verb, in no tenant.
+    Metrics,
     /// Looks on.
     Read,
     /// Deploys, as a job of continuous integration does. It sees and changes no config, and starts no command that could print it.
@@ -122,7 +124,7 @@ impl TokenScope {
     /// Whether a token of this scope allows `verb`.
     pub fn allows(self, verb: Verb) -> bool {
         match verb {
-            Verb::Read => true,
+            Verb::Read => self >= Self::Read,
             Verb::Push | Verb::Operate => self >= Self::Deploy,
             Verb::ReadConfig
             | Verb::WriteConfig
@@ -138,6 +140,7 @@ impl TokenScope {
 impl fmt::Display for TokenScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Self::Metrics => "metrics",
             Self::Read => "read",
             Self::Deploy => "deploy",
             Self::Full => "full",
@@ -149,10 +152,11 @@ impl FromStr for TokenScope {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
+            "metrics" => Ok(Self::Metrics),
             "read" => Ok(Self::Read),
             "deploy" => Ok(Self::Deploy),
             "full" => Ok(Self::Full),
-            _ => Err(format!("{text:?} is not a scope; the scopes are read, deploy and full")),
+            _ => Err(format!("{text:?} is not a scope; the scopes are metrics, read, deploy and full")),
         }
     }
 }
@@ -166,6 +170,7 @@ mod tests {
         let row = |scope: TokenScope| {
             Verb::ALL.map(|verb| if scope.allows(verb) { 'x' } else { '.' }).iter().collect::<String>()
         };
+        assert_eq!(row(TokenScope::Metrics), "..........");
         assert_eq!(row(TokenScope::Read), "x.........");
         assert_eq!(row(TokenScope::Deploy), "xxx.......");
         assert_eq!(row(TokenScope::Full), "xxxxxxxxxx");

@@ -79,9 +79,14 @@ pub struct TokenRights {
 }
 
 impl TokenRights {
+    /// Whether the token is for the platform's metrics and nothing else.
+    pub fn is_for_metrics(&self) -> bool {
+        self.scope == TokenScope::Metrics
+    }
+
     /// Whether the token is for this tenant.
     pub fn reaches(&self, tenant: &TenantName) -> bool {
-        self.tenant.as_ref().is_none_or(|only| only == tenant)
+        !self.is_for_metrics() && self.tenant.as_ref().is_none_or(|only| only == tenant)
     }
 
     /// Whether the token allows `verb` in this tenant, if its user may.
@@ -115,6 +120,9 @@ mod tests {
         assert!(!deploy.allows(&acme, Verb::Destroy));
         assert!(rights(TokenScope::Read, None).allows(&other, Verb::Read));
         assert!(rights(TokenScope::Full, None).is_unlimited());
+        let metrics = rights(TokenScope::Metrics, None);
+        assert!(metrics.is_for_metrics() && !metrics.is_unlimited());
+        assert!(!metrics.reaches(&acme) && !metrics.allows(&acme, Verb::Read));
         assert!(
             !rights(TokenScope::Full, Some("acme")).is_unlimited() && !rights(TokenScope::Read, None).is_unlimited()
         );

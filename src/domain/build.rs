@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{EnvRef, ImageRef, ReleaseVersion, Timestamp, UserName};
+use super::{EnvRef, ImageRef, OpenSpan, ReleaseVersion, Timestamp, UserName};
 
 /// Counts up per environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -111,4 +111,7 @@ pub struct Build {
     /// What was to become of its branch after its success has been done.
     #[serde(default)]
     pub settled: bool,
+    /// The span of the whole push, when its trace is recorded: a later server goes on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<OpenSpan>,
 }

@@ -19,6 +19,7 @@ pub mod people;
 pub mod process;
 pub mod release;
 pub mod replica;
+pub mod trace;
 pub mod webhook;
 
 pub use access::{Role, TokenScope, Verb};
@@ -39,6 +40,7 @@ pub use release::{
     still_serving,
 };
 pub use replica::{CrashLoop, CrashLoops, Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};
+pub use trace::{NoTraceContext, OpenSpan, TraceContext};
 pub use webhook::{DELIVERIES_KEPT, Webhook, WebhookDelivery, WebhookId, WebhookMark, WebhookRetry, WebhookSecret};
 
 /// A moment, UTC, nanosecond resolution, RFC 3339 when serialised.

@@ -8,6 +8,10 @@ use super::{Timestamp, UserName};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnceRequest {
     pub user: UserName,
+    /// Id of the token that it came with: another one of the user, which may be good for less, gets no answer of it. Empty in records of
+    /// before this was kept.
+    #[serde(default)]
+    pub token: String,
     /// SHA-256 of the key, hexadecimal.
     pub key_hash: String,
     /// SHA-256 of what was asked, hexadecimal.

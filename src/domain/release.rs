@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BuildNumber, CronJob, EnvRef, ImageRef, JobName, ProcessSpec, ProcessType, Timestamp, UpgradePolicy, UserName,
+    BuildNumber, CronJob, EnvRef, ImageRef, JobName, OpenSpan, ProcessSpec, ProcessType, Timestamp, TraceContext,
+    UpgradePolicy, UserName,
 };
 
 /// `v7`: counts up per environment.
@@ -66,6 +67,9 @@ pub struct Release {
     /// How often the release phase was begun: more than once when the server died while it ran.
     #[serde(default)]
     pub release_phase_attempts: u32,
+    /// What it was made for, when that has a trace: its deployment is a part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceContext>,
 }
 
 /// Where a deployment stands.
@@ -110,6 +114,9 @@ pub struct Deployment {
     /// The last lines of what failed, in the order in which they were written: plain text, [`LAST_LOG_LINES`] at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_log_lines: Vec<String>,
+    /// Its span, when its trace is recorded: a later server goes on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<OpenSpan>,
 }
 
 /// How far a deployment under way has come.

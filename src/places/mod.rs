@@ -16,6 +16,7 @@ use tokio::{
 #[derive(Debug)]
 pub struct Places<K> {
     all: Arc<Semaphore>,
+    most: usize,
     each: usize,
     /// The shares of those who hold or want a place.
     shares: Mutex<HashMap<K, Arc<Semaphore>>>,
@@ -40,7 +41,12 @@ pub enum NoPlace {
 impl<K: Eq + Hash + Clone> Places<K> {
     /// `all` places, of which one holder may have `each`.
     pub fn new(all: usize, each: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), each, shares: Mutex::default() }
+        Self { all: Arc::new(Semaphore::new(all)), most: all, each, shares: Mutex::default() }
+    }
+
+    /// How many places are taken, and how many there are.
+    pub fn taken(&self) -> (usize, usize) {
+        (self.most.saturating_sub(self.all.available_permits()), self.most)
     }
 
     /// A place, if there is one now.
@@ -83,7 +89,9 @@ mod tests {
         assert_eq!(places.try_take(&"ann").unwrap_err(), NoPlace::Share(2));
         let others = ["bob", "bob", "cat"].map(|name| places.try_take(&name).unwrap());
         assert_eq!(places.try_take(&"dan").unwrap_err(), NoPlace::All);
+        assert_eq!(places.taken(), (5, 5));
         drop(first);
+        assert_eq!(places.taken(), (4, 5));
         let third = places.try_take(&"ann").unwrap();
         drop((second, third, others));
         drop(places.try_take(&"eve").unwrap());

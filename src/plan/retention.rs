@@ -154,6 +154,7 @@ mod tests {
             reason: String::new(),
             release_phase_done: true,
             release_phase_attempts: 0,
+            trace: None,
         }
     }
 
@@ -166,7 +167,7 @@ mod tests {
         let (to, from) = (ReleaseVersion(to), from.map(ReleaseVersion));
         let env = "acme/shop/dev".parse().unwrap();
         let (started_at, last_log_lines) = (Timestamp::UNIX_EPOCH, Vec::new());
-        Deployment { env, to, from, state, started_at, finished_at: None, progress: None, last_log_lines }
+        Deployment { env, to, from, state, started_at, finished_at: None, progress: None, last_log_lines, trace: None }
     }
 
     fn build(number: u64, state: u8, release: Option<u64>, image_byte: Option<u8>) -> Build {
@@ -193,6 +194,7 @@ mod tests {
             cancelling: None,
             held: false,
             settled: false,
+            trace: None,
             image: image_byte.map(image),
             release: release.map(ReleaseVersion),
             timings: vec![],

@@ -106,6 +106,7 @@ mod tests {
             cancelling: None,
             held: false,
             settled: false,
+            trace: None,
         }
     }
 

@@ -16,6 +16,7 @@ use super::{
     Update, Verdict,
     ended::unrecorded,
     policy::decide,
+    traced::Received,
     waiting::{in_queue, patiently},
 };
 use crate::{
@@ -68,12 +69,15 @@ impl Receive {
             return Verdict::Reject;
         };
         push.judged.store(true, Ordering::Release);
+        let received = Received::of(&push, Timestamp::now());
         self.tell_received(&push, &request);
         // In a task of its own: a hook that dies must not leave a push half-way between the queue and its pin.
         let (receive, judged) = (self.clone(), push.clone());
         let admitted = self.0.tasks.spawn(async move { receive.admit(&judged, &request).await });
         let admitted =
             patiently("checking the push", admitted, &output).await.unwrap_or_else(|error| Err(error.into()));
+        let admitted = admitted.map_err(|error| refusal_for(&push.env, error));
+        self.trace_judged(&received, admitted.as_ref().map(Option::as_ref));
         if let Ok(queued) = &admitted {
             self.tell_accepted(&push, queued.as_ref());
         }
@@ -97,11 +101,7 @@ impl Receive {
                 say(offer(queued.manifest)).await;
                 self.follow(&push, &queued.build, &output).await
             }
-            Err(error) => {
-                let refusal = error
-                    .downcast::<Rejected>()
-                    .map(|rejected| rejected.0)
-                    .unwrap_or_else(|error| failed(&push.env, &error));
+            Err(refusal) => {
                 self.tell_refused(&push.env, &push.user, &refusal);
                 say(refusal.render()).await;
                 Verdict::Reject
@@ -139,6 +139,7 @@ impl Receive {
             pushed_by: push.user.clone(),
             options,
             timings: vec![("receive".to_owned(), millis(push.started))],
+            trace: push.trace,
         };
         let fits = self.still_fits(push, request, update);
         let build = self.queue(new, request.quarantine.as_deref(), replaced.as_ref(), fits).await?;
@@ -294,6 +295,11 @@ impl Receive {
         let _ = output.send(Bytes::from(text.render())).await;
         Verdict::Reject
     }
+}
+
+/// What the error is for whoever sent what was not taken.
+pub(super) fn refusal_for(env: &EnvRef, error: anyhow::Error) -> Refusal {
+    error.downcast::<Rejected>().map(|rejected| rejected.0).unwrap_or_else(|error| failed(env, &error))
 }
 
 /// What a push is told that the server could not judge.

@@ -11,6 +11,7 @@ mod judge;
 mod policy;
 mod settle;
 mod tell;
+mod traced;
 mod turn;
 mod upload;
 mod waiting;
@@ -35,11 +36,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     disk::{DiskFloor, NoRoom},
-    domain::{AppRef, Build, BuildNumber, EnvRef, QueuePlace, TenantName, UserName},
+    domain::{AppRef, Build, BuildNumber, EnvRef, OpenSpan, QueuePlace, TenantName, UserName},
     events::EventSink,
     git::{Git, Repositories, Used, idle::Idle},
     places::{Place, Places},
     store::{Store, StoreError},
+    traces::Traces,
 };
 
 pub use policy::{MAX_UPDATES, PushOptions, Refusal, RefusalKind, Update};
@@ -61,6 +63,8 @@ pub struct NewPush {
     pub options: PushOptions,
     /// Milliseconds spent so far, stage by stage.
     pub timings: Vec<(String, u64)>,
+    /// Its span, when its trace is recorded.
+    pub trace: Option<OpenSpan>,
 }
 
 /// Why a push was not queued.
@@ -144,6 +148,8 @@ pub struct ReceiveSettings {
     pub require_manifest: bool,
     /// The free space without which no push is taken.
     pub disk: DiskFloor,
+    /// Where it is told what took how long.
+    pub traces: Traces,
 }
 
 /// What the hook asks.
@@ -180,6 +186,8 @@ struct LivePush {
     place: Mutex<Option<Place>>,
     /// Cancelled when `receive-pack` has ended.
     ended: CancellationToken,
+    /// Its span, when its trace is recorded.
+    trace: Option<OpenSpan>,
     /// Until its objects are pinned or given up.
     _repository: Used,
 }

@@ -179,6 +179,7 @@ mod tests {
             cancelling: None,
             held: false,
             settled: false,
+            trace: None,
         }
     }
 

@@ -16,11 +16,12 @@ use tokio_util::io::SyncIoBridge;
 use self::metered::{Fault, Metered};
 use super::{
     NewPush, PushOptions, Receive, Refusal, RefusalKind,
-    judge::{Rejected, busy, failed, full_disk, millis},
+    judge::{Rejected, busy, failed, full_disk, millis, refusal_for},
+    traced::Received,
     wire::{PACKING, long_packed, no_place},
 };
 use crate::{
-    domain::{Build, EnvRef, UserName},
+    domain::{Build, EnvRef, TraceContext, UserName},
     git::{Author, ImportError, ImportLimits, Quarantined},
 };
 
@@ -36,6 +37,8 @@ pub struct NewSource {
     pub no_cache: bool,
     /// A tar archive, as it is or in gzip. An error is told; an early end that is none may not be noticed.
     pub content: Box<dyn AsyncRead + Send + Unpin>,
+    /// What its trace is a part of.
+    pub trace: Option<TraceContext>,
 }
 
 impl Receive {
@@ -46,14 +49,24 @@ impl Receive {
     pub async fn upload(&self, source: NewSource) -> Result<Build, Refusal> {
         let (receive, env) = (self.clone(), source.env.clone());
         // In a task of its own: who is gone must not leave it half-way between the queue and its pin.
-        let taken = self.0.tasks.spawn(async move { receive.take_source(source).await });
-        taken.await.unwrap_or_else(|error| Err(error.into())).map_err(|error| {
-            error.downcast::<Rejected>().map(|rejected| rejected.0).unwrap_or_else(|error| failed(&env, &error))
-        })
+        let taken = self.0.tasks.spawn(async move { receive.take_traced(source).await });
+        taken.await.unwrap_or_else(|error| Err(failed(&env, &error.into())))
     }
 
-    async fn take_source(&self, source: NewSource) -> anyhow::Result<Build> {
-        let (started, env, user) = (Instant::now(), source.env.clone(), source.user.clone());
+    async fn take_traced(&self, source: NewSource) -> Result<Build, Refusal> {
+        let (env, user) = (source.env.clone(), source.user.clone());
+        let trace = self.0.settings.traces.begin(source.trace.as_ref());
+        let mut received = Received { env: &env, user: &user, trace, taken: None };
+        let taken = self.take_source(source, &mut received).await.map_err(|error| refusal_for(&env, error));
+        match &taken {
+            Ok(_) => self.trace_received(&received, None),
+            Err(refusal) => self.trace_refused(&received, refusal),
+        }
+        taken
+    }
+
+    async fn take_source(&self, source: NewSource, received: &mut Received<'_>) -> anyhow::Result<Build> {
+        let (env, user, started) = (source.env.clone(), source.user.clone(), Instant::now());
         self.0.settings.disk.check().map_err(|no_room| Rejected(full_disk(&no_room)))?;
         let place = self.0.sessions.take(&user, self.0.settings.patience).await;
         let place = place.map_err(|reason| Rejected(no_place(reason, &user)))?;
@@ -66,6 +79,7 @@ impl Receive {
         self.ensure(&env).await?;
         let options = PushOptions { no_cache: source.no_cache, ..PushOptions::default() };
         let brought = self.import(source).await?;
+        received.taken = Some(jiff::Timestamp::now());
         drop(place);
         let _turn = self.turn(&env).await?.map_err(Rejected)?;
         self.environment(&env).await?;
@@ -79,6 +93,7 @@ impl Receive {
             pushed_by: user,
             options,
             timings: vec![("receive".to_owned(), millis(started))],
+            trace: received.trace,
         };
         let fits = async { self.environment(&env).await.map(drop) };
         self.queue(new, Some(brought.path()), None, fits).await

@@ -137,6 +137,7 @@ impl Receive {
             queued: OnceLock::new(),
             place: Some(place).into(),
             ended: CancellationToken::new(),
+            trace: self.0.settings.traces.begin(None),
             _repository: used,
         });
         let settings = &self.0.settings;

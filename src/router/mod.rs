@@ -33,9 +33,9 @@ use std::{
 };
 
 use anyhow::Context;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::{access::AccessLog, live::Routes, proxy::Proxy, reload::Reloader, server::Server};
+use crate::open_files;
 
 /// How the router runs.
 #[derive(Debug, Clone)]
@@ -102,7 +102,8 @@ pub fn run(settings: RouterSettings) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: RouterSettings) -> anyhow::Result<()> {
-    raise_open_files(settings.max_connections);
+    // Two sockets per connection, and some.
+    open_files::raise_limit((settings.max_connections as u64) * 2 + 256);
     let settings = Arc::new(settings);
     let directory = &settings.directory;
     fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
@@ -125,16 +126,4 @@ async fn serve(settings: RouterSettings) -> anyhow::Result<()> {
     sender.abort();
     meters.abort();
     result
-}
-
-/// Raises the limit of open files to what two sockets per connection need, as far as the hard limit allows.
-fn raise_open_files(connections: usize) {
-    let wanted = (connections as u64) * 2 + 256;
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft >= wanted {
-        true => Ok(()),
-        false => setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard),
-    });
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
-    }
 }

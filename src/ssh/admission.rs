@@ -191,7 +191,7 @@ mod tests {
     use crate::commands::Door;
 
     fn caller(user: &str, operator: bool) -> Caller {
-        Caller { user: user.parse().unwrap(), operator, door: Door::Ssh, rights: None }
+        Caller { user: user.parse().unwrap(), operator, door: Door::Ssh, rights: None, trace: None }
     }
 
     /// With no more than so many not logged in, in all and from one address, and as many waiting.

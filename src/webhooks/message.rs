@@ -20,18 +20,18 @@ pub(super) fn event_type(kind: &str) -> String {
     format!("{TYPE_PREFIX}{kind}")
 }
 
-/// An event as CloudEvents 1.0 in structured mode (JSON event format).
-pub(super) fn cloud_event(event: &Event) -> Value {
+/// An event as CloudEvents 1.0 in structured mode (JSON event format). `source_base` comes before its source.
+pub(super) fn cloud_event(event: &Event, source_base: &str) -> Value {
     // Texts, numbers and a bounded object: nothing that JSON cannot say.
-    serde_json::to_value(event.cloud_event("")).unwrap_or_default()
+    serde_json::to_value(event.cloud_event(source_base)).unwrap_or_default()
 }
 
 /// The event of a test, which is in no event log.
-pub(super) fn ping(tenant: &TenantName, id: &WebhookId, delivery: &str, at: Timestamp) -> Value {
+pub(super) fn ping(tenant: &TenantName, id: &WebhookId, delivery: &str, at: Timestamp, source_base: &str) -> Value {
     json!({
         "specversion": "1.0",
         "id": delivery,
-        "source": format!("/tenants/{tenant}"),
+        "source": format!("{source_base}/tenants/{tenant}"),
         "type": event_type(PING),
         "time": at,
         "datacontenttype": "application/json",
@@ -67,11 +67,11 @@ mod tests {
             data: crate::domain::EventData::default(),
         };
         let expected = json!({
-            "specversion": "1.0", "id": "7", "source": "/tenants/acme/apps/shop/envs/dev", "type": "dev.berth.build.finished",
+            "specversion": "1.0", "id": "7", "source": "https://berth.example.com/tenants/acme/apps/shop/envs/dev", "type": "dev.berth.build.finished",
             "time": "1970-01-01T00:00:00Z", "datacontenttype": "application/json",
             "data": {"message": "it is built", "actor": "dan", "tenant": "acme", "app": "shop", "env": "dev", "details": {}},
         });
-        assert_eq!(cloud_event(&event), expected);
+        assert_eq!(cloud_event(&event, "https://berth.example.com"), expected);
     }
 
     #[test]

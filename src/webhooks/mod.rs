@@ -54,6 +54,8 @@ pub struct WebhookSettings {
     pub disable_after: Duration,
     /// How long an event waits for one with a lower number that is not there.
     pub settle: Duration,
+    /// Comes before the sources of CloudEvents, as in `https://berth.example.com`; may be empty.
+    pub source_base: String,
 }
 
 impl Default for WebhookSettings {
@@ -69,6 +71,7 @@ impl Default for WebhookSettings {
             give_up_after: Duration::from_secs(24 * 3600),
             disable_after: Duration::from_secs(72 * 3600),
             settle: Duration::from_secs(5),
+            source_base: String::new(),
         }
     }
 }

@@ -245,7 +245,7 @@ impl WebhookService {
         let Ok(place) = self.places.try_take(&key.0) else { return Err((TestRefusal::NoPlace, reply)) };
         hook.testing = true;
         let delivery = format!("{}-test-{:016x}", key.1, rand::random::<u64>());
-        let body = message::ping(&key.0, &key.1, &delivery, self.parts.clock.now());
+        let body = message::ping(&key.0, &key.1, &delivery, self.parts.clock.now(), &self.parts.settings.source_base);
         let webhook = hook.webhook.clone();
         let generation = webhook.generation;
         let body = body.to_string().into_bytes();
@@ -286,7 +286,7 @@ impl WebhookService {
             delivery: format!("{}-{}", key.1, event.id),
             event: Some(event.id),
             kind: kind_name(event.kind),
-            body: message::cloud_event(event).to_string().into_bytes(),
+            body: message::cloud_event(event, &self.parts.settings.source_base).to_string().into_bytes(),
             attempt: hook.attempt(event.id),
             missed: hook.mark.missed,
         };

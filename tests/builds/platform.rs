@@ -86,6 +86,7 @@ impl Delivery for RunOnce {
             reason: new.reason,
             release_phase_done: false,
             release_phase_attempts: 0,
+            trace: None,
         };
         self.store.transaction().create(&release).commit().await?;
         Ok(release)
@@ -210,6 +211,7 @@ impl Platform {
             supersede: false,
             held: false,
             timings: Vec::new(),
+            trace: None,
         };
         let build = self.builds.enqueue(new).await.unwrap();
         let wait = self.builds.wait(&build.env, build.number);

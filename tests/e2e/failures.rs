@@ -164,7 +164,7 @@ fn a_server_starts_before_the_engine_is_there(platform: &Platform) {
     assert_eq!(before.len(), 2);
     platform.kill_serve();
     let socket = platform.scratch("late-engine").join("engine.sock");
-    platform.start_serve_with(Some(&socket));
+    platform.start_serve_with(&[("BERTH__RUNTIME__SOCKET", socket.to_str().unwrap())]);
     run(&mut platform.berth(&["status"])).ok().says(&["running, but:", "engine", "engine.sock"]);
     let missing = run(&mut platform.berth(&["status", "--json"])).ok().json();
     assert_eq!(missing[0]["what"], "engine", "{missing}");

@@ -6,6 +6,7 @@
 mod api;
 mod apps;
 mod browser;
+mod client;
 mod commands;
 mod failures;
 mod load;
@@ -13,6 +14,7 @@ mod platform;
 mod pushes;
 mod repository;
 mod sources;
+mod traces;
 
 use std::{panic, process::ExitCode, sync::Arc};
 
@@ -42,12 +44,13 @@ fn main() -> ExitCode {
         commands::CASES,
         api::CASES,
         sources::CASES,
+        client::CASES,
         browser::CASES,
         browser::console::CASES,
         browser::looks::CASES,
     ]
     .concat();
-    let alone: Vec<Case> = [load::CASES, failures::CASES].concat();
+    let alone: Vec<Case> = [load::CASES, failures::CASES, traces::CASES].concat();
     let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
     if arguments.list || !beside.iter().chain(&alone).any(|(name, _)| wanted(name)) {
         // Nothing runs: no platform is needed.

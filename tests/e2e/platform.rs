@@ -178,10 +178,10 @@ impl Platform {
         command
     }
 
-    fn start_process(&self, name: &str, engine: Option<&Path>) -> Child {
+    fn start_process(&self, name: &str, variables: &[(&str, &str)]) -> Child {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file(name)).unwrap();
         let mut command = self.berth(&[name]);
-        command.envs(engine.map(|socket| ("BERTH__RUNTIME__SOCKET", socket)));
+        command.envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         command.spawn().unwrap()
     }
@@ -192,18 +192,18 @@ impl Platform {
     }
 
     pub fn start_router(&self) {
-        *lock(&self.router) = Some(self.start_process("router", None));
+        *lock(&self.router) = Some(self.start_process("router", &[]));
     }
 
     /// Starts the control plane and waits until it is ready.
     pub fn start_serve(&self) {
-        self.start_serve_with(None);
+        self.start_serve_with(&[]);
     }
 
-    /// The same, with the engine at another socket.
-    pub fn start_serve_with(&self, engine: Option<&Path>) {
+    /// The same, with further variables.
+    pub fn start_serve_with(&self, variables: &[(&str, &str)]) {
         let mut serve = lock(&self.serve);
-        *serve = Some(self.start_process("serve", engine));
+        *serve = Some(self.start_process("serve", variables));
         eventually("berth serve is ready", Duration::from_secs(120), || {
             if let Some(status) = serve.as_mut()?.try_wait().unwrap() {
                 panic!("berth serve ended ({status}):\n{}", fs::read_to_string(self.log_file("serve")).unwrap());
@@ -217,6 +217,11 @@ impl Platform {
         let mut serve = lock(&self.serve).take().unwrap();
         serve.kill().unwrap();
         serve.wait().unwrap();
+    }
+
+    /// Stops the control plane in order.
+    pub fn stop_serve(&self) {
+        end(&mut lock(&self.serve).take().unwrap()).unwrap();
     }
 
     /// Kills the router without warning.

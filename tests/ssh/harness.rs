@@ -214,6 +214,7 @@ impl Server {
         let stop = CancellationToken::new();
         let mut receive_settings = ReceiveSettings {
             disk: berth::disk::DiskFloor::none(),
+            traces: berth::traces::Traces::off(),
             berth: PathBuf::from(env!("CARGO_BIN_EXE_berth")),
             control_socket: socket.clone(),
             sessions: 16,
@@ -255,14 +256,15 @@ impl Server {
 
     /// A user with a new key (`NAME` in the directory), or with the one there is.
     pub async fn user(&self, name: &str, role: Option<Role>) {
-        let caller = Caller { user: name.parse().unwrap(), operator: false, door: Door::Ssh, rights: None };
+        let caller =
+            Caller { user: name.parse().unwrap(), operator: false, door: Door::Ssh, rights: None, trace: None };
         let fingerprint = self.fingerprint(name).await;
         self.backend.users.lock().unwrap().insert(fingerprint, (caller, role));
     }
 
     /// An operator with a new key, who is a member of nothing.
     pub async fn operator(&self, name: &str) {
-        let caller = Caller { user: name.parse().unwrap(), operator: true, door: Door::Ssh, rights: None };
+        let caller = Caller { user: name.parse().unwrap(), operator: true, door: Door::Ssh, rights: None, trace: None };
         let fingerprint = self.fingerprint(name).await;
         self.backend.users.lock().unwrap().insert(fingerprint, (caller, None));
     }

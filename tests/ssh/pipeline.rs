@@ -175,6 +175,7 @@ impl Pipeline for TestPipeline {
             cancelling: None,
             held: false,
             settled: false,
+            trace: None,
         };
         self.store.transaction().create(&build).commit().await?;
         drop(self.sender(&push.env, number, &BuildState::Queued));

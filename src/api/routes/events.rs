@@ -96,7 +96,9 @@ async fn events(
         return Err(Problem::bad_request(format!("limit is {limit}, and has to be from 1 to {MOST}")));
     }
     let events = api.event_list(&caller, &filter, query.after, limit).await?;
-    let items = events.iter().map(|event| serde_json::to_value(event.cloud_event("")).unwrap_or_default()).collect();
+    let source = &api.settings.api_url;
+    let items =
+        events.iter().map(|event| serde_json::to_value(event.cloud_event(source)).unwrap_or_default()).collect();
     Ok(Json(Events { items, next: events.last().map(|event| event.id).or(query.after) }).into_response())
 }
 

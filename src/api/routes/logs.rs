@@ -117,6 +117,7 @@ async fn show_logs(
         let events = items.map(log_event).map(Ok::<_, Infallible>);
         return Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response());
     }
+    let _place = api.0.limits.large_answer(&caller.user).await?;
     let items = api.log_tail(&caller, &env, query.query(None)?).await?;
     let as_json = super::accepts(&headers, LINES);
     let text: String = items.iter().map(|item| log_line(item, as_json)).collect();
@@ -182,6 +183,7 @@ async fn show_build_logs(
         let events = items.map(build_event).map(Ok::<_, Infallible>);
         return Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response());
     }
+    let _place = api.0.limits.large_answer(&caller.user).await?;
     let (_, lines) = api.build_log(&caller, &env, Some(number)).await?;
     let as_json = super::accepts(&headers, LINES);
     let line = |line: &BuildLine| if as_json { format!("{}\n", line.json()) } else { format!("{}\n", line.plain()) };

@@ -8,7 +8,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     api::{
         Api,
-        extract::{Asked, Names},
+        extract::{Asked, Names, Scraper},
         names::{EnvPath, parse},
         problem::{Problem, Refusals},
     },
@@ -52,8 +52,8 @@ async fn show_metrics(
     Ok(Json(api.metrics(&caller, &path.env(), query).await?))
 }
 
-/// The platform's metrics in Prometheus' text format (operators)
+/// The platform's metrics in Prometheus' text format (operators; a token of scope `metrics` is good for this alone)
 #[utoipa::path(get, path = "/metrics", tag = "metrics", responses((status = 200, body = String, content_type = "text/plain"), Refusals))]
-async fn platform_metrics(State(api): State<Api>, caller: Caller) -> Result<impl IntoResponse, Problem> {
+async fn platform_metrics(State(api): State<Api>, Scraper(caller): Scraper) -> Result<impl IntoResponse, Problem> {
     Ok(([(header::CONTENT_TYPE, PROMETHEUS)], api.platform_metrics(&caller).await?))
 }

@@ -86,11 +86,16 @@ fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Document::openapi()).nest("/v1", v1).merge(metrics::platform())
 }
 
+/// What the routes say of themselves.
+pub(super) fn document() -> utoipa::openapi::OpenApi {
+    routes().into_openapi()
+}
+
 /// All that is served.
 pub(super) fn router(api: Api) -> Router {
     let (router, document) = routes().split_for_parts();
     router
-        .merge(docs::routes(&document))
+        .merge(docs::routes(&docs::described(document)))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing here").with_hint("see /docs") })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method")
@@ -130,12 +135,12 @@ async fn create<V: serde::Serialize + serde::de::DeserializeOwned>(
     ask: Ask,
 ) -> Result<Response, Problem> {
     let request = serde_json::to_value(body).map_err(Problem::broken)?;
-    let (user, commands) = (caller.user.clone(), api.clone());
+    let (asked_by, commands) = (caller.clone(), api.clone());
     let work = async move {
         let made: V = view(commands.ask(caller, ask).await?)?;
         serde_json::to_value(&made).map_err(Problem::broken)
     };
-    api.0.once.run(&user, headers, (path, &request), answers, work).await
+    api.0.once.run(&asked_by, headers, (path, &request), answers, work).await
 }
 
 /// How often a client that hears nothing is told that its stream lives.

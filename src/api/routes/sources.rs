@@ -43,9 +43,15 @@ struct SourceQuery {
     no_cache: bool,
 }
 
+/// A tar or tar.gz of a source tree.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "for the OpenAPI document")]
+struct Archive(Vec<u8>);
+
 /// Build and deploy a source that comes as tar or tar.gz, judged as a push is
 #[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/builds", tag = "builds", params(EnvPath, SourceQuery),
-    request_body(content((Vec<u8> = "application/octet-stream"), (Vec<u8> = "application/gzip"), (Vec<u8> = "application/x-tar"))), responses((status = 202, body = BuildQueued), Refusals))]
+    request_body(content((Archive = "application/octet-stream"), (Archive = "application/gzip"), (Archive = "application/x-tar"))), responses((status = 202, body = BuildQueued), Refusals))]
 async fn create_build(
     State(api): State<Api>,
     caller: Caller,

@@ -8,7 +8,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     api::{
         Api,
-        entity::{Entity, view},
+        entity::{Entity, only_if, view},
         extract::{Asked, Body, Names},
         idempotency::Answers,
         names::{TenantPath, parse},
@@ -29,7 +29,7 @@ use crate::{
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(list_tenants, create_tenant))
-        .routes(routes!(change_tenant))
+        .routes(routes!(show_tenant, change_tenant))
         .routes(routes!(list_members))
         .routes(routes!(set_role, remove_member))
         .routes(routes!(create_invitation))
@@ -82,17 +82,30 @@ async fn create_tenant(
     super::create::<Tenant>(&api, caller, &headers, ("/tenants", &new), Answers::Kept, ask).await
 }
 
+/// A tenant, with its members
+#[utoipa::path(get, path = "/tenants/{tenant}", tag = "tenants", params(TenantPath),
+    responses((status = 200, body = Tenant, headers(("ETag"))), (status = 304, description = "As you have it"), Refusals))]
+async fn show_tenant(
+    State(api): State<Api>,
+    caller: Caller,
+    headers: HeaderMap,
+    Names(TenantPath { tenant }): Names<TenantPath>,
+) -> Result<Entity<Tenant>, Problem> {
+    Entity::new(api.ask(caller, Ask::new(Command::Tenants(Tenants::Info { tenant }))).await?, &headers)
+}
+
 /// Change how a tenant takes pushes (owners)
-#[utoipa::path(patch, path = "/tenants/{tenant}", tag = "tenants", params(TenantPath), request_body = TenantChange,
+#[utoipa::path(patch, path = "/tenants/{tenant}", tag = "tenants", params(TenantPath, ("If-Match" = Option<String>, Header)), request_body = TenantChange,
     responses((status = 200, body = TenantChanged), Refusals))]
 async fn change_tenant(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(TenantPath { tenant }): Names<TenantPath>,
     Body(change): Body<TenantChange>,
 ) -> Result<Json<TenantChanged>, Problem> {
     let switch = if change.require_manifest { Switch::On } else { Switch::Off };
-    let ask = Ask::new(Command::Tenants(Tenants::RequireManifest { tenant, switch }));
+    let ask = Ask::new(Command::Tenants(Tenants::RequireManifest { tenant, switch })).only_if(only_if(&headers)?);
     Ok(Json(view(api.ask(caller, ask).await?)?))
 }
 
@@ -118,29 +131,32 @@ async fn list_members(
 }
 
 /// Give a member another role (owners)
-#[utoipa::path(put, path = "/tenants/{tenant}/members/{user}", tag = "tenants", params(MemberPath), request_body = RoleChange,
+#[utoipa::path(put, path = "/tenants/{tenant}/members/{user}", tag = "tenants", params(MemberPath, ("If-Match" = Option<String>, Header)), request_body = RoleChange,
     responses((status = 200, body = Members), Refusals))]
 async fn set_role(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(MemberPath { tenant, user }): Names<MemberPath>,
     Body(change): Body<RoleChange>,
 ) -> Result<Json<Members>, Problem> {
     let set = Some(format!("{user}={}", Role::from(change.role)));
-    let ask = Ask::new(Command::Tenants(Tenants::Members { tenant, set, remove: None }));
+    let ask = Ask::new(Command::Tenants(Tenants::Members { tenant, set, remove: None })).only_if(only_if(&headers)?);
     Ok(Json(view(api.ask(caller, ask).await?)?))
 }
 
 /// Remove a member (owners), or leave
-#[utoipa::path(delete, path = "/tenants/{tenant}/members/{user}", tag = "tenants", params(MemberPath),
+#[utoipa::path(delete, path = "/tenants/{tenant}/members/{user}", tag = "tenants", params(MemberPath, ("If-Match" = Option<String>, Header)),
     responses((status = 200, body = Members), Refusals))]
 async fn remove_member(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(MemberPath { tenant, user }): Names<MemberPath>,
 ) -> Result<Json<Members>, Problem> {
     let command = Tenants::Members { tenant, set: None, remove: Some(parse(&user)?) };
-    Ok(Json(view(api.ask(caller, Ask::new(Command::Tenants(command))).await?)?))
+    let ask = Ask::new(Command::Tenants(command)).only_if(only_if(&headers)?);
+    Ok(Json(view(api.ask(caller, ask).await?)?))
 }
 
 /// Make an invitation code to hand to a colleague (owners)

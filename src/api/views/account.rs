@@ -79,6 +79,8 @@ pub(in crate::api) struct KeyAdded {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(in crate::api) enum ScopeName {
+    /// `GET /metrics` and nothing else (operators)
+    Metrics,
     /// Look on
     #[default]
     Read,
@@ -91,6 +93,7 @@ pub(in crate::api) enum ScopeName {
 impl From<ScopeName> for crate::domain::TokenScope {
     fn from(name: ScopeName) -> Self {
         match name {
+            ScopeName::Metrics => Self::Metrics,
             ScopeName::Read => Self::Read,
             ScopeName::Deploy => Self::Deploy,
             ScopeName::Full => Self::Full,

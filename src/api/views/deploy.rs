@@ -1,7 +1,10 @@
 //! Builds, releases, deployments.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{Array, ArrayBuilder, Object, Type, schema::OneOfBuilder},
+};
 
 use super::Moment;
 
@@ -24,9 +27,16 @@ pub(in crate::api) struct Build {
     finished_at: Option<Moment>,
     release: Option<u64>,
     image: Option<String>,
-    /// How long each stage took, in milliseconds
-    #[schema(value_type = Vec<Vec<Object>>)]
+    #[schema(schema_with = timings)]
     timings_ms: Vec<(String, u64)>,
+}
+
+/// Pairs of a stage and its time. As `prefixItems`, which would say more, generators of clients do not know it.
+fn timings() -> Array {
+    let either = OneOfBuilder::new().item(Object::with_type(Type::String)).item(Object::with_type(Type::Integer));
+    let pair = ArrayBuilder::new().items(either).min_items(Some(2)).max_items(Some(2));
+    let pairs = ArrayBuilder::new().description(Some("How long each stage took: its name, and milliseconds"));
+    pairs.items(pair).build()
 }
 
 /// A build that was queued.

@@ -24,7 +24,7 @@ pub(super) use environments::{
     Running, Scale,
 };
 pub(super) use outside::{Delivery, Drain, DrainChanged, Webhook, WebhookRemoved};
-pub(super) use platform::{Collect, Collected};
+pub(super) use platform::{Collect, Collected, Platform};
 pub(super) use tenants::{
     Invitation, InvitationCode, Member, Members, Membership, NewTenant, RoleChange, Tenant, TenantChange, TenantRow,
 };

@@ -79,6 +79,7 @@ fn release(name: &str) -> Release {
         reason: "push".into(),
         release_phase_done: true,
         release_phase_attempts: 0,
+        trace: None,
     }
 }
 

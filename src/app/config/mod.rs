@@ -2,6 +2,7 @@
 
 mod overlay;
 mod sections;
+mod telemetry;
 mod units;
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use serde::Deserialize;
 pub use sections::{
     Api, Builds, Cron, Deploy, Disk, Drains, Gc, Git, Logs, Metrics, Outbound, Registry, Router, Runtime, Ssh, Webhooks,
 };
-pub use units::Bytes;
+pub use telemetry::{ENDPOINT_VARIABLE, Headers, Telemetry};
+pub use units::{Bytes, PublicUrl};
 
 /// All of it. Every key has a default, so that an empty file is a valid one.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -36,6 +38,7 @@ pub struct Config {
     pub logs: Logs,
     pub drains: Drains,
     pub metrics: Metrics,
+    pub telemetry: Telemetry,
     pub gc: Gc,
     pub disk: Disk,
 }
@@ -59,6 +62,7 @@ impl Default for Config {
             logs: Logs::default(),
             drains: Drains::default(),
             metrics: Metrics::default(),
+            telemetry: Telemetry::default(),
             gc: Gc::default(),
             disk: Disk::default(),
         }
@@ -92,6 +96,17 @@ impl Config {
         overlay::apply(&mut value, environment)?;
         let config: Option<Self> = serde_yaml::from_value(value).context("a BERTH__ variable does not fit")?;
         Ok(config.unwrap_or_default())
+    }
+
+    /// How users reach the API and the console; never ends in `/`.
+    pub fn api_url(&self) -> String {
+        match &self.api.url {
+            Some(url) => url.as_str().to_owned(),
+            None => {
+                let port = self.api.listen.first().map_or(Api::PORT, std::net::SocketAddr::port);
+                format!("http://localhost:{port}")
+            }
+        }
     }
 
     /// The socket that hooks and host commands use.
@@ -134,11 +149,20 @@ mod tests {
     }
 
     #[test]
+    fn the_api_is_where_it_listens_unless_said_otherwise() {
+        let url = |text: &str, variables| parse(text, variables).unwrap().api_url();
+        assert_eq!(url("", &[]), "http://localhost:7000");
+        assert_eq!(url("api: {listen: ['127.0.0.1:7001']}", &[]), "http://localhost:7001");
+        assert_eq!(url("", &[("BERTH__API__URL", "https://berth.example.com/")]), "https://berth.example.com");
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let error = |text, variables| format!("{:#}", parse(text, variables).unwrap_err());
         assert!(error("ssh:\n  prot: 1\n", &[]).contains("unknown field `prot`"));
         assert!(error("ssh:\n  prot: 1\n", &[]).contains("line 2"));
         assert!(error("", &[("BERTH__SSH__PROT", "1")]).contains("unknown field `prot`"));
         assert!(error("builds: {time_limit: soon}", &[]).contains("time_limit"));
+        assert!(error("api: {url: berth.example.com}", &[]).contains("is not a URL"));
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
 use serde::Deserialize;
 
-use super::Bytes;
+use super::{Bytes, PublicUrl};
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -54,17 +54,24 @@ impl Default for Ssh {
 #[serde(default, deny_unknown_fields)]
 pub struct Api {
     pub listen: Vec<SocketAddr>,
+    /// How users reach it, and the console; see `Config::api_url`.
+    pub url: Option<PublicUrl>,
     /// Connections at the same time.
     pub max_connections: usize,
     /// Requests of one user a second; ten times as many may come at once.
     pub rate_per_user: std::num::NonZeroU32,
 }
 
+impl Api {
+    /// Where it listens unless said otherwise.
+    pub(super) const PORT: u16 = 7000;
+}
+
 impl Default for Api {
     fn default() -> Self {
         // Tokens must not go over a network in the clear.
-        let listen = vec![SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 7000))];
-        Self { listen, max_connections: 2000, rate_per_user: std::num::NonZeroU32::MIN.saturating_add(49) }
+        let listen = vec![SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, Self::PORT))];
+        Self { listen, url: None, max_connections: 2000, rate_per_user: std::num::NonZeroU32::MIN.saturating_add(49) }
     }
 }
 

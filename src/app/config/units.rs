@@ -1,8 +1,9 @@
-//! Sizes in the configuration.
+//! Sizes and addresses in the configuration.
 
 use std::{fmt, str::FromStr};
 
 use serde::Deserialize;
+use url::Url;
 
 /// A number of bytes, written `512Mi`, `2Gi`, `10M` or as a plain number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -48,6 +49,50 @@ impl fmt::Debug for Bytes {
     }
 }
 
+/// How users reach something over HTTP: `https://berth.example.com`, with a path before those of the server, if something in front adds
+/// one. Never ends in `/`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PublicUrl(String);
+
+impl PublicUrl {
+    /// As texts begin with it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PublicUrl {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let off = |why: &str| format!("{text:?} {why}; write it as https://berth.example.com");
+        let url = Url::parse(text).map_err(|error| off(&format!("is not a URL ({error})")))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(off("begins with neither http:// nor https://"));
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err(off("has no host"));
+        }
+        // It is shown to everybody.
+        if !url.username().is_empty() || url.password().is_some() {
+            let text =
+                "a user name or password in it would be shown to everybody; write it as https://berth.example.com";
+            return Err(text.to_owned());
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(off("has a query or a fragment, and paths are put behind it"));
+        }
+        Ok(Self(url.as_str().trim_end_matches('/').to_owned()))
+    }
+}
+
+impl TryFrom<String> for PublicUrl {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +104,30 @@ mod tests {
         }
         for text in ["", "Mi", "-1", "1.5Gi", "1Ti", "99999999999Gi"] {
             assert!(text.parse::<Bytes>().is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn public_urls() {
+        let cases = [
+            ("https://berth.example.com", "https://berth.example.com"),
+            ("HTTPS://Berth.Example.com:443/", "https://berth.example.com"),
+            ("http://10.0.0.1:7000/berth/", "http://10.0.0.1:7000/berth"),
+            ("http://[::1]:7000", "http://[::1]:7000"),
+        ];
+        for (text, url) in cases {
+            assert_eq!(text.parse::<PublicUrl>().unwrap().as_str(), url);
+        }
+        for (text, why) in [
+            ("berth.example.com", "not a URL"),
+            ("ftp://berth.example.com", "neither"),
+            ("https://", "not a URL"),
+            ("https://ann:secret@berth.example.com", "password"),
+            ("https://berth.example.com/?a=b", "query"),
+            ("https://berth.example.com/#top", "fragment"),
+        ] {
+            let error = text.parse::<PublicUrl>().unwrap_err();
+            assert!(error.contains(why) && error.contains("https://berth.example.com"), "{error}");
         }
     }
 }

@@ -25,6 +25,7 @@ impl Run<'_> {
         stacks: &Stacks,
         below: Below,
     ) -> Result<(ImageRef, Vec<LayerRecord>), BuildError> {
+        self.stopwatch.doing("source layer");
         let base = stacks.run.layer.clone();
         let stack = Some(stacks.run.image.repository.as_str());
         if !publisher.reuse(&base, stack, below.trust).await? {
@@ -50,6 +51,7 @@ impl Run<'_> {
         reached(FailPoint::Slug);
         layers.push(publisher.add_fresh(raw).await?);
         self.stopwatch.lap("source layer");
+        self.stopwatch.doing("push");
         let image = self.image_description(source, stacks).files(&layers);
         let image = publisher.finish(image, &layers).await?;
         let (pushed, reused) = publisher.counts();

@@ -49,6 +49,7 @@ impl Shared {
         build.cancelling = None;
         build.finished_at = Some(jiff::Timestamp::now());
         output.finish();
+        self.trace_end(&build);
         self.has_ended(&build);
         match write(&self.store, &build).await {
             Ok(()) => self.let_go(&build).await,

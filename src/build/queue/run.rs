@@ -186,6 +186,7 @@ impl Shared {
     async fn begin(&self, build: &mut Build) {
         let waited = self.queue().active.get(&build.env).map_or(Duration::ZERO, |active| active.since.elapsed());
         build.timings.push(("queued".to_owned(), u64::try_from(waited.as_millis()).unwrap_or(0)));
+        self.trace_begin(build, waited);
         self.changed(build);
         if build.state == BuildState::Queued {
             build.state = BuildState::Running { stage: Stage::Build };

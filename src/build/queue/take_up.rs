@@ -161,6 +161,7 @@ mod tests {
             cancelling: None,
             held: false,
             settled: false,
+            trace: None,
         }
     }
 

@@ -25,6 +25,11 @@ async fn busy_full_supersede_and_cancel() {
     assert_eq!(other.state, BuildState::Queued);
     let full = world.builds.enqueue(world.new_build("third", &APP)).await.unwrap_err();
     assert!(matches!(full, EnqueueError::Full { limit: 2 }));
+    let queue = world.builds.queue();
+    let numbers = |builds: &[Build]| builds.iter().map(|build| (build.env.clone(), build.number)).collect::<Vec<_>>();
+    let line = vec![(other.env.clone(), other.number), (queued.env.clone(), queued.number)];
+    assert_eq!((numbers(&queue.running), numbers(&queue.waiting)), (vec![(running.env.clone(), running.number)], line));
+    assert_eq!((queue.places, queue.waiting_places), (1, 2));
 
     assert!(world.builds.cancel(&queued.env, queued.number, "not needed").await.unwrap());
     let ended = world.end_of(&queued).await;

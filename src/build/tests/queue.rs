@@ -21,10 +21,14 @@ use crate::{
         fake::{Behaviour, FakeRuntime, JobContext},
     },
     store::{Kv, MemoryKv},
+    traces::{KeptSpans, Traces},
 };
 
 #[path = "records_kept.rs"]
 mod records_kept;
+
+#[path = "traced.rs"]
+mod traced;
 
 #[path = "world.rs"]
 mod world;

@@ -56,6 +56,7 @@ impl Delivery for Deploys {
             reason: new.reason,
             release_phase_done: false,
             release_phase_attempts: 0,
+            trace: None,
         };
         let mut transaction = self.store.transaction().create(&release);
         if let Some(number) = new.build {
@@ -106,6 +107,8 @@ pub(super) struct World {
     pub(super) stubborn: Arc<AtomicU64>,
     pub(super) unguarded: Arc<AtomicU64>,
     pub(super) runtime: Arc<FakeRuntime>,
+    /// What traces say.
+    pub(super) spans: Arc<KeptSpans>,
 }
 
 pub(super) fn env(name: &str) -> EnvRef {
@@ -190,7 +193,9 @@ impl World {
             delivery: Arc::new(deploys),
             logs: Arc::new(log.clone()),
         };
+        let spans = Arc::new(KeptSpans::default());
         let settings = BuildSettings {
+            traces: Traces::new(spans.clone(), 1.0),
             concurrency: 1,
             queue_limit: 2,
             queue_limit_per_tenant: 1,
@@ -216,6 +221,7 @@ impl World {
             stubborn,
             unguarded,
             runtime,
+            spans,
         }
     }
 
@@ -232,6 +238,7 @@ impl World {
             supersede: false,
             held: false,
             timings: vec![("receive".to_owned(), 5)],
+            trace: None,
         }
     }
 

@@ -11,8 +11,11 @@ use futures::stream::BoxStream;
 use tokio::io::AsyncReadExt;
 
 use crate::{
-    build::{EnqueueError, NewBuild},
-    commands::{BuildQueue, Deployments, Sources},
+    build::{BuildsUnderWay, EnqueueError, NewBuild},
+    commands::{
+        BuildQueue, Deployments, DiskStatus, EngineStatus, FileSystem, Foundations, Missing, PlatformStatus,
+        RegistryStatus, RouterStatus, ServerStatus, Sources,
+    },
     deploy::{
         CancelFailure, DeployFailure, Deployed, Derive, EnvStatus, NewRelease, ProcessStatus, Progress, ReplicaHealth,
         ReplicaStatus, WaitStatus,
@@ -143,6 +146,7 @@ impl Deployments for FakeDeployer {
             created_by: new.created_by,
             reason: new.reason,
             release_phase_attempts: 0,
+            trace: None,
         };
         self.store.transaction().create(&release).commit().await?;
         Ok(release)
@@ -250,6 +254,15 @@ impl Deployments for FakeDeployer {
         Err(status)
     }
 
+    async fn statuses(&self) -> Vec<Arc<EnvStatus>> {
+        let environments = self.store.list::<Environment>("").await.unwrap();
+        let mut statuses = Vec::new();
+        for environment in environments {
+            statuses.push(Arc::new(self.status(&environment.name).await.unwrap()));
+        }
+        statuses
+    }
+
     fn url(&self, env: &EnvRef) -> String {
         format!("http://{}:8080", env.host("localhost"))
     }
@@ -313,6 +326,11 @@ impl BuildQueue for FakeBuilds {
         self.purged.lock().unwrap().push(app.clone());
         Ok(())
     }
+
+    fn queue(&self) -> BuildsUnderWay {
+        let running = self.active.lock().unwrap().values().cloned().collect();
+        BuildsUnderWay { running, waiting: Vec::new(), places: 2, waiting_places: 100 }
+    }
 }
 
 /// Reads all that is sent, and refuses what begins with the name of a kind of refusal.
@@ -339,6 +357,7 @@ impl Sources for FakeBuilds {
             supersede: false,
             held: false,
             timings: vec![(source.message, 1)],
+            trace: None,
         };
         let enqueued = self.enqueue(new).await;
         enqueued.map_err(|error| Refusal::new(error.to_string()).of(RefusalKind::Busy))
@@ -352,6 +371,31 @@ pub struct FakeCollections;
 impl crate::commands::Collections for FakeCollections {
     async fn run(&self, dry_run: bool) -> Result<crate::gc::Report, crate::gc::GcError> {
         Ok(crate::gc::Report { dry_run, ..Default::default() })
+    }
+}
+
+/// Everything is there but the engine.
+pub struct FakePlatform;
+
+#[async_trait]
+impl PlatformStatus for FakePlatform {
+    async fn look(&self) -> Foundations {
+        let why = "connection \x1b[2J refused".to_owned();
+        let file_system = FileSystem { path: "/var/lib/berth".into(), free: 40 << 30, total: 100 << 30 };
+        Foundations {
+            server: ServerStatus { version: "0.1.0".into(), started_at: Timestamp::now() },
+            missing: vec![Missing { what: "engine".into(), why: why.clone(), next: "start it".into() }],
+            engine: EngineStatus { name: "Fake 1".into(), answers: false, why: Some(why), containers: None },
+            registry: RegistryStatus {
+                address: "127.0.0.1:5000".into(),
+                managed: true,
+                answers: true,
+                why: None,
+                bytes: Some(3 << 30),
+            },
+            router: RouterStatus { alive: true, pid: Some(7), wanted: Some(41), acknowledged: Some(40), why: None },
+            disk: DiskStatus { floor: 2 << 30, file_systems: vec![file_system], why: None },
+        }
     }
 }
 

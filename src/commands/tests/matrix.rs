@@ -34,6 +34,7 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("tokens create ci", [0, 0, 0, 0, 0, 2], Account),
     // For a tenant that it goes nowhere in, a token is not made.
     ("tokens create ci --tenant acme --scope full", [0, 0, 0, 3, 4, 2], Account),
+    ("tokens create prometheus --scope metrics", [3, 3, 3, 0, 3, 2], Account),
     ("tokens list", [0; 6], Account),
     ("tokens list --all", [3, 3, 3, 0, 3, 0], Account),
     ("tokens revoke nobodys", [4; 6], Account),
@@ -42,6 +43,7 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("upload-key eve", [3, 3, 3, 2, 3, 2], Account),
     ("tenants create new --owner dan", [3, 3, 3, 0, 3, 0], Account),
     ("tenants list", [0; 6], Nothing),
+    ("tenants info acme", [0, 0, 0, 0, 4, 0], Read),
     ("tenants members acme", [0, 0, 0, 0, 4, 0], Read),
     ("tenants members acme --set vera=developer", [3, 3, 0, 0, 4, 0], Full),
     ("tenants members acme --remove dan", [3, 0, 0, 0, 4, 0], Full),
@@ -111,6 +113,7 @@ pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("cron history acme/shop/dev nightly", [0, 0, 0, 0, 4, 0], Read),
     // It sees the config, as a one-off command does.
     ("cron run acme/shop/dev nightly", [3, 0, 0, 3, 4, 3], Full),
+    ("status", [3, 3, 3, 0, 3, 0], Account),
     ("gc", [3, 3, 3, 0, 3, 0], Account),
     ("gc --dry-run", [3, 3, 3, 0, 3, 0], Account),
     ("webhooks list acme", [0, 0, 0, 0, 4, 0], Read),

@@ -7,6 +7,7 @@ mod logs;
 mod matrix;
 mod operate;
 mod people;
+mod platform;
 mod sources;
 mod tenancy;
 mod tokens;
@@ -52,7 +53,7 @@ fn caller(name: &str) -> Caller {
         "host" => (true, Door::Host),
         _ => (false, Door::Ssh),
     };
-    Caller { user: name.parse().unwrap(), operator, door, rights: None }
+    Caller { user: name.parse().unwrap(), operator, door, rights: None, trace: None }
 }
 
 fn build(env: &EnvRef, number: u64, state: BuildState) -> Build {
@@ -77,6 +78,7 @@ fn build(env: &EnvRef, number: u64, state: BuildState) -> Build {
         cancelling: None,
         held: false,
         settled: false,
+        trace: None,
     }
 }
 
@@ -87,8 +89,17 @@ async fn deployment(store: &Store, env: &EnvRef, to: ReleaseVersion, state: Depl
         _ => Vec::new(),
     };
     let (env, finished_at) = (env.clone(), Some(now));
-    let record =
-        Deployment { env, to, from: None, state, started_at: now, finished_at, progress: None, last_log_lines };
+    let record = Deployment {
+        env,
+        to,
+        from: None,
+        state,
+        started_at: now,
+        finished_at,
+        progress: None,
+        last_log_lines,
+        trace: None,
+    };
     store.transaction().put(&record).commit().await.unwrap();
 }
 
@@ -136,6 +147,7 @@ fn release(env: &EnvRef, version: u64) -> Release {
         reason: format!("push {version}"),
         release_phase_done: true,
         release_phase_attempts: 0,
+        trace: None,
     }
 }
 
@@ -256,16 +268,18 @@ impl World {
             )),
             runtime,
             collections: Arc::new(fakes::FakeCollections),
+            platform: Arc::new(fakes::FakePlatform),
             repositories: Repositories::new(directory.path().join("repositories")),
             tokens: Arc::new(TokenKey::from_pkcs8(&TokenKey::generate().unwrap()).unwrap()),
             settings: CommandSettings {
                 ssh_host: "paas.example.com".into(),
                 ssh_port: 2222,
+                api_url: "https://berth.example.com".into(),
                 base_domain: "localhost".into(),
-                api_url: "http://localhost:7000".into(),
                 run_pids: 64,
                 process_defaults: Defaults::default(),
                 largest_process: (4000, 4 << 30),
+                traces: crate::traces::Traces::off(),
             },
         };
         std::fs::create_dir(directory.path().join("repositories")).unwrap();

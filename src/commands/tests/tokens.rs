@@ -10,7 +10,8 @@ use super::{
 use crate::token::api::{SecretError, TokenSecret};
 
 /// Every kind of token: its scope, and the only tenant that it is for.
-const TOKENS: [(TokenScope, Option<&str>); 7] = [
+const TOKENS: [(TokenScope, Option<&str>); 8] = [
+    (TokenScope::Metrics, None),
     (TokenScope::Read, None),
     (TokenScope::Deploy, None),
     (TokenScope::Full, None),
@@ -76,6 +77,7 @@ fn in_a_day() -> Timestamp {
 fn with_token(user: &str, own: u8, needs: Needs, scope: TokenScope, tenant: Option<&str>) -> u8 {
     let unlimited = scope == TokenScope::Full && tenant.is_none();
     let least = match needs {
+        _ if scope == TokenScope::Metrics => return 3,
         Needs::Nothing => return own,
         Needs::Account if unlimited => return own,
         Needs::Account => return 3,
@@ -131,7 +133,11 @@ async fn a_token_is_shown_once_and_kept_as_its_hash() {
     let world = World::new().await;
     let said = world.run("dan", "tokens create ci --scope deploy --tenant acme --expires 30d").await.ok();
     let secret = said.stdout.split_whitespace().find(|word| word.starts_with("berth_pat_")).unwrap();
-    assert!(said.stdout.contains("Authorization: Bearer") && said.stderr.is_empty(), "{said:?}");
+    assert!(
+        said.stdout.contains("Authorization: Bearer $BERTH_TOKEN\" https://berth.example.com/v1/whoami\n")
+            && said.stderr.is_empty(),
+        "{said:?}"
+    );
     let caller = world.commands.authenticate_token(secret).await.unwrap().unwrap();
     let rights = caller.rights.clone().unwrap();
     assert_eq!((caller.user.as_str(), caller.operator, caller.door), ("dan", false, Door::Api));

@@ -64,6 +64,7 @@ impl Actor {
             ready_since: None,
             since,
             was_routed: false,
+            left_routes: None,
             stopping: false,
             stop_again: false,
             told_healthy: None,

@@ -11,9 +11,10 @@ use crate::{
         clock::elapsed,
         progress::Audience,
     },
-    domain::{Deployment, DeploymentState, EnvRef, ReleaseVersion, RolloutProgress, Timestamp},
+    domain::{Deployment, DeploymentState, EnvRef, OpenSpan, ReleaseVersion, RolloutProgress, Timestamp},
     plan::progress::allowance,
     store::StoreError,
+    traces::{Measure, Traces},
 };
 
 /// Progress is written down no more often than this: most deployments are over sooner, and need it not.
@@ -58,6 +59,9 @@ pub(super) struct Rollout {
     pub(super) saved_at: Option<Instant>,
     pub(super) audience: Audience,
     pub(super) waiting: Vec<oneshot::Sender<Outcome>>,
+    /// Its span, when its trace is recorded, and what it does now as a part of that.
+    pub(super) trace: Option<OpenSpan>,
+    measure: Measure,
     /// Milliseconds since it began at which something was reached.
     marks: Vec<(&'static str, u64)>,
     /// What events have said of it.
@@ -71,7 +75,13 @@ pub(super) struct Rollout {
 }
 
 impl Rollout {
-    pub(super) fn new(version: ReleaseVersion, from: Option<ReleaseVersion>, started_at: Timestamp) -> Self {
+    pub(super) fn new(
+        version: ReleaseVersion,
+        from: Option<ReleaseVersion>,
+        started_at: Timestamp,
+        trace: Option<OpenSpan>,
+        traces: &Traces,
+    ) -> Self {
         let now = Instant::now();
         Self {
             version,
@@ -86,6 +96,8 @@ impl Rollout {
             saved_at: Some(now),
             audience: Audience::default(),
             waiting: Vec::new(),
+            trace,
+            measure: traces.measure(trace.as_ref().map(|trace| &trace.context)),
             marks: Vec::new(),
             steps: Steps::default(),
             said: (String::new(), now),
@@ -98,7 +110,19 @@ impl Rollout {
         if self.marks.iter().all(|(other, _)| *other != name) {
             let time = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.marks.push((name, time));
+            self.measure.lap(name, |span| span);
         }
+    }
+
+    /// What it did last has come to nothing.
+    pub(super) fn stopped_at(&mut self, name: &'static str) {
+        self.measure.lap(name, |span| span.failed(true));
+    }
+
+    /// What it has not reached yet, its release phase aside.
+    pub(super) fn next_mark(&self) -> &'static str {
+        let reached = |name: &&str| self.marks.iter().all(|(other, _)| other != name);
+        ["start", "ready"].into_iter().find(reached).unwrap_or("route")
     }
 
     /// Restarts the clock of the progress deadline.
@@ -152,6 +176,7 @@ impl Rollout {
             finished_at: end,
             progress: None,
             last_log_lines: Vec::new(),
+            trace: self.trace,
         }
     }
 

@@ -52,6 +52,7 @@ impl Actor {
             healthy,
             timings: rollout.timings(),
         });
+        self.trace_end(&rollout, "succeeded");
         rollout.end(&outcome);
     }
 
@@ -127,6 +128,7 @@ impl Actor {
         }
         // Without the reason, which may quote what an app has said.
         tracing::warn!(env = %self.env, %version, "a deployment failed");
+        self.trace_failure(&mut rollout, if by.is_some() { "cancelled" } else { "failed" });
         self.tell_failure(version, &reason, by);
         rollout.end(&Outcome::Failed { release: version, reason, last_log_lines });
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Actor, ReleaseVersion, STORE_AGAIN, phase::PhaseEnd};
+use super::{Actor, ReleaseVersion, STORE_AGAIN, phase::PhaseEnd, traced::of_replica};
 use crate::{
     deploy::{domains::look_up, routes::EnvRoutes, spec},
     domain::{FailPoint, ReplicaId, SetId, fail_point::reached},
@@ -61,6 +61,7 @@ impl Actor {
             wanted.iter().filter_map(|id| self.upstream(self.replicas.get(id)?)).collect();
         upstreams.sort();
         let released = record.current.is_some() || !upstreams.is_empty();
+        self.trace_routes(|id| wanted.contains(id));
         for id in wanted {
             if let Some(one) = self.replicas.get_mut(id) {
                 one.was_routed = true;
@@ -118,6 +119,10 @@ impl Actor {
     }
 
     fn stop(&mut self, replica: &ReplicaId) {
+        if let Some(one) = self.replicas.get(replica).filter(|one| !one.stopping) {
+            self.trace_drained(one);
+        }
+        let mut trace = self.parts.settings.traces.measure(self.trace_under_way().as_ref());
         let Some(one) = self.replicas.get_mut(replica) else { return };
         reached(FailPoint::Retire);
         one.stopping = true;
@@ -125,9 +130,12 @@ impl Actor {
         tracing::info!(set = %one.replica.set, index = one.replica.index, "stopping a replica");
         let grace = self.parts.settings.stop_grace;
         let (runtime, world, replica) = (self.parts.runtime.clone(), self.parts.world.clone(), replica.clone());
+        let stopped = one.replica.clone();
         self.tasks.spawn(async move {
             let deadline = grace + STOP_DEADLINE;
             let stop = timeout(deadline, runtime.stop_replica(&replica, grace)).await;
+            let failed = !matches!(stop, Ok(Ok(()) | Err(RuntimeError::Gone(_))));
+            trace.lap("stop", |span| of_replica(span, &stopped).failed(failed));
             let result = match stop.unwrap_or_else(|_| late(deadline)) {
                 Err(RuntimeError::Gone(_)) => Ok(()),
                 Err(error) => {

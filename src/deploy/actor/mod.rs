@@ -2,7 +2,7 @@
 //!
 //! `absorb` keeps what is known of the replicas; `rollout` moves the environment from release to release and `ending` ends
 //! that (`deployment` is what is known of it); `execute` does what the plan
-//! says, in tasks that report back; `goal` is what should be; `phase` runs release phases; `tail` reads last words; `loops` keeps crash loops over restarts; `report` tells people, `tell` those who read events.
+//! says, in tasks that report back; `goal` is what should be; `phase` runs release phases; `tail` reads last words; `loops` keeps crash loops over restarts; `report` tells people, `tell` those who read events, `traced` those who read traces.
 
 mod absorb;
 mod deployment;
@@ -15,6 +15,7 @@ mod report;
 mod rollout;
 mod tail;
 mod tell;
+mod traced;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -115,6 +116,8 @@ struct Tracked {
     since: Timestamp,
     /// It is or was in the routes table.
     was_routed: bool,
+    /// Since when it is not sent requests any more, when a trace is to say how long it then took.
+    left_routes: Option<Timestamp>,
     stopping: bool,
     /// Stopping it did not come to its end, and is tried again. It may be stopping all the same, and hidden by the engine for that.
     stop_again: bool,
@@ -177,6 +180,8 @@ pub(super) struct Actor {
     /// The routes asked for last.
     asked: Option<EnvRoutes>,
     rollout: Option<Rollout>,
+    /// What the last deployment has left to do, when its trace is recorded.
+    settling: Option<traced::Settling>,
     /// The release whose release phase is running.
     phase: Option<ReleaseVersion>,
     /// The crash loops that are written down; `None` until they have been read.
@@ -230,6 +235,7 @@ impl Actor {
             domains: None,
             asked: None,
             rollout: None,
+            settling: None,
             phase: None,
             loops: None,
             unwanted: CancellationToken::new(),

@@ -44,6 +44,9 @@ impl Actor {
         let why = self.why(plan);
         let deployment = self.rollout.as_ref().map(|rollout| rollout.record(&self.env, DeploymentState::Running, None));
         let settled = plan.is_some_and(|plan| plan.settled) && self.rollout.is_none();
+        if settled {
+            self.trace_settled();
+        }
         let status = EnvStatus {
             env: self.env.clone(),
             target: self.record.as_ref().and_then(|record| record.target),
@@ -291,6 +294,7 @@ mod tests {
             ready_since: Some(at(20)),
             since: at(10),
             was_routed: false,
+            left_routes: None,
             stopping: false,
             stop_again: false,
             told_healthy: None,

@@ -61,9 +61,11 @@ impl Actor {
             return Ok(Some(Outcome::Superseded { by }));
         }
         let release = store.need::<Release>(&(self.env.clone(), version)).await?.record;
+        let traces = &self.parts.settings.traces;
+        let trace = traces.begin(release.trace.as_ref());
         self.releases.insert(version, release);
         let now = self.parts.clock.now();
-        let rollout = Rollout::new(version, record.current, now);
+        let rollout = Rollout::new(version, record.current, now, trace, traces);
         let mut deployments = vec![rollout.record(&self.env, DeploymentState::Running, None)];
         let superseded = DeploymentState::Superseded { by: version };
         deployments.extend(self.rollout.as_ref().map(|old| old.record(&self.env, superseded, Some(now))));
@@ -81,6 +83,7 @@ impl Actor {
         reached(FailPoint::Start);
         self.tell_start(version, record.current);
         if let Some(old) = self.rollout.replace(rollout) {
+            self.trace_end(&old, "superseded");
             self.tell_superseded(old.version, version);
             old.end(&Outcome::Superseded { by: version });
         }
@@ -120,7 +123,8 @@ impl Actor {
         let deployment = self.parts.store.get::<Deployment>(&(self.env.clone(), target)).await?;
         let now = self.parts.clock.now();
         let started_at = deployment.as_ref().map_or(now, |stored| stored.record.started_at);
-        let mut rollout = Rollout::new(target, current, started_at);
+        let trace = self.trace_of(target, deployment.as_deref()).await?;
+        let mut rollout = Rollout::new(target, current, started_at, trace, &self.parts.settings.traces);
         let mut changed = Vec::new();
         match &deployment {
             Some(stored) => rollout.adopt(&stored.record, now),
@@ -135,6 +139,7 @@ impl Actor {
             self.tell_start(target, current);
         }
         if let Some(old) = self.rollout.replace(rollout) {
+            self.trace_end(&old, "superseded");
             self.tell_superseded(old.version, target);
             old.end(&Outcome::Superseded { by: target });
         }
@@ -208,6 +213,7 @@ impl Actor {
 
     fn abandon(&mut self) {
         if let Some(rollout) = self.rollout.take() {
+            self.trace_end(&rollout, "environment destroyed");
             let release = rollout.version;
             let reason = "the environment was destroyed".to_owned();
             rollout.end(&Outcome::Failed { release, reason, last_log_lines: Vec::new() });

@@ -8,3 +8,4 @@ mod promises;
 mod rollouts;
 pub(crate) mod support;
 mod telling;
+mod traced;

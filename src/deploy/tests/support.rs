@@ -27,6 +27,7 @@ use crate::{
     logs::{LogLimits, Logs},
     router::table::{Ack, RoutesTable},
     store::{Change, Entry, Guard, Kv, KvError, MemoryKv, Revision, Write},
+    traces::{KeptSpans, Traces},
 };
 
 pub(crate) fn env() -> EnvRef {
@@ -73,6 +74,7 @@ pub(crate) fn release(version: u64, counts: &[(&str, u32)]) -> Release {
         reason: "test".into(),
         release_phase_done: true,
         release_phase_attempts: 0,
+        trace: None,
     }
 }
 
@@ -235,6 +237,8 @@ pub(super) struct Platform {
     faults: Arc<Mutex<Vec<String>>>,
     /// Replicas that must serve at any moment, once set.
     pub(super) least: Arc<Mutex<usize>>,
+    /// What traces say.
+    pub(super) spans: Arc<KeptSpans>,
 }
 
 impl Platform {
@@ -267,11 +271,25 @@ impl Platform {
         let leap = Arc::new(AtomicI64::new(0));
         let directory = tempfile::tempdir().unwrap();
         let logs = Logs::open(directory.path(), LogLimits::default()).unwrap();
-        let (deployer, service, shutdown) = Self::boot(&engine, &router, &store, &logs, &leap);
+        let spans = Arc::new(KeptSpans::default());
+        let (deployer, service, shutdown) = Self::boot(&engine, &router, &store, &logs, (&leap, &spans));
         let (faults, least) = (Arc::default(), Arc::default());
         let _directory = directory;
-        let platform =
-            Self { engine, router, store, logs, _directory, deployer, service, shutdown, full, leap, faults, least };
+        let platform = Self {
+            engine,
+            router,
+            store,
+            logs,
+            _directory,
+            deployer,
+            service,
+            shutdown,
+            full,
+            leap,
+            faults,
+            least,
+            spans,
+        };
         platform.watch_traffic();
         platform
     }
@@ -281,11 +299,11 @@ impl Platform {
         router: &Arc<Router>,
         store: &Store,
         logs: &Logs,
-        leap: &Arc<AtomicI64>,
+        (leap, spans): (&Arc<AtomicI64>, &Arc<KeptSpans>),
     ) -> (Deployer, JoinHandle<()>, CancellationToken) {
         let clock = Arc::new(TestClock(Steady::starting_at(engine.time()), leap.clone()));
         let (deployer, service) = Deployer::start(
-            DeploySettings::default(),
+            DeploySettings { traces: Traces::new(spans.clone(), 1.0), ..DeploySettings::default() },
             store.clone(),
             Arc::new(engine.clone()),
             logs.clone(),
@@ -311,7 +329,7 @@ impl Platform {
 
     pub(super) fn restart(&mut self) {
         (self.deployer, self.service, self.shutdown) =
-            Self::boot(&self.engine, &self.router, &self.store, &self.logs, &self.leap);
+            Self::boot(&self.engine, &self.router, &self.store, &self.logs, (&self.leap, &self.spans));
     }
 
     /// Sets the time of day off by so many seconds, from now on.
@@ -363,6 +381,7 @@ impl Platform {
             created_by: release.created_by,
             reason: "push".into(),
             run_release_phase: true,
+            trace: None,
         }
     }
 

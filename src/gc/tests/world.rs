@@ -171,6 +171,7 @@ pub(super) fn release(version: u64, image: &ImageRef, commit: &str) -> Release {
         reason: String::new(),
         release_phase_done: true,
         release_phase_attempts: 0,
+        trace: None,
     }
 }
 
@@ -192,6 +193,7 @@ pub(super) fn build(number: u64, commit: &str) -> Build {
         cancelling: None,
         held: false,
         settled: false,
+        trace: None,
         image: None,
         release: Some(ReleaseVersion(number)),
         timings: vec![],

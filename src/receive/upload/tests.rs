@@ -84,6 +84,7 @@ impl Pipeline for TestPipeline {
             cancelling: None,
             held: true,
             settled: false,
+            trace: None,
         };
         self.store.transaction().create(&build).commit().await?;
         Ok(build)
@@ -153,6 +154,7 @@ impl World {
             idle: Duration::from_secs(60),
             require_manifest: false,
             disk: DiskFloor::none(),
+            traces: crate::traces::Traces::off(),
         };
         change(&mut settings);
         let git = Git { binary: Git::find().unwrap(), hooks: "/nonexistent".into(), max_input: 200_000 };
@@ -166,7 +168,7 @@ impl World {
 
     async fn send(&self, content: impl AsyncRead + Send + Unpin + 'static) -> Result<Build, Refusal> {
         let (user, message) = ("ann".parse().unwrap(), "source upload".to_owned());
-        let source = NewSource { env: env(), user, message, no_cache: true, content: Box::new(content) };
+        let source = NewSource { env: env(), user, message, no_cache: true, content: Box::new(content), trace: None };
         self.receive.upload(source).await
     }
 

@@ -126,6 +126,7 @@ fn settings() -> WebhookSettings {
         first_retry: Duration::from_millis(20),
         longest_retry: Duration::from_millis(100),
         settle: Duration::from_millis(50),
+        source_base: "https://berth.example.com".into(),
         ..WebhookSettings::default()
     }
 }

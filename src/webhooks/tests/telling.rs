@@ -30,7 +30,8 @@ async fn requests_are_signed_cloud_events_in_order() {
     }
     let event = got[0].json();
     assert_eq!((&event["specversion"], &event["type"]), (&"1.0".into(), &"dev.berth.build.queued".into()));
-    assert_eq!((&event["id"], &event["source"]), (&first.to_string().into(), &"/tenants/acme".into()));
+    let source = "https://berth.example.com/tenants/acme";
+    assert_eq!((&event["id"], &event["source"]), (&first.to_string().into(), &source.into()));
     assert_eq!(got[0].header("berth-delivery"), Some(format!("one-{first}").as_str()));
     let log = world.until_logged(&id, 5).await;
     assert!(log.iter().all(|delivery| delivery.status == Some(200) && delivery.error.is_none()), "{log:?}");

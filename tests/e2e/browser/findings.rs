@@ -28,7 +28,7 @@ impl Findings {
 
     /// Takes a line of the console's log, if it is one that should not be.
     fn console(&mut self, level: &str, text: &str) {
-        if level == "SEVERE" || text.contains("Content Security Policy") || text.contains("Refused to ") {
+        if matches!(level, "SEVERE" | "WARNING" | "DEBUG") || text.contains("Content Security Policy") || text.contains("Refused to ") {
             self.errors.push(format!("console: {text}"));
         }
     }

@@ -1,0 +1,88 @@
+//! What is refused for the token, for what has changed meanwhile, and for names in the query.
+
+use super::*;
+use crate::domain::User;
+
+#[tokio::test]
+async fn a_token_for_metrics_is_good_for_nothing_else() {
+    let server = Server::new().await;
+    let scraper = server.scoped("opal", "--scope metrics").await;
+    let document = server.send(Request::get("/openapi.json").body(Body::empty()).unwrap()).await.is(200).body;
+    let paths = document["paths"].as_object().unwrap();
+    assert!(paths.len() > 40, "{}", paths.len());
+    for (path, operations) in paths {
+        // Each name as one that there is; the document says where it goes.
+        let path = path.replace("{tenant}", "acme").replace("{app}", "shop").replace("{env}", "dev");
+        let path = path.replace("{id}", "2").replace("{user}", "dan").replace("{host}", "a.example.com");
+        for method in operations.as_object().unwrap().keys() {
+            let Ok(method) = method.to_uppercase().parse::<Method>() else { continue };
+            if path != "/metrics"
+                && matches!(method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE)
+            {
+                let refused = server.ask(&scraper, method.as_str(), &path, None).await;
+                assert_eq!(refused.status, 403, "{method} {path}: {refused:?}");
+            }
+        }
+    }
+    let (status, kind, _) = server.text(&scraper, "/metrics", "*/*").await;
+    assert!(status == 200 && kind.starts_with("text/plain; version=0.0.4"), "{status} {kind}");
+    // Its user has to be an operator still.
+    let opal = server.world.store.need::<User>(&"opal".parse().unwrap()).await.unwrap();
+    let demoted = User { operator: false, ..opal.record.clone() };
+    server.world.store.transaction().update(&opal, &demoted).commit().await.unwrap();
+    server.ask(&scraper, "GET", "/metrics", None).await.is(403);
+    let read = server.scoped("olga", "--scope read").await;
+    server.ask(&read, "GET", "/metrics", None).await.is(403);
+    let olga = server.token("olga").await;
+    let made = json!({"name": "prometheus", "scope": "metrics"});
+    server.ask(&olga, "POST", "/v1/tokens", Some(made)).await.is(403);
+}
+
+#[tokio::test]
+async fn a_change_of_a_tenant_that_others_have_changed_is_refused() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    let (tenant, members) = ("/v1/tenants/acme", "/v1/tenants/acme/members");
+    let (dan, vera) = (format!("{members}/dan"), format!("{members}/vera"));
+    let tags = async || {
+        let tag = async |path| server.ask(&olga, "GET", path, None).await.is(200).tag();
+        (tag(tenant).await, tag(members).await)
+    };
+    let (seen_tenant, seen_members) = tags().await;
+    let again = server.ask_with(&olga, "GET", tenant, None, &[("if-none-match", &seen_tenant)]).await;
+    assert_eq!(again.status, StatusCode::NOT_MODIFIED);
+    for status in [200, 412] {
+        let change = Some(json!({"require_manifest": true}));
+        server.ask_with(&olga, "PATCH", tenant, change, &[("if-match", &seen_tenant)]).await.is(status);
+    }
+    // That is none of the members.
+    assert_eq!(tags().await.1, seen_members);
+    let role = Some(json!({"role": "viewer"}));
+    server.ask_with(&olga, "PUT", &dan, role.clone(), &[("if-match", &seen_members)]).await.is(200);
+    server.ask_with(&olga, "PUT", &vera, role, &[("if-match", &seen_members)]).await.is(412);
+    server.ask_with(&olga, "DELETE", &vera, None, &[("if-match", &seen_members)]).await.is(412);
+    let now = tags().await.1;
+    server.ask_with(&olga, "DELETE", &vera, None, &[("if-match", &now)]).await.is(200);
+}
+
+#[tokio::test]
+async fn names_in_a_query_that_nobody_knows_are_named() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    for (path, unknown, hint) in [
+        ("/v1/envs?app=acme/shop&limt=2&x%22=1".to_owned(), "\"limt\", \"x\\\"\"", Some("did you mean limit?")),
+        (format!("{DEV}?why=1"), "\"why\"; it takes none", None),
+        (format!("{DEV}/logs?serch=x"), "\"serch\"", Some("did you mean search?")),
+        ("/v1/events?types=build.".to_owned(), "\"types\"", Some("did you mean type?")),
+        ("/metrics?a=b".to_owned(), "\"a\"", None),
+    ] {
+        let opal = server.token("opal").await;
+        let off = server.ask(&opal, "GET", &path, None).await.is(400).body;
+        assert!(off["detail"].as_str().unwrap().contains(unknown), "{path}: {off}");
+        assert_eq!(off["hint"].as_str(), hint, "{path}: {off}");
+    }
+    let request = Request::get("/v1/events?typo=x").header(header::AUTHORIZATION, format!("Bearer {olga}"));
+    server.send(request.header(header::ACCEPT, "text/event-stream").body(Body::empty()).unwrap()).await.is(400);
+    server.ask(&olga, "POST", &format!("{DEV}/restart?now=1"), None).await.is(400);
+    server.ask("nonsense", "GET", "/v1/envs?limt=2", None).await.is(401);
+}
