@@ -26,9 +26,12 @@ impl Findings {
         Self { origin: origin.to_owned(), errors: Vec::new(), elsewhere: Vec::new() }
     }
 
-    /// Takes a line of the console's log, if it is one that should not be.
+    /// Takes a line of the console's log. Pages write nothing there, but to tell of a fault.
     fn console(&mut self, level: &str, text: &str) {
-        if matches!(level, "SEVERE" | "WARNING" | "DEBUG") || text.contains("Content Security Policy") || text.contains("Refused to ") {
+        if matches!(level, "SEVERE" | "WARNING" | "DEBUG")
+            || text.contains("Content Security Policy")
+            || text.contains("Refused to ")
+        {
             self.errors.push(format!("console: {text}"));
         }
     }
