@@ -30,12 +30,14 @@
       if (answer.redirected && new URL(answer.url).pathname === "/sign-in") { location.reload(); return; }
       if (!answer.ok) return;
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
-      for (const notice of fresh.querySelectorAll(":scope > .notice[role=status]")) notice.remove();
+      // What was done is told long enough to be read.
+      if (performance.now() > 10000) for (const notice of fresh.querySelectorAll(":scope > .notice[role=status]")) notice.remove();
       tellTimes(fresh);
       copiers(fresh);
       const open = new Set([...main.querySelectorAll("details[open][id]")].map((one) => one.id));
       for (const one of fresh.querySelectorAll("details[id]")) if (open.has(one.id)) one.open = true;
-      Idiomorph.morph(main, fresh, {
+      // Its children: an element given as it is would be put into the old one.
+      Idiomorph.morph(main, fresh.childNodes, {
         morphStyle: "innerHTML",
         ignoreActiveValue: true,
         callbacks: {
