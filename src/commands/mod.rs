@@ -114,6 +114,8 @@ pub struct CommandSettings {
     pub api_url: String,
     /// Environments answer below this domain.
     pub base_domain: String,
+    /// Host names at which the platform itself is reached.
+    pub own_hosts: Vec<String>,
     /// Processes and threads of a one-off command.
     pub run_pids: u32,
     /// What holds for a process that does not say.

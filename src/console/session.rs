@@ -3,10 +3,13 @@
 //! Forms bear a word that is made from the token, which no other site can know; and browsers that say where a request comes from are
 //! believed when it comes from elsewhere.
 
+use std::time::Duration;
+
 use axum::{
     Form, Router,
-    extract::{FromRequestParts, Path, State},
+    extract::{FromRequestParts, Path, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
+    middleware,
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
@@ -94,8 +97,11 @@ impl FromRequestParts<Console> for Visitor {
 /// The session's token, if the browser has sent one.
 pub(super) fn cookie(headers: &HeaderMap, console: &Console) -> Option<Secret> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == console.cookie_name()).and_then(|(_, value)| Secret::new(value))
+    let pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut ours = pairs.filter(|(name, _)| *name == console.cookie_name());
+    let (_, value) = ours.next()?;
+    // Which of two is ours cannot be told: the other may have been planted by a host beside this one.
+    ours.next().is_none().then(|| Secret::new(value)).flatten()
 }
 
 /// To where one signs in, and from there back.
@@ -139,6 +145,23 @@ pub(super) fn routes() -> Router<Console> {
         .route("/sign-in", get(sign_in_page).post(sign_in))
         .route("/sign-in/{link}", get(link_page).post(follow_link))
         .route("/sign-out", post(sign_out))
+        .layer(middleware::from_fn(whole_form))
+}
+
+/// Largest form, in bytes, and how long it may take to come.
+const LARGEST_FORM: usize = 1 << 20;
+const FORM_TIME: Duration = Duration::from_secs(30);
+
+/// Lets a request through when its form has come, so that who sends none holds no place for long.
+pub(super) async fn whole_form(request: Request, next: middleware::Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match tokio::time::timeout(FORM_TIME, axum::body::to_bytes(body, LARGEST_FORM)).await {
+        Ok(Ok(bytes)) => next.run(Request::from_parts(parts, bytes.into())).await,
+        Ok(Err(_)) | Err(_) => {
+            let text = "the form is too large, or did not come whole in time; nothing was done";
+            shell::problem_page(None, &Problem::new(StatusCode::BAD_REQUEST, "The form did not come whole", text))
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -8,6 +8,7 @@ use axum::{
     Router,
     extract::{Form as FormData, Path, Query as UrlQuery, State},
     http::{HeaderMap, Method, Request as HttpRequest, StatusCode, header},
+    middleware,
     response::{IntoResponse, Redirect, Response},
     routing::get,
 };
@@ -19,7 +20,7 @@ use super::{
     client::Problem,
     forms::Form,
     pages,
-    session::{Visitor, from_elsewhere, is_from_elsewhere},
+    session::{Visitor, from_elsewhere, is_from_elsewhere, whole_form},
     shell::{Query, encode, problem_page, problem_with},
 };
 
@@ -155,7 +156,8 @@ impl Action {
 }
 
 pub(super) fn routes() -> Router<Console> {
-    Router::new().route("/do/{action}", get(form_page).post(act)).merge(upload::routes())
+    let forms = Router::new().route("/do/{action}", get(form_page).post(act)).layer(middleware::from_fn(whole_form));
+    forms.merge(upload::routes())
 }
 
 /// `{name}` in a template, by what is said of it.

@@ -69,7 +69,7 @@ pub(super) static ACTIONS: LazyLock<Vec<Action>> = LazyLock::new(|| {
                 Needs::Account,
                 Then::To("/account"),
             ),
-            "Who has only this key does not get in any more.",
+            "Who has only this key does not get in any more. Tokens, and browsers that were signed in with it, stay: revoke them too.",
         ),
         action(
             "token-create",
@@ -87,7 +87,13 @@ pub(super) static ACTIONS: LazyLock<Vec<Action>> = LazyLock::new(|| {
                     "read: look on; deploy: also push, scale, roll back; full: all that you may",
                 ),
                 field("tenant", "Only in this tenant", Kind::Text, false, "Everywhere, if empty"),
-                field("expires", "For how long", Kind::Text, false, "12h, 90d (if empty), 8w; at most 365d"),
+                field(
+                    "expires",
+                    "For how long",
+                    Kind::Text,
+                    false,
+                    "As in 2h; at most as long as you are signed in here, and gone when you sign out. For one that lasts: ssh … tokens create",
+                ),
             ],
             Needs::Account,
             Then::Shown(&[("Token", "token"), ("Id", "id"), ("Good until", "expires_at")]),
@@ -168,6 +174,19 @@ pub(super) static ACTIONS: LazyLock<Vec<Action>> = LazyLock::new(|| {
                 TENANT,
             ),
             "They lose access at once; what they have deployed goes on.",
+        ),
+        warned(
+            action(
+                "leave",
+                Method::DELETE,
+                "/v1/tenants/{tenant}/members/{user}",
+                Body::None,
+                ("Leave the tenant", "Leave", "You are no member any more."),
+                vec![],
+                Needs::Account,
+                Then::To("/"),
+            ),
+            "You lose access at once; an owner can invite you again.",
         ),
         action(
             "invite",
@@ -343,7 +362,7 @@ pub(super) static ACTIONS: LazyLock<Vec<Action>> = LazyLock::new(|| {
             Body::Fields,
             ("Build and deploy the last commit again", "Redeploy", "The build is queued."),
             vec![field("no_cache", "Build from nothing", Kind::Check, false, "")],
-            Needs::Push,
+            Needs::Operate,
             BUILD,
         ),
         action(
@@ -353,7 +372,7 @@ pub(super) static ACTIONS: LazyLock<Vec<Action>> = LazyLock::new(|| {
             Body::Fields,
             ("Run here what runs in another environment", "Promote", "The promotion is queued."),
             vec![field("from", "From environment", Kind::Text, true, "TENANT/APP/ENV of the same app")],
-            Needs::Push,
+            Needs::Operate,
             BUILD,
         ),
         action(

@@ -104,7 +104,13 @@ async fn passed_on(
             }
         }
     };
-    let (answer, ()) = tokio::join!(console.client.ask(request), sent);
+    let asked = console.client.ask(request);
+    tokio::pin!(asked, sent);
+    // Once the API has answered, what the browser still sends does not matter.
+    let answer = tokio::select! {
+        answer = &mut asked => answer,
+        () = &mut sent => asked.await,
+    };
     let answer = super::super::client::json(answer?).await?;
     let build = answer["build"].as_u64().ok_or_else(|| Problem::broken("a build without a number"))?;
     Ok(format!("/envs/{env}/builds/{build}?did=build-upload"))
