@@ -283,8 +283,11 @@ fn viewer(platform: &Platform, app: &str, owner: &User) -> User {
     viewer
 }
 
+/// A field of a form, or a header: name and value.
+type Pair<'t> = (&'t str, &'t str);
+
 /// Sends a form without a browser: with the session's cookie and, where one is given, a word that forms bear.
-fn send_form(browser: &Browser, action: &str, pairs: &[(&str, &str)], headers: &[(&str, &str)]) -> Response {
+fn send_form(browser: &Browser, action: &str, pairs: &[Pair], headers: &[Pair]) -> Response {
     let client =
         Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(DEADLINE).build().unwrap();
     let mut body = url::form_urlencoded::Serializer::new(String::new());
@@ -355,7 +358,7 @@ fn browser_forms_of_others_are_refused(platform: &Platform) {
     other.finish();
     let unsigned = [("tenant", tenant), ("app", name), ("env", "dev"), ("count.web", "2")];
     let signed = |word| [&[("form", word)], &unsigned[..]].concat();
-    let refused: [(&str, Vec<(&str, &str)>, &[(&str, &str)]); 6] = [
+    let refused: [(&str, Vec<Pair>, &[Pair]); 6] = [
         ("no word", unsigned.to_vec(), &[]),
         ("an empty word", signed(""), &[]),
         ("somebody else's word", signed(&others_word), &[]),
