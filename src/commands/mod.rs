@@ -217,7 +217,7 @@ impl Commands {
     }
 
     /// How commands are begun at this door.
-    fn program(&self, door: Door) -> String {
+    pub(crate) fn program(&self, door: Door) -> String {
         match (door, self.settings.ssh_port) {
             (Door::Host, _) => "berth".to_owned(),
             // Who reads the texts through the API types commands as everybody else does.

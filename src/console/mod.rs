@@ -16,6 +16,8 @@ mod shell;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use axum::{
     Router,
     extract::{Request, State},
@@ -32,13 +34,15 @@ pub(crate) struct Console {
     client: Client,
     /// Whether browsers reach it by TLS, so that the cookie never goes in the clear.
     secure: bool,
+    /// How commands are begun.
+    ssh: Arc<str>,
 }
 
 /// The console beside the API, which answers what the console has no page for.
 ///
-/// `url` is how browsers reach it.
-pub fn beside(api: Router, url: &str) -> Router {
-    let console = Console { client: Client::new(api), secure: url.starts_with("https://") };
+/// `url` is how browsers reach it, `ssh` how commands are begun, as in `ssh -p 2222 berth@paas.example.com`.
+pub fn beside(api: Router, url: &str, ssh: &str) -> Router {
+    let console = Console { client: Client::new(api), secure: url.starts_with("https://"), ssh: ssh.into() };
     pages::routes()
         .merge(session::routes())
         .merge(actions::routes())

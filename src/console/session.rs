@@ -3,7 +3,7 @@
 //! Forms bear a word that is made from the token, which no other site can know; and browsers that say where a request comes from are
 //! believed when it comes from elsewhere.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Form, Router,
@@ -78,6 +78,8 @@ const FORM_WORD: &[u8] = b"berth console form";
 pub(super) struct Visitor {
     pub(super) secret: Secret,
     pub(super) whoami: Whoami,
+    /// How commands are begun.
+    pub(super) ssh: Arc<str>,
 }
 
 impl FromRequestParts<Console> for Visitor {
@@ -87,7 +89,7 @@ impl FromRequestParts<Console> for Visitor {
         let to_sign_in = || sign_in_first(parts).into_response();
         let secret = cookie(&parts.headers, console).ok_or_else(to_sign_in)?;
         match console.client.get::<Whoami>(&secret, "/v1/whoami").await {
-            Ok(whoami) => Ok(Self { secret, whoami }),
+            Ok(whoami) => Ok(Self { secret, whoami, ssh: console.ssh.clone() }),
             Err(problem) if problem.status == StatusCode::UNAUTHORIZED => Err(to_sign_in()),
             Err(problem) => Err(shell::problem_page(None, &problem).into_response()),
         }
@@ -179,8 +181,11 @@ fn safe_path(next: Option<&str>) -> &str {
     next.filter(ours).unwrap_or("/")
 }
 
-async fn sign_in_page(axum::extract::Query(wish): axum::extract::Query<Wish>) -> Rendered {
-    shell::sign_in(safe_path(wish.next.as_deref()), None)
+async fn sign_in_page(
+    State(console): State<Console>,
+    axum::extract::Query(wish): axum::extract::Query<Wish>,
+) -> Rendered {
+    shell::sign_in(&console.ssh, safe_path(wish.next.as_deref()), None)
 }
 
 #[derive(Deserialize)]
@@ -197,11 +202,11 @@ async fn sign_in(State(console): State<Console>, headers: HeaderMap, Form(form):
     }
     let Some(secret) = Secret::new(&form.token) else {
         let text = "this is not a token of Berth: it begins with berth_pat_ and has 59 characters";
-        return (StatusCode::UNAUTHORIZED, shell::sign_in(&next, Some(text))).into_response();
+        return (StatusCode::UNAUTHORIZED, shell::sign_in(&console.ssh, &next, Some(text))).into_response();
     };
     match console.client.send(Some(&secret), Method::POST, "/v1/sessions", None).await {
         Ok(session) => begin(&console, &session, &next),
-        Err(problem) => (problem.status(), shell::sign_in(&next, Some(&problem.detail))).into_response(),
+        Err(problem) => (problem.status(), shell::sign_in(&console.ssh, &next, Some(&problem.detail))).into_response(),
     }
 }
 
@@ -217,7 +222,7 @@ async fn link_page(State(console): State<Console>, Path(link): Path<String>) -> 
     let body = json!({"secret": link});
     match console.client.send(None, Method::POST, "/v1/sign-in-links/owner", Some(&body)).await {
         Ok(owner) => shell::link(owner["user"].as_str().unwrap_or_default()).into_response(),
-        Err(problem) => (problem.status(), shell::sign_in("/", Some(&problem.detail))).into_response(),
+        Err(problem) => (problem.status(), shell::sign_in(&console.ssh, "/", Some(&problem.detail))).into_response(),
     }
 }
 
@@ -228,7 +233,7 @@ async fn follow_link(State(console): State<Console>, Path(link): Path<String>, h
     let body = json!({"secret": link});
     match console.client.send(None, Method::POST, "/v1/sign-in-links/sessions", Some(&body)).await {
         Ok(session) => begin(&console, &session, "/"),
-        Err(problem) => (problem.status(), shell::sign_in("/", Some(&problem.detail))).into_response(),
+        Err(problem) => (problem.status(), shell::sign_in(&console.ssh, "/", Some(&problem.detail))).into_response(),
     }
 }
 

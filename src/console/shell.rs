@@ -1,6 +1,6 @@
 //! What all pages have: the frame around them, what browsers are told with them, how moments are written.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use askama::Template;
 use axum::{
@@ -33,17 +33,20 @@ pub(super) struct Shell {
     pub(super) tabs: Option<(String, &'static str)>,
     /// Whether there are charts.
     pub(super) charts: bool,
+    /// How commands are begun, as in `ssh -p 2222 berth@paas.example.com`.
+    ssh: Arc<str>,
 }
 
 impl Shell {
     pub(super) fn new(visitor: &Visitor, title: impl Into<String>) -> Self {
-        Self { visitor: Some(visitor.clone()), ..Self::outside(title) }
+        Self { visitor: Some(visitor.clone()), ssh: visitor.ssh.clone(), ..Self::outside(title) }
     }
 
     /// For who is not signed in.
     fn outside(title: impl Into<String>) -> Self {
         let title = title.into();
-        Self { title, crumbs: Vec::new(), visitor: None, live: None, done: None, tabs: None, charts: false }
+        let (crumbs, ssh) = (Vec::new(), "ssh".into());
+        Self { title, crumbs, visitor: None, live: None, done: None, tabs: None, charts: false, ssh }
     }
 
     /// Below these pages.
@@ -74,6 +77,10 @@ impl Shell {
     /// A form for what the visitor may do; none otherwise.
     pub(super) fn form(&self, action: &str, values: &[(&str, &str)]) -> Option<Form> {
         Form::offered(self.visitor.as_ref()?, action, values)
+    }
+
+    pub(super) fn ssh(&self) -> &str {
+        &self.ssh
     }
 
     pub(super) fn user(&self) -> &str {
@@ -205,8 +212,8 @@ struct SignInPage<'p> {
 }
 
 /// Where one signs in.
-pub(super) fn sign_in(next: &str, error: Option<&str>) -> Rendered {
-    page(&SignInPage { shell: Shell::outside("Sign in"), next, error })
+pub(super) fn sign_in(ssh: &Arc<str>, next: &str, error: Option<&str>) -> Rendered {
+    page(&SignInPage { shell: Shell { ssh: ssh.clone(), ..Shell::outside("Sign in") }, next, error })
 }
 
 #[derive(Template)]

@@ -293,7 +293,7 @@ pub(super) static ACTIONS: LazyLock<Vec<Action>> = LazyLock::new(|| {
                 Method::DELETE,
                 "/v1/apps/{tenant}/{app}/cache",
                 Body::None,
-                ("Throw the build cache away", "Throw away", "The cache is empty."),
+                ("Throw the build cache away", "Empty the build cache", "The cache is empty."),
                 vec![],
                 Needs::Push,
                 Then::To("/apps/{tenant}/{app}"),
