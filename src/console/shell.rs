@@ -34,7 +34,7 @@ pub(super) struct Shell {
     /// Whether there are charts.
     pub(super) charts: bool,
     /// How commands are begun, as in `ssh -p 2222 berth@paas.example.com`.
-    ssh: Arc<str>,
+    pub(super) ssh: Arc<str>,
 }
 
 impl Shell {
