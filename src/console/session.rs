@@ -65,6 +65,11 @@ impl Secret {
         hex::encode(hmac::sign(&self.key(), FORM_WORD).as_ref())
     }
 
+    /// A word that only we can have made for this session: short, for an address.
+    pub(super) fn word_for(&self, what: &str) -> String {
+        hex::encode(&hmac::sign(&self.key(), what.as_bytes()).as_ref()[..8])
+    }
+
     /// Whether a form is one of ours, made for this session.
     pub(super) fn is_form_word(&self, word: &str) -> bool {
         hex::decode(word).is_ok_and(|word| hmac::verify(&self.key(), FORM_WORD, &word).is_ok())
@@ -108,7 +113,7 @@ pub(super) fn cookie(headers: &HeaderMap, console: &Console) -> Option<Secret> {
 
 /// To where one signs in, and from there back.
 fn sign_in_first(parts: &Parts) -> Redirect {
-    let path = parts.uri.path();
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     if parts.method != Method::GET || path == "/" {
         return Redirect::to("/sign-in");
     }
@@ -176,7 +181,7 @@ fn safe_path(next: Option<&str>) -> &str {
     let ours = |path: &&str| {
         path.starts_with('/')
             && !path.starts_with("//")
-            && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._".contains(&byte))
+            && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._?&=%".contains(&byte))
     };
     next.filter(ours).unwrap_or("/")
 }
@@ -276,7 +281,8 @@ mod tests {
             (Some("//evil.example"), "/"),
             (Some("https://evil.example"), "/"),
             (Some("/\\evil.example"), "/"),
-            (Some("/a?b"), "/"),
+            (Some("/do/rollback?version=3&env=dev"), "/do/rollback?version=3&env=dev"),
+            (Some("/a\r\nb"), "/"),
         ] {
             assert_eq!(safe_path(asked), taken, "{asked:?}");
         }

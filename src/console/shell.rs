@@ -70,7 +70,12 @@ impl Shell {
 
     /// With what the query says was done.
     pub(super) fn done(mut self, query: &Query) -> Self {
-        self.done = query.get("did").and_then(|name| Action::named(name)).map(|action| action.done);
+        let said = |name: &&String| {
+            let word = self.visitor.as_ref().map(|visitor| visitor.secret.word_for(name));
+            word.is_some_and(|word| query.get("word") == Some(&word))
+        };
+        let action = query.get("did").filter(said).and_then(|name| Action::named(name));
+        self.done = action.map(|action| action.done);
         self
     }
 
@@ -154,18 +159,27 @@ impl EnvPath {
     }
 
     fn crumbs(&self) -> Vec<(String, String)> {
-        let Self { tenant, app, env } = self;
-        vec![
-            (format!("/tenants/{tenant}"), tenant.clone()),
-            (format!("/apps/{tenant}/{app}"), app.clone()),
-            (format!("/envs/{tenant}/{app}/{env}"), env.clone()),
-        ]
+        crumbs(&self.values().map(|(name, value)| (name.to_owned(), value.to_owned())).into())
     }
 
     /// What its events are asked for by.
     pub(super) fn event_query(&self) -> String {
         format!("env={}", encode(&self.to_string()))
     }
+}
+
+/// The pages of the tenant, app and environment that a query names.
+pub(super) fn crumbs(query: &Query) -> Vec<(String, String)> {
+    let part = |name: &str| query.get(name).filter(|part| !part.is_empty());
+    let mut crumbs = Vec::new();
+    let Some(tenant) = part("tenant") else { return crumbs };
+    crumbs.push((format!("/tenants/{}", encode(tenant)), tenant.clone()));
+    let Some(app) = part("app") else { return crumbs };
+    crumbs.push((format!("/apps/{}/{}", encode(tenant), encode(app)), app.clone()));
+    if let Some(env) = part("env") {
+        crumbs.push((format!("/envs/{}/{}/{}", encode(tenant), encode(app), encode(env)), env.clone()));
+    }
+    crumbs
 }
 
 /// A part of a path or query, whatever is in it.
@@ -239,13 +253,19 @@ struct ProblemPage<'p> {
 
 /// What went wrong.
 pub(super) fn problem_page(visitor: Option<&Visitor>, problem: &Problem) -> Rendered {
-    problem_with(visitor, problem, None)
+    problem_with(visitor, problem, None, &Query::new())
 }
 
 /// The same, with the form that led to it.
-pub(super) fn problem_with(visitor: Option<&Visitor>, problem: &Problem, again: Option<Form>) -> Rendered {
+pub(super) fn problem_with(
+    visitor: Option<&Visitor>,
+    problem: &Problem,
+    again: Option<Form>,
+    about: &Query,
+) -> Rendered {
     let title = problem.title.clone();
     let shell = visitor.map_or_else(|| Shell::outside(title.clone()), |visitor| Shell::new(visitor, title.clone()));
+    let shell = shell.below(&crumbs(about));
     answer(problem.status(), &ProblemPage { shell, problem, again })
 }
 

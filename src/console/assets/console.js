@@ -20,6 +20,14 @@
     }
   }
 
+  // Whether somebody is at a form, or has changed something in it.
+  function isFilledIn(form) {
+    if (form.contains(document.activeElement) && !document.activeElement.matches("button")) return true;
+    return [...form.elements].some((one) => one.type !== "hidden" && (one.type === "checkbox" ? one.checked !== one.defaultChecked
+      : one.options ? [...one.options].some((option) => option.selected !== option.defaultSelected) && one.selectedIndex > 0
+      : "defaultValue" in one && one.value !== one.defaultValue));
+  }
+
   // The page, made again.
   let busy = false, again = false;
   async function refresh() {
@@ -42,7 +50,7 @@
         ignoreActiveValue: true,
         callbacks: {
           // What somebody fills in, and what grows by itself, is left alone.
-          beforeNodeMorphed: (old) => !(old instanceof Element && (old.hasAttribute("data-keep") || (old.matches("form") && old.contains(document.activeElement)))),
+          beforeNodeMorphed: (old) => !(old instanceof Element && (old.hasAttribute("data-keep") || (old.matches("form") && isFilledIn(old)))),
         },
       });
     } catch (error) {

@@ -76,8 +76,8 @@ struct FormPage<'p> {
 }
 
 /// A form on a page of its own.
-pub(super) fn form(visitor: &Visitor, action: &Action, form: Form) -> Rendered {
-    shell::page(&FormPage { shell: Shell::new(visitor, action.title), action, form })
+pub(super) fn form(visitor: &Visitor, action: &Action, form: Form, about: &Query) -> Rendered {
+    shell::page(&FormPage { shell: Shell::new(visitor, action.title).below(&shell::crumbs(about)), action, form })
 }
 
 #[derive(Template)]
@@ -89,14 +89,24 @@ struct ResultPage<'p> {
 }
 
 /// Parts of an answer that is shown once.
-pub(super) fn result(visitor: &Visitor, action: &Action, parts: &[(&str, &str)], answer: &Value) -> Rendered {
+pub(super) fn result(
+    visitor: &Visitor,
+    action: &Action,
+    parts: &[(&str, &str)],
+    answer: &Value,
+    about: &Query,
+) -> Rendered {
     let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => match text.parse::<crate::domain::Timestamp>() {
+            Ok(moment) => moment.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+            Err(_) => text.clone(),
+        },
         Value::Null => String::new(),
         other => serde_json::to_string_pretty(other).unwrap_or_default(),
     };
     let parts = parts.iter().map(|(label, name)| (*label, text(&answer[*name]))).collect();
-    shell::page(&ResultPage { shell: Shell::new(visitor, action.title), action, parts })
+    let shell = Shell::new(visitor, action.title).below(&shell::crumbs(about));
+    shell::page(&ResultPage { shell, action, parts })
 }
 
 #[derive(Template)]

@@ -57,7 +57,11 @@ fn members() -> Vec<Action> {
             "invite",
             (Method::POST, "/v1/tenants/{tenant}/invitations"),
             Body::Fields,
-            ("Invite somebody", "Make invitation", "The invitation is made."),
+            (
+                "Invite somebody",
+                "Make invitation",
+                "The invitation is made: who has the code joins with it on their first page here, or with tenants join CODE.",
+            ),
             vec![field(
                 "role",
                 "Role",
