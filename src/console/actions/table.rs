@@ -82,9 +82,9 @@ pub(super) static ACTIONS: LazyLock<Vec<Action>> = LazyLock::new(|| {
                 field(
                     "scope",
                     "What it may",
-                    Kind::Choice(&["read", "deploy", "full"]),
+                    Kind::Choice(&["read", "deploy", "full", "metrics"]),
                     true,
-                    "read: look on; deploy: also push, scale, roll back; full: all that you may",
+                    "read: look on; deploy: also push, scale, roll back; full: all that you may; metrics: /metrics alone (operators)",
                 ),
                 field("tenant", "Only in this tenant", Kind::Text, false, "Everywhere, if empty"),
                 field("expires", "For how long", Kind::Text, false, "12h, 90d (if empty), 8w; at most 365d"),
