@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Answer, DEV, OF_DEV, Secret, Server,
-    table::{Entry, Way},
+    table::{Entry, NUMBERED, Way},
 };
 use crate::{commands::tests::Said, domain::Timestamp};
 
@@ -27,6 +27,7 @@ impl Door {
     }
 
     pub(super) async fn over_ssh(&self, line: &str, options: &str) -> Said {
+        let line = NUMBERED.iter().find(|(plain, _)| *plain == line).map_or(line, |(_, numbered)| numbered);
         let (command, rest) = line.split_once(" -- ").map_or((line, ""), |(command, rest)| (command, rest));
         let rest = if rest.is_empty() { String::new() } else { format!(" -- {rest}") };
         self.server.world.run(self.who, &format!("{command}{options}{rest}")).await
@@ -69,10 +70,17 @@ impl Door {
 
     /// What there is, as the commands tell it to those who see everything.
     pub(super) async fn state(&self) -> Vec<(String, Value)> {
+        self.server.state().await
+    }
+}
+
+impl Server {
+    /// The same, of a server alone.
+    pub(super) async fn state(&self) -> Vec<(String, Value)> {
         let mut state = Vec::new();
         for line in STATE {
             let who = if line.starts_with("config") { "olga" } else { "host" };
-            let said = self.server.world.run(who, &format!("{line} --json")).await;
+            let said = self.world.run(who, &format!("{line} --json")).await;
             let value = serde_json::from_str(&said.stdout).unwrap_or(Value::String(said.stderr));
             state.push((format!("{line} ({})", said.status), comparable(value)));
         }
@@ -109,8 +117,8 @@ pub(super) fn comparable(value: Value) -> Value {
         Value::Object(object) => Value::Object(object.into_iter().filter_map(comparable_part).collect::<Map<_, _>>()),
         Value::Array(list) => {
             let mut list: Vec<Value> = list.into_iter().map(comparable).collect();
-            // Tokens are listed by their ids, which are random.
-            if list.iter().all(|one| one["scope"].is_string()) {
+            // Tokens and webhooks are listed by their ids, which are random.
+            if list.iter().all(|one| one["scope"].is_string() || one["types"].is_array()) {
                 list.sort_by_key(Value::to_string);
             }
             Value::Array(list)
@@ -122,8 +130,10 @@ pub(super) fn comparable(value: Value) -> Value {
 
 fn comparable_part((name, value): (String, Value)) -> Option<(String, Value)> {
     let time = name.ends_with("_at") || ["at", "since", "duration_ms", "millis"].contains(&name.as_str());
-    let secret = ["token", "secret", "code", "manifest"].contains(&name.as_str());
-    let random = ["id", "made_with"].contains(&name.as_str()) && value.is_string();
+    let secret = ["token", "secret", "code", "manifest", "delivery"].contains(&name.as_str());
+    let random = name == "id" && value.is_string();
+    // Over SSH nobody comes with a token.
+    let random = random || name == "made_with";
     let link = name == "url" && value.as_str().is_some_and(|url| url.contains("/sign-in/"));
     let kept = !(time || secret || random || link);
     kept.then(|| (name, comparable(value)))
@@ -146,4 +156,4 @@ pub(super) fn names(value: &Value) -> Vec<String> {
     }
 }
 
-const NAMING: [&str; 8] = ["name", "user", "domain", "env", "job", "reason", "fingerprint", "next"];
+const NAMING: [&str; 7] = ["name", "user", "domain", "env", "job", "reason", "fingerprint"];

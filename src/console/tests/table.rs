@@ -26,6 +26,9 @@ pub(super) const ELSEWHERE: &[(&str, &str)] = &[
     ("metrics acme/shop/dev --since 25h", "a length of time in words; pages offer those that there are"),
 ];
 
+/// Where the other doors say which, and the line of the matrix leaves it open.
+pub(super) const NUMBERED: &[(&str, &str)] = &[("builds cancel acme/shop/dev", "builds cancel acme/shop/dev 2")];
+
 const fn see(line: &'static str, request: &'static str, page: &'static str, words: &'static [&'static str]) -> Entry {
     Entry { line, request, body: "", way: Page(page, words) }
 }
@@ -134,9 +137,9 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     see("ps", "GET /v1/running", "/", &[]),
     see("ps acme/shop/dev", "GET ENV", "ENV", &["web", "worker", "http://dev.shop.acme.localhost:8080"]),
-    see("ps --why", "GET /v1/running", "/", &[]),
+    see("ps --why", "GET /v1/running?why=true", "/", &[]),
     see("ps acme/shop/dev --why", "GET ENV", "ENV", &["web", "worker"]),
-    see("scale acme/shop/dev", "GET ENV/scale", "ENV", &["count.web", "count.worker"]),
+    see("scale acme/shop/dev", "GET ENV/scale", "ENV", &["web", "worker"]),
     change("scale acme/shop/dev web=3", ("PATCH ENV/scale", r#"{"web": 3}"#), "scale", "ENV&count.web=3"),
     change("scale acme/shop/dev --reset", ("DELETE ENV/scale", ""), "scale-reset", "ENV"),
     change("restart acme/shop/dev", ("POST ENV/restart", ""), "restart", "ENV"),
