@@ -131,7 +131,13 @@ impl Commands {
             check_name(name)?;
             value.as_ref().map_or(Ok(()), |value| check_value(name, value))?;
         }
-        self.change_config(caller, env, "change", changes, io).await
+        // Said as whoever does only the one would say it.
+        let verb = match (changes.values().any(Option::is_some), changes.values().any(Option::is_none)) {
+            (true, false) => "set",
+            (false, true) => "unset",
+            _ => "change",
+        };
+        self.change_config(caller, env, verb, changes, io).await
     }
 
     /// Changes config; when something runs, by a new release, which takes the change with it should it fail.

@@ -117,12 +117,14 @@ pub(in crate::api) struct Deployment {
     started_at: Moment,
     #[schema(value_type = Option<String>, format = DateTime)]
     finished_at: Option<Moment>,
-    /// Of what failed
-    #[serde(default)]
-    last_log_lines: Vec<String>,
-    /// What it waits for, while it is under way
-    #[serde(default)]
-    waiting: Vec<String>,
+    /// Of what failed; not there in lists
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    last_log_lines: Option<Vec<String>>,
+    /// What it waits for, while it is under way; not there in lists
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    waiting: Option<Vec<String>>,
 }
 
 /// A deployment that was given up.

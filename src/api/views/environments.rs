@@ -109,12 +109,15 @@ pub(in crate::api) struct Running {
     /// Whether what runs is what should
     settled: bool,
     /// Not there where what is waited for is asked for
-    #[serde(default)]
-    processes: Vec<RunningProcess>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    processes: Option<Vec<RunningProcess>>,
     /// What is waited for, for people
     waiting: Vec<String>,
-    #[serde(default)]
-    why: Vec<Wait>,
+    /// The same, by process type; there where it is asked for
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    why: Option<Vec<Wait>>,
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]

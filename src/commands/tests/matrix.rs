@@ -3,11 +3,11 @@
 use super::*;
 
 /// Who asks, in the order of the columns.
-pub(super) const CALLERS: [&str; 6] = ["vera", "dan", "olga", "opal", "stan", "host"];
+pub(crate) const CALLERS: [&str; 6] = ["vera", "dan", "olga", "opal", "stan", "host"];
 
 /// The least that a token must be for, so that its user may with it what they may without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Needs {
+pub(crate) enum Needs {
     /// Any: one sees what is in its reach.
     Nothing,
     /// Scope `read`, `deploy` or `full`, for all tenants or for `acme`.
@@ -23,7 +23,7 @@ use Needs::*;
 /// they may not do is 3 when they may know of the tenant and 4 when not; the other statuses come of the state of things.
 ///
 /// At the end, what a token must be for to be taken.
-pub(super) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
+pub(crate) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("whoami", [0; 6], Nothing),
     ("help", [0; 6], Nothing),
     ("keys list", [0; 6], Account),

@@ -4,7 +4,7 @@ mod drains;
 mod events;
 mod fakes;
 mod logs;
-mod matrix;
+pub(crate) mod matrix;
 mod operate;
 mod people;
 mod platform;
@@ -159,7 +159,7 @@ pub(crate) struct World {
     registry: FakeRegistry,
     deployer: Arc<FakeDeployer>,
     builds: Arc<FakeBuilds>,
-    logs: Logs,
+    pub(crate) logs: Logs,
     _directory: tempfile::TempDir,
 }
 
@@ -169,9 +169,9 @@ static OUTBOUND: LazyLock<Outbound> = LazyLock::new(|| Outbound::new(OutboundSet
 /// What came of a command.
 #[derive(Debug)]
 pub(crate) struct Said {
-    status: u8,
-    stdout: String,
-    stderr: String,
+    pub(crate) status: u8,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Said {

@@ -45,9 +45,9 @@ fn keys() -> Vec<Action> {
                 field(
                     "scope",
                     "What it may",
-                    Kind::Choice(&["read", "deploy", "full"]),
+                    Kind::Choice(&["read", "deploy", "full", "metrics"]),
                     true,
-                    "read: look on; deploy: also push, scale, roll back; full: all that you may",
+                    "read: look on; deploy: also push, scale, roll back; full: all that you may; metrics: /metrics alone (operators)",
                 ),
                 field("tenant", "Only in this tenant", Kind::Text, false, "Everywhere, if empty"),
                 field(
