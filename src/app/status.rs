@@ -284,7 +284,7 @@ mod tests {
         },
     };
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn it_names_what_is_missing_until_it_is_there() {
         let late = LateRuntime::new("no such socket");
         let disk = DiskFloor::new(vec!["/".into()], u64::MAX);
