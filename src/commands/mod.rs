@@ -291,7 +291,7 @@ impl Commands {
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
             Command::Status => self.platform(caller).await?,
             Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
-            Command::Webhooks(command) => self.webhooks(caller, command).await?,
+            Command::Webhooks(command) => self.webhooks(caller, command, &io.only_if.clone()).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),
             // It takes the streams for itself, so `run` has sent it elsewhere.
             Command::Run { .. } => return Ok(None),
