@@ -46,6 +46,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
         &[
             ("whoami", "who you are, and what you may do where"),
             ("keys list | remove", "your keys"),
+            ("console", "a link to sign in to the web page with, good once"),
             ("tokens create NAME", "a bearer token; --scope read|deploy|full|metrics, --expires 90d"),
             ("tokens list | revoke", "your tokens; `revoke` ends what goes on with one, too"),
             ("tenants list | info | members", "who owns apps, and who is in it"),
