@@ -31,8 +31,9 @@ READERS = (1, 16)
 EACH = 3
 # Seconds after which a connection is not used again.
 IDLE = 20
-# Requests of one user a second. The benchmark is one user, and the limit is not what is measured.
-SETTINGS = {"BERTH__API__RATE_PER_USER": "1000000"}
+# The benchmark is one user, and the limits of one user are not what is measured: requests a second; and connections, three sixteenths of which
+# one user may follow streams with.
+SETTINGS = {"BERTH__API__RATE_PER_USER": "1000000", "BERTH__API__MAX_CONNECTIONS": "8000"}
 
 
 class Api:
@@ -69,7 +70,8 @@ class Bench:
         self.chaos, self.arguments = chaos, chaos.arguments
         self.platform = Platform(chaos, settings=dict(SETTINGS)).begin()
         self.api = Api(self.platform)
-        say(f"api.rate_per_user is {SETTINGS['BERTH__API__RATE_PER_USER']}, not the usual one; all else is as it comes")
+        say(f"api.rate_per_user is {SETTINGS['BERTH__API__RATE_PER_USER']} and api.max_connections {SETTINGS['BERTH__API__MAX_CONNECTIONS']}, not the usual ones; "
+            "all else is as it comes")
 
     def fill(self):
         """Environments, by the API; their names."""

@@ -54,6 +54,7 @@ impl Once {
     }
 
     /// Does `work` unless the same was done with the key of this request; without a key, does it. `request`: what was asked, and of what.
+    /// `done`: the status of its answer.
     ///
     /// # Errors
     /// Those of the work; when the key was used for another request or with another token, or its request is under way or its end unknown.
@@ -62,10 +63,10 @@ impl Once {
         caller: &Caller,
         headers: &HeaderMap,
         request: (&str, &Value),
-        answers: Answers,
+        (answers, done): (Answers, StatusCode),
         work: impl Future<Output = Result<Value, Problem>> + Send + 'static,
     ) -> Result<Response, Problem> {
-        let Some(key) = headers.get(HEADER) else { return Ok(created(&work.await?.to_string(), false)) };
+        let Some(key) = headers.get(HEADER) else { return Ok(answer(done, &work.await?.to_string(), false)) };
         let key = key.to_str().ok().filter(|key| !key.is_empty() && key.len() <= MAX_KEY);
         let key =
             key.ok_or_else(|| Problem::bad_request(format!("Idempotency-Key is 1 to {MAX_KEY} visible characters")))?;
@@ -90,13 +91,13 @@ impl Once {
         }
         let once = self.clone();
         // Whoever has gone may ask again what came of it.
-        let done = tokio::spawn(async move {
+        let working = tokio::spawn(async move {
             let result = work.await;
-            once.write_down(begun, &result, answers).await;
+            once.write_down(begun, &result, (answers, done)).await;
             result
         });
-        let answer = done.await.map_err(Problem::broken)??;
-        Ok(created(&answer.to_string(), false))
+        let made = working.await.map_err(Problem::broken)??;
+        Ok(answer(done, &made.to_string(), false))
     }
 
     fn again(&self, known: &OnceRequest, asked: &OnceRequest) -> Result<Response, Problem> {
@@ -112,7 +113,9 @@ impl Once {
             return Err(problem.with_hint("use a new key for each thing that is to be done"));
         }
         match &known.answer {
-            Some((_, Some(body))) => Ok(created(body, true)),
+            Some((status, Some(body))) => {
+                Ok(answer(StatusCode::from_u16(*status).map_err(Problem::broken)?, body, true))
+            }
             Some((_, None)) => {
                 Err(Problem::new(StatusCode::CONFLICT, "this was done already, and its secret is shown only once")
                     .with_hint("revoke what was made, and make another with a new key"))
@@ -127,15 +130,20 @@ impl Once {
     }
 
     /// What failed may be tried again with the same key.
-    async fn write_down(&self, begun: OnceRequest, result: &Result<Value, Problem>, answers: Answers) {
+    async fn write_down(
+        &self,
+        begun: OnceRequest,
+        result: &Result<Value, Problem>,
+        (answers, done): (Answers, StatusCode),
+    ) {
         let id = (begun.user.clone(), begun.key_hash.clone());
         let written = async {
             let stored = self.store.need::<OnceRequest>(&id).await?;
             let transaction = match result {
                 Ok(answer) => {
                     let body = (answers == Answers::Kept).then(|| answer.to_string());
-                    let done = OnceRequest { answer: Some((StatusCode::CREATED.as_u16(), body)), ..begun };
-                    self.store.transaction().update(&stored, &done)
+                    let known = OnceRequest { answer: Some((done.as_u16(), body)), ..begun };
+                    self.store.transaction().update(&stored, &known)
                 }
                 Err(_) => self.store.transaction().delete(&stored),
             };
@@ -173,9 +181,8 @@ fn under_way() -> Problem {
         .with_hint("ask again in a moment")
 }
 
-fn created(body: &str, again: bool) -> Response {
-    let mut response =
-        (StatusCode::CREATED, [(header::CONTENT_TYPE, "application/json")], body.to_owned()).into_response();
+fn answer(status: StatusCode, body: &str, again: bool) -> Response {
+    let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body.to_owned()).into_response();
     if again {
         response.headers_mut().insert("idempotency-replayed", axum::http::HeaderValue::from_static("true"));
     }

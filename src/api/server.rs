@@ -1,6 +1,12 @@
 //! Listens for the API's clients, bounded in number and time, until told to stop.
 
-use std::{convert::Infallible, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context;
 use axum::Router;
@@ -12,13 +18,17 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::timeout,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{Api, Inner, idempotency::Once, limit::Limits, routes};
-use crate::commands::Commands;
+use crate::{
+    commands::Commands,
+    events::Pace,
+    places::{Place, Places},
+};
 
 /// How long the head of a request may take, and how long a connection may be idle.
 const HEAD: Duration = Duration::from_secs(30);
@@ -28,11 +38,13 @@ const GRACE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(100);
 /// What was sent must be acknowledged within that, or the client counts as gone.
 const GONE: Duration = Duration::from_secs(60);
+/// Of connections that are refused, so many are told of at once, and then one every so often.
+const REFUSALS: (u32, Duration) = (5, Duration::from_secs(60));
 
 /// From the configuration.
 #[derive(Debug, Clone)]
 pub struct ApiSettings {
-    /// Connections at the same time; more wait in the kernel's queue.
+    /// Connections at the same time; more wait in the kernel's queue. A quarter of them may be of one address, except of this host's own.
     pub max_connections: usize,
     /// Requests of one user a second.
     pub rate_per_user: NonZeroU32,
@@ -40,7 +52,8 @@ pub struct ApiSettings {
 
 /// The routes of the API.
 pub fn router(commands: Commands, settings: &ApiSettings) -> Router {
-    let (limits, once) = (Limits::new(settings.rate_per_user), Once::new(commands.store.clone()));
+    let limits = Limits::new(settings.rate_per_user, settings.max_connections);
+    let once = Once::new(commands.store.clone());
     routes::router(Api(Arc::new(Inner { commands, limits, once })))
 }
 
@@ -48,7 +61,7 @@ pub fn router(commands: Commands, settings: &ApiSettings) -> Router {
 pub struct ApiServer {
     listener: TcpListener,
     router: Router,
-    places: Arc<Semaphore>,
+    places: Connections,
 }
 
 impl ApiServer {
@@ -59,7 +72,7 @@ impl ApiServer {
     pub async fn bind(address: SocketAddr, router: Router, settings: &ApiSettings) -> anyhow::Result<Self> {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("the API cannot listen at {address}"))?;
-        Ok(Self { listener, router, places: Arc::new(Semaphore::new(settings.max_connections)) })
+        Ok(Self { listener, router, places: Connections::new(settings.max_connections) })
     }
 
     /// Serves until `stop`, then lets what is under way end within a few seconds.
@@ -88,20 +101,55 @@ impl ApiServer {
     }
 }
 
+/// Places of connections, so that no address can take all of them.
+struct Connections {
+    all: Arc<Semaphore>,
+    of_address: Places<IpAddr>,
+    /// How often it is told that an address is refused.
+    told: Mutex<Pace<()>>,
+}
+
+/// The place of a connection, and the one in its address' share if it has one.
+type ConnectionPlace = (OwnedSemaphorePermit, Option<Place>);
+
+impl Connections {
+    fn new(most: usize) -> Self {
+        let told = Mutex::new(Pace::new(REFUSALS.0, REFUSALS.1));
+        Self { all: Arc::new(Semaphore::new(most)), of_address: Places::new(most, (most / 4).max(1)), told }
+    }
+
+    /// A place in the share of this address; `Err`: it has as many as one address may. A loopback address has no share: a proxy may stand
+    /// there, in front of everybody.
+    fn of(&self, address: IpAddr) -> Result<Option<Place>, ()> {
+        let address = address.to_canonical();
+        if address.is_loopback() {
+            return Ok(None);
+        }
+        self.of_address.try_take(&address).map(Some).map_err(|_| {
+            // Nothing panics while it is held.
+            let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take(&(), Instant::now());
+            if let Some(suppressed) = told {
+                tracing::warn!(%address, suppressed, "it has a quarter of api.max_connections and is refused more");
+            }
+        })
+    }
+}
+
 /// The next client, when there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
+async fn accept(listener: &TcpListener, places: &Connections) -> (TcpStream, ConnectionPlace) {
     loop {
         // It is never closed.
-        let Ok(place) = places.clone().acquire_owned().await else {
+        let Ok(place) = places.all.clone().acquire_owned().await else {
             std::future::pending::<Infallible>().await;
             continue;
         };
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, client)) => {
+                let Ok(share) = places.of(client.ip()) else { continue };
                 if let Err(error) = set_up(&stream) {
                     tracing::debug!(%error, "a client of the API is gone");
                 }
-                return (stream, place);
+                return (stream, (place, share));
             }
             Err(error) => {
                 tracing::warn!(%error, "a client of the API cannot be accepted");
@@ -116,4 +164,26 @@ fn set_up(stream: &TcpStream) -> std::io::Result<()> {
     let gone = u32::try_from(GONE.as_millis()).unwrap_or(u32::MAX);
     nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &gone)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_does_not_take_all_connections() {
+        let places = Connections::new(40);
+        // Addresses for documentation; the second is the first in other words.
+        let (one, same, other) = ("192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1");
+        let [one, same, other] = [one, same, other].map(|text| text.parse::<IpAddr>().unwrap());
+        let taken: Vec<_> = (0..40).map_while(|_| places.of(one).ok()).collect();
+        assert_eq!(taken.len(), 10);
+        assert!(places.of(same).is_err());
+        assert!(places.of(other).is_ok_and(|place| place.is_some()));
+        drop(taken);
+        assert!(places.of(same).is_ok());
+        let own: IpAddr = "127.0.0.1".parse().unwrap();
+        let own: Vec<_> = (0..100).map(|_| places.of(own).unwrap()).collect();
+        assert!(own.iter().all(Option::is_none), "a proxy on this host would be refused");
+    }
 }

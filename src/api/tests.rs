@@ -1,6 +1,8 @@
 //! The API over services in memory: what each route takes, answers and refuses.
 
+mod once;
 mod refusals;
+mod streams;
 
 use std::num::NonZeroU32;
 
@@ -50,7 +52,7 @@ struct Server {
 impl Server {
     async fn new() -> Self {
         let world = World::new().await;
-        let limits = Limits::new(NonZeroU32::new(10_000).unwrap());
+        let limits = Limits::new(NonZeroU32::new(10_000).unwrap(), CONNECTIONS);
         let once = Once::new(world.store.clone());
         let inner = Inner { commands: world.commands.clone(), limits, once };
         Self { world, router: routes::router(Api(inner.into())) }
@@ -102,6 +104,9 @@ impl Server {
     }
 }
 
+/// One user may follow a hundred streams of them.
+const CONNECTIONS: usize = 400;
+
 const DEV: &str = "/v1/envs/acme/shop/dev";
 
 #[tokio::test]
@@ -136,6 +141,7 @@ async fn whatever_can_be_read_is_as_documented() {
         &format!("{DEV}/metrics"),
         &format!("{DEV}/drains"),
         "/v1/tenants/acme/webhooks",
+        "/v1/tenants/acme/webhooks/1a2b3c4d",
         "/v1/events",
         "/v1/events?tenant=acme&type=token.,build.finished&limit=5",
     ] {

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     api::{self, ApiServer},
     build::{BuildParts, Builds},
-    commands::{Commands, Services},
+    commands::{Commands, Door, Services},
     console,
     control::ControlServer,
     cron::{Cron, CronParts},
@@ -446,8 +446,8 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
         doors.spawn(server.run(doors.stop.clone()));
     }
     let (commands, api_settings) = (backend.commands.clone(), settings::api(config));
-    let url = commands.settings.api_url.clone();
-    let site = console::beside(api::router(commands, &api_settings), &url);
+    let (url, ssh) = (commands.settings.api_url.clone(), commands.program(Door::Ssh));
+    let site = console::beside(api::router(commands, &api_settings), &url, &ssh);
     for address in &config.api.listen {
         let server = ApiServer::bind(*address, site.clone(), &api_settings).await?;
         doors.spawn(server.run(doors.stop.clone()));

@@ -63,6 +63,7 @@ pub(super) fn deploy(config: &Config, data: &DataDir, traces: &Traces) -> Deploy
     let listened = config.router.listen.first().map_or(8080, std::net::SocketAddr::port);
     DeploySettings {
         base_domain: config.base_domain.clone(),
+        own_hosts: config.own_hosts(),
         router_port: config.router.public_port.unwrap_or(listened),
         public_scheme: config.router.public_scheme.as_str(),
         router_dir: data.join("router"),
@@ -173,6 +174,7 @@ pub(super) fn commands(config: &Config, traces: &Traces) -> CommandSettings {
         ssh_port: config.ssh.listen.first().map_or(2222, std::net::SocketAddr::port),
         api_url: config.api_url(),
         base_domain: config.base_domain.clone(),
+        own_hosts: config.own_hosts(),
         run_pids: config.runtime.pids,
         process_defaults: process_defaults(config),
         largest_process: largest_process(config),

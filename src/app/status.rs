@@ -60,49 +60,27 @@ pub(super) struct Status {
 impl Status {
     /// What is missing now; answers within seconds, whatever does not.
     pub(super) async fn missing(&self) -> Vec<Missing> {
-        let (engine, registry) = tokio::join!(self.engine(), self.registry());
-        self.missing_of(engine.err(), registry.err())
+        let (engine, registry, (_, router), disk) =
+            tokio::join!(self.engine(), self.registry(), self.router(), self.disk_room());
+        missing_of(engine.err(), registry.err(), router.err(), disk.err())
     }
 
-    /// `engine`, `registry`: why they do not answer.
-    fn missing_of(&self, engine: Option<String>, registry: Option<String>) -> Vec<Missing> {
-        let missing = |what: &str, why: String, next: &str| Missing { what: what.into(), why, next: next.into() };
-        let engine = engine.map(|why| {
-            let next =
-                "what runs goes on, nothing is started or stopped until it answers: see `systemctl status docker`";
-            missing("engine", why, next)
-        });
-        let registry = registry.map(|why| {
-            missing("registry", why, "what runs goes on, builds wait until it answers: see the server's log")
-        });
-        let router = self.router().err().map(|why| {
-            missing(
-                "router",
-                why,
-                "nobody reaches any app: start `berth router`, or see `systemctl status berth-router`",
-            )
-        });
-        let disk = self.disk.check().err().map(|no_room| {
-            let next = "what runs goes on, pushes are refused: run `berth gc`, or make room";
-            missing("disk", no_room.to_string(), next)
-        });
-        [engine, registry, router, disk].into_iter().flatten().collect()
+    /// What the router has acknowledged last, and why it does not run if it does not.
+    async fn router(&self) -> (Option<Ack>, Result<(), String>) {
+        let directory = self.router.clone();
+        in_time(move || {
+            let ack = acknowledged(&directory);
+            let runs = runs(ack.as_ref());
+            (ack, runs)
+        })
+        .await
+        .unwrap_or_else(|why| (None, Err(format!("what it has acknowledged cannot be read: {why}"))))
     }
 
-    /// What it has acknowledged last.
-    fn acknowledged(&self) -> Option<Ack> {
-        fs::read(self.router.join(ACK_FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
-    }
-
-    /// Why it does not run, by the process that has acknowledged the routes last; it does so when it begins.
-    fn router(&self) -> Result<(), String> {
-        match self.acknowledged() {
-            None => Err("no `berth router` has run with this data directory yet".to_owned()),
-            Some(Ack { pid, .. }) if !Path::new("/proc").join(pid.to_string()).exists() => {
-                Err(format!("`berth router` (process {pid}) has ended"))
-            }
-            Some(_) => Ok(()),
-        }
+    /// Why there is no room.
+    async fn disk_room(&self) -> Result<(), String> {
+        let disk = self.disk.clone();
+        in_time(move || disk.check()).await?.map_err(|no_room| no_room.to_string())
     }
 
     /// How many replicas the engine has, or why it does not say.
@@ -130,21 +108,23 @@ impl Status {
         }
     }
 
-    async fn router_status(&self) -> RouterStatus {
+    /// How the router is, and why it does not run if it does not.
+    async fn router_status(&self) -> (RouterStatus, Result<(), String>) {
         let directory = self.router.clone();
-        let (wanted, why) = match in_time(move || table::load(&directory)).await {
+        let (table, (ack, runs)) = tokio::join!(in_time(move || table::load(&directory)), self.router());
+        let (wanted, why) = match table {
             Ok(Ok(table)) => (table.map(|table| table.generation), None),
             Ok(Err(error)) => (None, Some(format!("{error:#}"))),
             Err(late) => (None, Some(late)),
         };
-        let ack = self.acknowledged();
-        RouterStatus {
-            alive: self.router().is_ok(),
+        let status = RouterStatus {
+            alive: runs.is_ok(),
             pid: ack.as_ref().map(|ack| ack.pid),
             wanted,
             acknowledged: ack.map(|ack| ack.generation),
             why,
-        }
+        };
+        (status, runs)
     }
 
     async fn disk_status(&self) -> DiskStatus {
@@ -160,14 +140,15 @@ impl Status {
 #[async_trait]
 impl PlatformStatus for Status {
     async fn look(&self) -> Foundations {
-        let (engine, registry, bytes, router, disk) = tokio::join!(
+        let (engine, registry, bytes, (router, runs), disk, room) = tokio::join!(
             self.engine(),
             self.registry(),
             self.registry_bytes(),
             self.router_status(),
-            self.disk_status()
+            self.disk_status(),
+            self.disk_room()
         );
-        let missing = self.missing_of(engine.clone().err(), registry.clone().err());
+        let missing = missing_of(engine.clone().err(), registry.clone().err(), runs.err(), room.err());
         Foundations {
             server: ServerStatus { version: env!("CARGO_PKG_VERSION").to_owned(), started_at: self.started_at },
             missing,
@@ -188,6 +169,46 @@ impl PlatformStatus for Status {
             disk,
         }
     }
+}
+
+/// What the router has acknowledged last.
+fn acknowledged(router: &Path) -> Option<Ack> {
+    fs::read(router.join(ACK_FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
+}
+
+/// Why the router does not run, by the process that has acknowledged the routes last; it does so when it begins.
+fn runs(acknowledged: Option<&Ack>) -> Result<(), String> {
+    match acknowledged {
+        None => Err("no `berth router` has run with this data directory yet".to_owned()),
+        Some(Ack { pid, .. }) if !Path::new("/proc").join(pid.to_string()).exists() => {
+            Err(format!("`berth router` (process {pid}) has ended"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// What lacks, by why each does not answer.
+fn missing_of(
+    engine: Option<String>,
+    registry: Option<String>,
+    router: Option<String>,
+    disk: Option<String>,
+) -> Vec<Missing> {
+    let missing = |what: &str, why: Option<String>, next: &str| {
+        why.map(|why| Missing { what: what.into(), why, next: next.into() })
+    };
+    let engine_next =
+        "what runs goes on, nothing is started or stopped until it answers: see `systemctl status docker`";
+    let registry_next = "what runs goes on, builds wait until it answers: see the server's log";
+    let router_next = "nobody reaches any app: start `berth router`, or see `systemctl status berth-router`";
+    let disk_next = "what runs goes on, pushes are refused: run `berth gc`, or make room";
+    let all = [
+        missing("engine", engine, engine_next),
+        missing("registry", registry, registry_next),
+        missing("router", router, router_next),
+        missing("disk", disk, disk_next),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 /// Does work that waits for the disk, no longer than the deadline; then it goes on for nobody.
@@ -252,6 +273,8 @@ fn lock(counted: &Mutex<Counted>) -> std::sync::MutexGuard<'_, Counted> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
     use super::*;
     use crate::{
         registry::{FakeRegistry, OciRegistry},
@@ -261,7 +284,7 @@ mod tests {
         },
     };
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn it_names_what_is_missing_until_it_is_there() {
         let late = LateRuntime::new("no such socket");
         let disk = DiskFloor::new(vec!["/".into()], u64::MAX);
@@ -344,5 +367,29 @@ mod tests {
         assert_eq!(page.registry.why.as_deref(), Some("it has not answered within 5 s"));
         let missing: Vec<_> = page.missing.iter().map(|one| one.what.as_str()).collect();
         assert_eq!(missing, ["registry", "router"]);
+    }
+
+    /// A file that nobody answers for, as on a network disk that hangs: reading it waits until `release`.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_disk_that_hangs_holds_nobody_up() {
+        let router = tempfile::tempdir().unwrap();
+        let ack = router.path().join(ACK_FILE);
+        nix::unistd::mkfifo(&ack, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let status = Status {
+            runtime: Arc::new(FakeRuntime::new(Behaviour::default())),
+            registry: Arc::new(FakeRegistry::new()),
+            registry_files: None,
+            router: router.path().to_owned(),
+            disk: DiskFloor::none(),
+            started_at: Timestamp::now(),
+        };
+        let looking = tokio::spawn(async move { status.look().await });
+        let looked = timeout(Duration::from_secs(60), looking).await;
+        // Whoever waits for it reads its end.
+        while fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&ack).is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let missing = looked.expect("it answers within its deadline").unwrap().missing;
+        assert!(missing.len() == 1 && missing[0].what == "router" && missing[0].why.contains("5 s"), "{missing:?}");
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 const MAX_DOMAINS: usize = 50;
 
 /// A host name in lower case, if it is one.
-fn parse_domain(text: &str, base: &str) -> Result<String, CommandError> {
+fn parse_domain(text: &str, base: &str, own: &[String]) -> Result<String, CommandError> {
     let name = text.trim_end_matches('.').to_ascii_lowercase();
     let label = |label: &str| {
         let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -31,6 +31,9 @@ fn parse_domain(text: &str, base: &str) -> Result<String, CommandError> {
     }
     if name == base || name.ends_with(&format!(".{base}")) {
         return Err(CommandError::Usage(format!("host names below {base} are given out by the platform")));
+    }
+    if own.contains(&name) {
+        return Err(CommandError::Usage(format!("{name} is where the platform itself is reached")));
     }
     Ok(name)
 }
@@ -81,7 +84,7 @@ impl Commands {
         text: &str,
         only_if: &OnlyIf,
     ) -> Result<Answer, CommandError> {
-        let domain = parse_domain(text, &self.settings.base_domain)?;
+        let domain = parse_domain(text, &self.settings.base_domain, &self.settings.own_hosts)?;
         keep_trying(|| self.try_add_domain(caller, env, &domain, only_if)).await?;
         self.domain_changed(caller, env, (&domain, true), format!("{env} answers at {domain}")).await
     }
@@ -196,11 +199,12 @@ mod tests {
 
     #[test]
     fn domains_are_host_names_outside_the_base() {
-        assert_eq!(parse_domain("Shop.Example.COM.", "localhost").unwrap(), "shop.example.com");
+        let own = ["berth.example.com".to_owned()];
+        assert_eq!(parse_domain("Shop.Example.COM.", "localhost", &own).unwrap(), "shop.example.com");
         for text in
             ["", "shop", "a..b", "-a.b", "a_b.c", "1.2.3.4", "x.localhost", "localhost", "a b.c", "*.example.com"]
         {
-            assert!(parse_domain(text, "localhost").is_err(), "{text:?} was taken");
+            assert!(parse_domain(text, "localhost", &own).is_err(), "{text:?} was taken");
         }
     }
 }

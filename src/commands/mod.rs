@@ -114,6 +114,8 @@ pub struct CommandSettings {
     pub api_url: String,
     /// Environments answer below this domain.
     pub base_domain: String,
+    /// Host names at which the platform itself is reached.
+    pub own_hosts: Vec<String>,
     /// Processes and threads of a one-off command.
     pub run_pids: u32,
     /// What holds for a process that does not say.
@@ -215,7 +217,7 @@ impl Commands {
     }
 
     /// How commands are begun at this door.
-    fn program(&self, door: Door) -> String {
+    pub(crate) fn program(&self, door: Door) -> String {
         match (door, self.settings.ssh_port) {
             (Door::Host, _) => "berth".to_owned(),
             // Who reads the texts through the API types commands as everybody else does.
@@ -289,7 +291,7 @@ impl Commands {
             Command::Cron(command) => return self.cron_jobs(caller, command, json, io).await,
             Command::Status => self.platform(caller).await?,
             Command::Gc { dry_run } => self.gc(caller, dry_run, io).await?,
-            Command::Webhooks(command) => self.webhooks(caller, command).await?,
+            Command::Webhooks(command) => self.webhooks(caller, command, &io.only_if.clone()).await?,
             Command::Events(args) => return self.events(caller, args, json, io).await.map(|()| None),
             // It takes the streams for itself, so `run` has sent it elsewhere.
             Command::Run { .. } => return Ok(None),

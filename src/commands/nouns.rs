@@ -351,6 +351,8 @@ pub(crate) enum Webhooks {
         #[arg(long = "type", value_name = "PREFIX")]
         kinds: Vec<String>,
     },
+    /// A webhook, and how it is
+    Info { tenant: TenantName, id: WebhookId },
     /// Remove a webhook and its delivery log (owners)
     Remove { tenant: TenantName, id: WebhookId },
     /// What was sent last and how that went, the newest first

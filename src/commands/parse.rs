@@ -271,6 +271,7 @@ mod tests {
             "events -f",
             "webhooks list acme",
             "webhooks add acme https://hooks.example.com/x?key=1 --type build. --type deployment.finished",
+            "webhooks info acme 1a2b3c4d",
             "webhooks:deliveries acme 1a2b3c4d --json",
             "webhooks test acme 1a2b3c4d",
         ] {

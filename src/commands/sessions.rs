@@ -44,7 +44,7 @@ impl Commands {
         }
         self.drop_expired_links().await?;
         let secret = TokenSecret::generate();
-        let made_with = caller.rights.as_ref().map(|rights| rights.id.clone());
+        let made_with = caller.rights.as_ref().map(|rights| (rights.id.clone(), rights.expires_at));
         let expires_at = now() + LINK_MINUTES.minutes();
         let link = SignInLink { secret_hash: secret.hash(), user: caller.user.clone(), expires_at, made_with };
         self.store.transaction().create(&link).commit().await?;
@@ -94,7 +94,8 @@ impl Commands {
         self.store.transaction().delete(&used).commit().await?;
         let caller =
             Caller { user: user.name.clone(), operator: user.operator, door: Door::Api, rights: None, trace: None };
-        let new = session(TokenScope::Full, None, now() + SESSION, link.made_with);
+        let until = link.made_with.as_ref().map_or(now() + SESSION, |(_, end)| (now() + SESSION).min(*end));
+        let new = session(TokenScope::Full, None, until, link.made_with.map(|(maker, _)| maker));
         self.begin_session(&caller, new).await
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Caller, CommandError, Commands, access::did_you_mean, answer, nouns, now};
+use super::{Answer, Caller, CommandError, Commands, OnlyIf, access::did_you_mean, answer, nouns, now};
 use crate::{
     domain::{EventKind, TenantName, Verb, Webhook, WebhookDelivery, WebhookId, WebhookMark},
     store::{NewEvent, Stored},
@@ -80,16 +80,22 @@ fn delivery_row(delivery: &WebhookDelivery) -> Vec<String> {
 
 impl Commands {
     /// `webhooks …`.
-    pub(super) async fn webhooks(&self, caller: &Caller, command: nouns::Webhooks) -> Result<Answer, CommandError> {
+    pub(super) async fn webhooks(
+        &self,
+        caller: &Caller,
+        command: nouns::Webhooks,
+        only_if: &OnlyIf,
+    ) -> Result<Answer, CommandError> {
         use nouns::Webhooks;
         match command {
             Webhooks::List { tenant } => self.list_webhooks(caller, &tenant).await,
             Webhooks::Add { tenant, url, kinds } => self.add_webhook(caller, &tenant, &url, kinds).await,
-            Webhooks::Remove { tenant, id } => self.remove_webhook(caller, &tenant, &id).await,
+            Webhooks::Info { tenant, id } => self.webhook_info(caller, &tenant, &id).await,
+            Webhooks::Remove { tenant, id } => self.remove_webhook(caller, &tenant, &id, only_if).await,
             Webhooks::Deliveries { tenant, id } => self.webhook_deliveries(caller, &tenant, &id).await,
             Webhooks::Test { tenant, id } => self.test_webhook(caller, &tenant, &id).await,
-            Webhooks::Enable { tenant, id } => self.switch_webhook(caller, &tenant, &id, true).await,
-            Webhooks::Disable { tenant, id } => self.switch_webhook(caller, &tenant, &id, false).await,
+            Webhooks::Enable { tenant, id } => self.switch_webhook(caller, &tenant, &id, true, only_if).await,
+            Webhooks::Disable { tenant, id } => self.switch_webhook(caller, &tenant, &id, false, only_if).await,
         }
     }
 
@@ -127,6 +133,38 @@ impl Commands {
         let known = self.store.list::<Webhook>(&format!("{tenant}/")).await?;
         let hint = did_you_mean(id.as_str(), known.into_iter().map(|webhook| webhook.id.to_string()));
         Err(CommandError::NotFound(format!("{tenant} has no webhook {id}{hint}; see `webhooks list {tenant}`")))
+    }
+
+    async fn webhook_mark(&self, webhook: &Webhook) -> Result<Option<WebhookMark>, CommandError> {
+        let mark = self.store.get::<WebhookMark>(&(webhook.tenant.clone(), webhook.id.clone())).await?;
+        Ok(mark.map(|stored| stored.record))
+    }
+
+    async fn webhook_info(&self, caller: &Caller, tenant: &TenantName, id: &WebhookId) -> Result<Answer, CommandError> {
+        let webhook = self.webhook_for(caller, Verb::Read, tenant, id).await?;
+        let mark = self.webhook_mark(&webhook).await?;
+        let text = format!(
+            "Webhook {id} of {tenant}\nto:    {}\ntypes: {}\nby:    {}, {:.0}\nstate: {}",
+            webhook.target,
+            kinds(&webhook),
+            webhook.created_by,
+            webhook.created_at,
+            state(&webhook, mark.as_ref()),
+        );
+        Ok(Answer::new(text, value(&webhook, mark.as_ref())))
+    }
+
+    /// The webhook to be changed, if it is as the caller has seen it.
+    async fn webhook_to_change(
+        &self,
+        caller: &Caller,
+        tenant: &TenantName,
+        id: &WebhookId,
+        only_if: &OnlyIf,
+    ) -> Result<Stored<Webhook>, CommandError> {
+        let webhook = self.webhook_for(caller, Verb::ManageWebhooks, tenant, id).await?;
+        only_if.check(&value(&webhook, self.webhook_mark(&webhook).await?.as_ref()))?;
+        Ok(webhook)
     }
 
     async fn webhook_event(&self, caller: &Caller, webhook: &Webhook, what: &str) -> Result<(), CommandError> {
@@ -188,8 +226,9 @@ impl Commands {
         caller: &Caller,
         tenant: &TenantName,
         id: &WebhookId,
+        only_if: &OnlyIf,
     ) -> Result<Answer, CommandError> {
-        let stored = self.webhook_for(caller, Verb::ManageWebhooks, tenant, id).await?;
+        let stored = self.webhook_to_change(caller, tenant, id, only_if).await?;
         // Its delivery log goes with it as soon as the service hears of this.
         self.store.transaction().delete(&stored).commit().await?;
         self.webhook_event(caller, &stored, "removed").await?;
@@ -234,8 +273,9 @@ impl Commands {
         tenant: &TenantName,
         id: &WebhookId,
         on: bool,
+        only_if: &OnlyIf,
     ) -> Result<Answer, CommandError> {
-        let stored = self.webhook_for(caller, Verb::ManageWebhooks, tenant, id).await?;
+        let stored = self.webhook_to_change(caller, tenant, id, only_if).await?;
         let word = if on { "enabled" } else { "disabled" };
         if stored.enabled == on {
             return Ok(Answer::new(format!("Webhook {id} is {word} already"), value(&stored, None)));

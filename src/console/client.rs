@@ -1,13 +1,18 @@
 //! Asks the API, as any other client does, but without a network in between.
 
+use std::collections::VecDeque;
+
 use axum::{
     Router,
     body::Body,
     http::{Method, Request, Response, StatusCode, header},
 };
+use futures::TryStreamExt;
 use http_body_util::{BodyExt, Limited};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio_util::io::StreamReader;
 use tower::ServiceExt;
 
 use super::session::Secret;
@@ -100,6 +105,28 @@ impl Client {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// The last lines of what may be long, and how many there were before them.
+    pub(super) async fn tail(
+        &self,
+        secret: &Secret,
+        path: &str,
+        most: usize,
+    ) -> Result<(VecDeque<String>, usize), Problem> {
+        let request = Request::builder().uri(path).header(header::AUTHORIZATION, secret.bearer());
+        let request = request.header(header::ACCEPT, "application/x-ndjson").body(Body::empty());
+        let body = self.ask(request.map_err(Problem::broken)?).await?.into_body().into_data_stream();
+        let mut lines = BufReader::new(StreamReader::new(TryStreamExt::map_err(body, std::io::Error::other))).lines();
+        let (mut kept, mut left_out) = (VecDeque::new(), 0);
+        while let Some(line) = lines.next_line().await.map_err(Problem::broken)? {
+            kept.push_back(line);
+            if kept.len() > most {
+                kept.pop_front();
+                left_out += 1;
+            }
+        }
+        Ok((kept, left_out))
+    }
+
     /// Whatever the API answers.
     pub(super) async fn pass(&self, request: Request<Body>) -> Response<Body> {
         match self.0.clone().oneshot(request).await {
@@ -134,9 +161,4 @@ pub(super) async fn json(response: Response<Body>) -> Result<Value, Problem> {
         true => Value::Null,
         false => Value::String(String::from_utf8_lossy(&bytes).into_owned()),
     }))
-}
-
-/// An answer as text.
-pub(super) async fn text(response: Response<Body>) -> Result<String, Problem> {
-    Ok(String::from_utf8_lossy(&whole(response).await?).into_owned())
 }

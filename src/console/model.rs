@@ -239,6 +239,17 @@ impl Event {
         self.r#type.strip_prefix("dev.berth.").unwrap_or(&self.r#type)
     }
 
+    /// What stands before it in a list of steps: `done`, `failed` or `told`.
+    pub(super) fn mark(&self) -> &'static str {
+        let failed = self.data.details["outcome"] == "failed";
+        match self.kind() {
+            "replica.died" | "replica.unhealthy" | "deployment.rolled_back" | "deployment.cancelled" => "failed",
+            "deployment.finished" if failed => "failed",
+            "deployment.started" | "deployment.step" => "told",
+            _ => "done",
+        }
+    }
+
     /// The environment that it is about.
     pub(super) fn place(&self) -> Option<String> {
         let data = &self.data;
@@ -253,6 +264,8 @@ pub(super) struct EventData {
     pub(super) tenant: Option<String>,
     pub(super) app: Option<String>,
     pub(super) env: Option<String>,
+    #[serde(default)]
+    pub(super) details: Value,
 }
 
 /// A line of a log.

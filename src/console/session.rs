@@ -3,10 +3,13 @@
 //! Forms bear a word that is made from the token, which no other site can know; and browsers that say where a request comes from are
 //! believed when it comes from elsewhere.
 
+use std::{sync::Arc, time::Duration};
+
 use axum::{
     Form, Router,
-    extract::{FromRequestParts, Path, State},
+    extract::{FromRequestParts, Path, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
+    middleware,
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
@@ -62,6 +65,11 @@ impl Secret {
         hex::encode(hmac::sign(&self.key(), FORM_WORD).as_ref())
     }
 
+    /// A word that only we can have made for this session: short, for an address.
+    pub(super) fn word_for(&self, what: &str) -> String {
+        hex::encode(&hmac::sign(&self.key(), what.as_bytes()).as_ref()[..8])
+    }
+
     /// Whether a form is one of ours, made for this session.
     pub(super) fn is_form_word(&self, word: &str) -> bool {
         hex::decode(word).is_ok_and(|word| hmac::verify(&self.key(), FORM_WORD, &word).is_ok())
@@ -75,6 +83,8 @@ const FORM_WORD: &[u8] = b"berth console form";
 pub(super) struct Visitor {
     pub(super) secret: Secret,
     pub(super) whoami: Whoami,
+    /// How commands are begun.
+    pub(super) ssh: Arc<str>,
 }
 
 impl FromRequestParts<Console> for Visitor {
@@ -84,7 +94,7 @@ impl FromRequestParts<Console> for Visitor {
         let to_sign_in = || sign_in_first(parts).into_response();
         let secret = cookie(&parts.headers, console).ok_or_else(to_sign_in)?;
         match console.client.get::<Whoami>(&secret, "/v1/whoami").await {
-            Ok(whoami) => Ok(Self { secret, whoami }),
+            Ok(whoami) => Ok(Self { secret, whoami, ssh: console.ssh.clone() }),
             Err(problem) if problem.status == StatusCode::UNAUTHORIZED => Err(to_sign_in()),
             Err(problem) => Err(shell::problem_page(None, &problem).into_response()),
         }
@@ -94,13 +104,16 @@ impl FromRequestParts<Console> for Visitor {
 /// The session's token, if the browser has sent one.
 pub(super) fn cookie(headers: &HeaderMap, console: &Console) -> Option<Secret> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == console.cookie_name()).and_then(|(_, value)| Secret::new(value))
+    let pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut ours = pairs.filter(|(name, _)| *name == console.cookie_name());
+    let (_, value) = ours.next()?;
+    // Which of two is ours cannot be told: the other may have been planted by a host beside this one.
+    ours.next().is_none().then(|| Secret::new(value)).flatten()
 }
 
 /// To where one signs in, and from there back.
 fn sign_in_first(parts: &Parts) -> Redirect {
-    let path = parts.uri.path();
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     if parts.method != Method::GET || path == "/" {
         return Redirect::to("/sign-in");
     }
@@ -139,6 +152,23 @@ pub(super) fn routes() -> Router<Console> {
         .route("/sign-in", get(sign_in_page).post(sign_in))
         .route("/sign-in/{link}", get(link_page).post(follow_link))
         .route("/sign-out", post(sign_out))
+        .layer(middleware::from_fn(whole_form))
+}
+
+/// Largest form, in bytes, and how long it may take to come.
+const LARGEST_FORM: usize = 1 << 20;
+const FORM_TIME: Duration = Duration::from_secs(30);
+
+/// Lets a request through when its form has come, so that who sends none holds no place for long.
+pub(super) async fn whole_form(request: Request, next: middleware::Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match tokio::time::timeout(FORM_TIME, axum::body::to_bytes(body, LARGEST_FORM)).await {
+        Ok(Ok(bytes)) => next.run(Request::from_parts(parts, bytes.into())).await,
+        Ok(Err(_)) | Err(_) => {
+            let text = "the form is too large, or did not come whole in time; nothing was done";
+            shell::problem_page(None, &Problem::new(StatusCode::BAD_REQUEST, "The form did not come whole", text))
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -151,13 +181,16 @@ fn safe_path(next: Option<&str>) -> &str {
     let ours = |path: &&str| {
         path.starts_with('/')
             && !path.starts_with("//")
-            && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._".contains(&byte))
+            && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._?&=%".contains(&byte))
     };
     next.filter(ours).unwrap_or("/")
 }
 
-async fn sign_in_page(axum::extract::Query(wish): axum::extract::Query<Wish>) -> Rendered {
-    shell::sign_in(safe_path(wish.next.as_deref()), None)
+async fn sign_in_page(
+    State(console): State<Console>,
+    axum::extract::Query(wish): axum::extract::Query<Wish>,
+) -> Rendered {
+    shell::sign_in(&console.ssh, safe_path(wish.next.as_deref()), None)
 }
 
 #[derive(Deserialize)]
@@ -174,11 +207,11 @@ async fn sign_in(State(console): State<Console>, headers: HeaderMap, Form(form):
     }
     let Some(secret) = Secret::new(&form.token) else {
         let text = "this is not a token of Berth: it begins with berth_pat_ and has 59 characters";
-        return (StatusCode::UNAUTHORIZED, shell::sign_in(&next, Some(text))).into_response();
+        return (StatusCode::UNAUTHORIZED, shell::sign_in(&console.ssh, &next, Some(text))).into_response();
     };
     match console.client.send(Some(&secret), Method::POST, "/v1/sessions", None).await {
         Ok(session) => begin(&console, &session, &next),
-        Err(problem) => (problem.status(), shell::sign_in(&next, Some(&problem.detail))).into_response(),
+        Err(problem) => (problem.status(), shell::sign_in(&console.ssh, &next, Some(&problem.detail))).into_response(),
     }
 }
 
@@ -194,7 +227,7 @@ async fn link_page(State(console): State<Console>, Path(link): Path<String>) -> 
     let body = json!({"secret": link});
     match console.client.send(None, Method::POST, "/v1/sign-in-links/owner", Some(&body)).await {
         Ok(owner) => shell::link(owner["user"].as_str().unwrap_or_default()).into_response(),
-        Err(problem) => (problem.status(), shell::sign_in("/", Some(&problem.detail))).into_response(),
+        Err(problem) => (problem.status(), shell::sign_in(&console.ssh, "/", Some(&problem.detail))).into_response(),
     }
 }
 
@@ -205,7 +238,7 @@ async fn follow_link(State(console): State<Console>, Path(link): Path<String>, h
     let body = json!({"secret": link});
     match console.client.send(None, Method::POST, "/v1/sign-in-links/sessions", Some(&body)).await {
         Ok(session) => begin(&console, &session, "/"),
-        Err(problem) => (problem.status(), shell::sign_in("/", Some(&problem.detail))).into_response(),
+        Err(problem) => (problem.status(), shell::sign_in(&console.ssh, "/", Some(&problem.detail))).into_response(),
     }
 }
 
@@ -248,7 +281,8 @@ mod tests {
             (Some("//evil.example"), "/"),
             (Some("https://evil.example"), "/"),
             (Some("/\\evil.example"), "/"),
-            (Some("/a?b"), "/"),
+            (Some("/do/rollback?version=3&env=dev"), "/do/rollback?version=3&env=dev"),
+            (Some("/a\r\nb"), "/"),
         ] {
             assert_eq!(safe_path(asked), taken, "{asked:?}");
         }

@@ -1,6 +1,6 @@
 //! What all pages have: the frame around them, what browsers are told with them, how moments are written.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use askama::Template;
 use axum::{
@@ -33,17 +33,20 @@ pub(super) struct Shell {
     pub(super) tabs: Option<(String, &'static str)>,
     /// Whether there are charts.
     pub(super) charts: bool,
+    /// How commands are begun, as in `ssh -p 2222 berth@paas.example.com`.
+    pub(super) ssh: Arc<str>,
 }
 
 impl Shell {
     pub(super) fn new(visitor: &Visitor, title: impl Into<String>) -> Self {
-        Self { visitor: Some(visitor.clone()), ..Self::outside(title) }
+        Self { visitor: Some(visitor.clone()), ssh: visitor.ssh.clone(), ..Self::outside(title) }
     }
 
     /// For who is not signed in.
     fn outside(title: impl Into<String>) -> Self {
         let title = title.into();
-        Self { title, crumbs: Vec::new(), visitor: None, live: None, done: None, tabs: None, charts: false }
+        let (crumbs, ssh) = (Vec::new(), "ssh".into());
+        Self { title, crumbs, visitor: None, live: None, done: None, tabs: None, charts: false, ssh }
     }
 
     /// Below these pages.
@@ -67,13 +70,22 @@ impl Shell {
 
     /// With what the query says was done.
     pub(super) fn done(mut self, query: &Query) -> Self {
-        self.done = query.get("did").and_then(|name| Action::named(name)).map(|action| action.done);
+        let said = |name: &&String| {
+            let word = self.visitor.as_ref().map(|visitor| visitor.secret.word_for(name));
+            word.is_some_and(|word| query.get("word") == Some(&word))
+        };
+        let action = query.get("did").filter(said).and_then(|name| Action::named(name));
+        self.done = action.map(|action| action.done);
         self
     }
 
     /// A form for what the visitor may do; none otherwise.
     pub(super) fn form(&self, action: &str, values: &[(&str, &str)]) -> Option<Form> {
         Form::offered(self.visitor.as_ref()?, action, values)
+    }
+
+    pub(super) fn ssh(&self) -> &str {
+        &self.ssh
     }
 
     pub(super) fn user(&self) -> &str {
@@ -147,18 +159,27 @@ impl EnvPath {
     }
 
     fn crumbs(&self) -> Vec<(String, String)> {
-        let Self { tenant, app, env } = self;
-        vec![
-            (format!("/tenants/{tenant}"), tenant.clone()),
-            (format!("/apps/{tenant}/{app}"), app.clone()),
-            (format!("/envs/{tenant}/{app}/{env}"), env.clone()),
-        ]
+        crumbs(&self.values().map(|(name, value)| (name.to_owned(), value.to_owned())).into())
     }
 
     /// What its events are asked for by.
     pub(super) fn event_query(&self) -> String {
         format!("env={}", encode(&self.to_string()))
     }
+}
+
+/// The pages of the tenant, app and environment that a query names.
+pub(super) fn crumbs(query: &Query) -> Vec<(String, String)> {
+    let part = |name: &str| query.get(name).filter(|part| !part.is_empty());
+    let mut crumbs = Vec::new();
+    let Some(tenant) = part("tenant") else { return crumbs };
+    crumbs.push((format!("/tenants/{}", encode(tenant)), tenant.clone()));
+    let Some(app) = part("app") else { return crumbs };
+    crumbs.push((format!("/apps/{}/{}", encode(tenant), encode(app)), app.clone()));
+    if let Some(env) = part("env") {
+        crumbs.push((format!("/envs/{}/{}/{}", encode(tenant), encode(app), encode(env)), env.clone()));
+    }
+    crumbs
 }
 
 /// A part of a path or query, whatever is in it.
@@ -205,8 +226,8 @@ struct SignInPage<'p> {
 }
 
 /// Where one signs in.
-pub(super) fn sign_in(next: &str, error: Option<&str>) -> Rendered {
-    page(&SignInPage { shell: Shell::outside("Sign in"), next, error })
+pub(super) fn sign_in(ssh: &Arc<str>, next: &str, error: Option<&str>) -> Rendered {
+    page(&SignInPage { shell: Shell { ssh: ssh.clone(), ..Shell::outside("Sign in") }, next, error })
 }
 
 #[derive(Template)]
@@ -232,13 +253,19 @@ struct ProblemPage<'p> {
 
 /// What went wrong.
 pub(super) fn problem_page(visitor: Option<&Visitor>, problem: &Problem) -> Rendered {
-    problem_with(visitor, problem, None)
+    problem_with(visitor, problem, None, &Query::new())
 }
 
 /// The same, with the form that led to it.
-pub(super) fn problem_with(visitor: Option<&Visitor>, problem: &Problem, again: Option<Form>) -> Rendered {
+pub(super) fn problem_with(
+    visitor: Option<&Visitor>,
+    problem: &Problem,
+    again: Option<Form>,
+    about: &Query,
+) -> Rendered {
     let title = problem.title.clone();
     let shell = visitor.map_or_else(|| Shell::outside(title.clone()), |visitor| Shell::new(visitor, title.clone()));
+    let shell = shell.below(&crumbs(about));
     answer(problem.status(), &ProblemPage { shell, problem, again })
 }
 

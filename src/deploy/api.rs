@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::Serialize;
 
+use super::domains::Given;
 use crate::domain::{
     BuildNumber, CronJob, Deployment, EnvRef, ImageRef, JobName, ProcessSpec, ProcessType, ReleaseVersion,
     ReplicaState, Timestamp, TraceContext, UpgradePolicy, UserName,
@@ -15,6 +16,8 @@ use crate::{store::StoreError, traces::Traces};
 pub struct DeploySettings {
     /// Environments answer below this domain.
     pub base_domain: String,
+    /// Host names at which the platform itself is reached: no app gets them.
+    pub own_hosts: Vec<String>,
     /// Port of the router, for URLs.
     pub router_port: u16,
     /// `http` or `https`, for URLs.
@@ -42,10 +45,18 @@ pub struct DeploySettings {
     pub traces: Traces,
 }
 
+impl DeploySettings {
+    /// Host names that no environment can ask for.
+    pub(super) fn given(&self) -> Given {
+        Given { base: self.base_domain.clone(), own: self.own_hosts.clone() }
+    }
+}
+
 impl Default for DeploySettings {
     fn default() -> Self {
         Self {
             base_domain: "localhost".to_owned(),
+            own_hosts: Vec::new(),
             router_port: 8080,
             public_scheme: "http",
             router_dir: PathBuf::from("/var/lib/berth/router"),

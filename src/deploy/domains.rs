@@ -21,25 +21,37 @@ pub(super) struct Asked {
     pub(super) conflicts: Vec<String>,
 }
 
-/// Names below `base` need no claim: they are given out by their form.
-fn is_given(base: &str, host: &str) -> bool {
-    host == base || host.ends_with(&format!(".{base}"))
+/// Host names that no environment can ask for.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// Names below it are given out by their form.
+    pub base: String,
+    /// Those at which the platform itself is reached: an app there would be sent what browsers keep for the console.
+    pub own: Vec<String>,
+}
+
+impl Given {
+    fn has(&self, host: &str) -> bool {
+        host == self.base || host.ends_with(&format!(".{}", self.base)) || self.own.iter().any(|own| own == host)
+    }
 }
 
 /// Which of these host names the environment has.
 pub(super) async fn look_up<'h>(
     store: &Store,
-    base: &str,
+    given: &Given,
     env: &EnvRef,
     hosts: impl Iterator<Item = &'h String>,
 ) -> Result<Asked, StoreError> {
     let mut asked = Asked::default();
     for host in hosts.map(|host| tidy(host)).collect::<BTreeSet<_>>() {
-        if host == env.host(base) {
+        if host == env.host(&given.base) {
             continue;
         }
-        if is_given(base, &host) {
-            let text = format!("the domain {host} is not served: names below {base} are given by the platform");
+        if given.has(&host) {
+            let base = &given.base;
+            let text =
+                format!("the domain {host} is not served: it is, as names below {base} are, the platform's to give");
             asked.conflicts.push(text);
             continue;
         }
@@ -62,13 +74,13 @@ pub(super) async fn look_up<'h>(
 /// Adds to a transaction the claims to those host names of the release that nobody has.
 pub(super) async fn claim(
     store: &Store,
-    base: &str,
+    given: &Given,
     release: &Release,
     mut transaction: Transaction,
 ) -> Result<Transaction, StoreError> {
     let mut free = Vec::new();
     for host in release.domains.iter().map(|host| tidy(host)).collect::<BTreeSet<_>>() {
-        if !is_given(base, &host) && store.get::<DomainClaim>(&host).await?.is_none() {
+        if !given.has(&host) && store.get::<DomainClaim>(&host).await?.is_none() {
             free.push(host);
         }
     }
@@ -87,7 +99,7 @@ pub(super) async fn claim(
 /// Once, for records that were written before there were claims: each host name becomes that of the environment that is served there,
 /// else of the first in order that asks for it.
 pub(super) async fn adopt(parts: &Parts, environments: &[Environment], now: Timestamp) -> Result<(), StoreError> {
-    let (store, base) = (&parts.store, &parts.settings.base_domain);
+    let (store, given) = (&parts.store, &parts.settings.given());
     if !store.list::<DomainClaim>("").await?.is_empty() {
         return Ok(());
     }
@@ -103,7 +115,7 @@ pub(super) async fn adopt(parts: &Parts, environments: &[Environment], now: Time
     }
     let view = parts.routes.view().borrow().clone();
     let served = asked.iter().filter(|(host, env)| view.table.hosts.get(host) == Some(env));
-    for (host, env) in served.chain(&asked).filter(|(host, _)| !is_given(base, host)) {
+    for (host, env) in served.chain(&asked).filter(|(host, _)| !given.has(host)) {
         owners.entry(host.clone()).or_insert_with(|| env.clone());
     }
     if owners.is_empty() {
@@ -126,8 +138,12 @@ mod tests {
     };
     use crate::store::MemoryKv;
 
+    fn given() -> Given {
+        Given { base: "localhost".into(), own: vec!["berth.example.com".into()] }
+    }
+
     async fn claims(store: &Store, release: &Release) -> Transaction {
-        claim(store, "localhost", release, store.transaction()).await.unwrap()
+        claim(store, &given(), release, store.transaction()).await.unwrap()
     }
 
     fn asking(env: EnvRef, domains: &[String]) -> Release {
@@ -143,10 +159,20 @@ mod tests {
         claims(&store, &asking(env(), &domains)).await.commit().await.unwrap();
         assert!(matches!(late.commit().await, Err(StoreError::Conflict(_))));
         claims(&store, &asking(other.clone(), &domains)).await.commit().await.unwrap();
-        let asked = look_up(&store, "localhost", &env(), domains.iter()).await.unwrap();
+        let asked = look_up(&store, &given(), &env(), domains.iter()).await.unwrap();
         assert_eq!((asked.own, asked.conflicts.len()), (vec!["shop.example.com".to_owned()], 1));
-        let asked = look_up(&store, "localhost", &other, domains.iter()).await.unwrap();
+        let asked = look_up(&store, &given(), &other, domains.iter()).await.unwrap();
         assert_eq!((asked.own, asked.conflicts.len()), (Vec::new(), 2));
+    }
+
+    #[tokio::test]
+    async fn nobody_gets_the_platforms_own_name() {
+        let store = Store::new(Arc::new(MemoryKv::new()));
+        let domains = ["Berth.example.com".to_owned()];
+        claims(&store, &asking(env(), &domains)).await.commit().await.unwrap();
+        assert_eq!(store.list::<DomainClaim>("").await.unwrap().len(), 0);
+        let asked = look_up(&store, &given(), &env(), domains.iter()).await.unwrap();
+        assert_eq!((asked.own.len(), asked.conflicts.len()), (0, 1));
     }
 
     #[tokio::test]

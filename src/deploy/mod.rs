@@ -144,8 +144,8 @@ impl Deployer {
     ) -> Result<Deployed, DeployFailure> {
         progress.step(&format!("Deploying {version}"));
         if let Some(release) = self.parts.store.get::<Release>(&(env.clone(), version)).await? {
-            let base = &self.parts.settings.base_domain;
-            let asked = domains::look_up(&self.parts.store, base, env, release.domains.iter()).await?;
+            let given = self.parts.settings.given();
+            let asked = domains::look_up(&self.parts.store, &given, env, release.domains.iter()).await?;
             asked.conflicts.iter().for_each(|conflict| progress.error(conflict));
         }
         let stopped = || {

@@ -113,7 +113,7 @@ impl Deployer {
         from: Option<&Stored<Release>>,
         mut release: impl FnMut(&mut Environment) -> Release,
     ) -> Result<Release, StoreError> {
-        let (store, base) = (&self.parts.store, &self.parts.settings.base_domain);
+        let (store, given) = (&self.parts.store, &self.parts.settings.given());
         for _ in 0..TRIES {
             let stored = store.need::<Environment>(env).await?;
             let mut environment = stored.record.clone();
@@ -130,7 +130,7 @@ impl Deployer {
                 transaction = transaction.update(&build, &deploying(&build.record, &release));
             }
             reached(FailPoint::RecordRelease);
-            match domains::claim(store, base, &release, transaction).await?.commit().await {
+            match domains::claim(store, given, &release, transaction).await?.commit().await {
                 Ok(_) => {
                     reached(FailPoint::RecordRelease);
                     return Ok(release);

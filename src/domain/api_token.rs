@@ -55,8 +55,8 @@ pub struct SignInLink {
     pub secret_hash: String,
     pub user: UserName,
     pub expires_at: Timestamp,
-    /// The token that it was asked for with, if it was with one.
-    pub made_with: Option<String>,
+    /// The token that it was asked for with, if it was with one, and until when that is good: who is signed in is so no longer.
+    pub made_with: Option<(String, Timestamp)>,
 }
 
 /// The tokens of a user, kept as one record, so that their number is bounded whoever makes some at the same time.

@@ -33,7 +33,7 @@ pub enum DrainScheme {
     Https,
 }
 
-/// The URL of a drain. User name, password and query are secrets: what is printed of it has none of them.
+/// The URL of a drain. User name, password, path and query are secrets: what is printed of it has none of them.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DrainUrl {
@@ -78,14 +78,15 @@ impl DrainUrl {
     }
 }
 
-/// Scheme, host, port and path; `***` stands for what is secret.
+/// Scheme, host and port; `***` and `…` stand for what is secret. A path is: many receivers have their token in it.
 impl fmt::Display for DrainUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { url, .. } = self;
         let user = if url.username().is_empty() && url.password().is_none() { "" } else { "***@" };
         let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
         let query = if url.query().is_some() { "?***" } else { "" };
-        write!(f, "{}://{user}{}{port}{}{query}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+        let path = if matches!(url.path(), "" | "/") { url.path() } else { "/…" };
+        write!(f, "{}://{user}{}{port}{path}{query}", url.scheme(), url.host_str().unwrap_or_default())
     }
 }
 
@@ -191,7 +192,13 @@ mod tests {
     #[test]
     fn what_is_printed_has_no_secrets() {
         for (text, shown, host, port) in [
-            ("https://logs.example.com/in?key=hunter2", "https://logs.example.com/in?***", "logs.example.com", 443),
+            ("https://logs.example.com/in?key=hunter2", "https://logs.example.com/…?***", "logs.example.com", 443),
+            (
+                "https://logs.example.com/receiver/v1/http/hunter2",
+                "https://logs.example.com/…",
+                "logs.example.com",
+                443,
+            ),
             (
                 "https://ann:hunter2@logs.example.com:8443",
                 "https://***@logs.example.com:8443/",
@@ -199,7 +206,7 @@ mod tests {
                 8443,
             ),
             ("https://hunter2@127.1/", "https://***@127.0.0.1/", "127.0.0.1", 443),
-            ("http://[::1]:80/x", "http://[::1]/x", "::1", 80),
+            ("http://[::1]:80/x", "http://[::1]/…", "::1", 80),
             ("syslog://logs:601", "syslog://logs:601", "logs", 601),
             ("syslog+tls://logs.example.com", "syslog+tls://logs.example.com", "logs.example.com", 6514),
             ("syslog+tls://[2001:db8::1]:1/", "syslog+tls://[2001:db8::1]:1/", "2001:db8::1", 1),

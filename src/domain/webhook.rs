@@ -70,9 +70,9 @@ impl fmt::Debug for WebhookSecret {
 pub struct Webhook {
     pub tenant: TenantName,
     pub id: WebhookId,
-    /// May hold secrets in its query: [`Self::target`] is what is shown.
+    /// May hold secrets in its path and query: [`Self::target`] is what is shown.
     pub url: String,
-    /// The URL without user name, query and fragment.
+    /// Scheme, host and port of the URL.
     pub target: String,
     pub secret: WebhookSecret,
     /// Beginnings of the names of the kinds that are wanted; none: all.

@@ -84,6 +84,7 @@ pub(super) fn prepare_request(request: &mut RequestHeader, told: &Forwarded<'_>)
     for name in claims(&request.headers) {
         request.remove_header(&name);
     }
+    keep_session_cookies(request)?;
     to_origin_form(request)?;
     let host = request.headers.get(header::HOST).cloned();
     if let Some(host) = host {
@@ -93,6 +94,33 @@ pub(super) fn prepare_request(request: &mut RequestHeader, told: &Forwarded<'_>)
     request.insert_header("X-Forwarded-Proto", told.scheme)?;
     request.insert_header("X-Forwarded-Port", told.port.to_string())?;
     request.insert_header("X-Request-Id", told.request_id)
+}
+
+/// In the name of every cookie of the console's.
+const SESSION_COOKIE: &[u8] = b"berth_session";
+
+/// Whether a cookie `name=value` is the console's.
+fn is_session(cookie: &[u8]) -> bool {
+    let name = cookie.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+    name == SESSION_COOKIE || name.strip_prefix(b"__Host-") == Some(SESSION_COOKIE)
+}
+
+/// Takes the console's cookies out: browsers send them to every port of a host, and no app is to have them.
+fn keep_session_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
+    let has = |value: &HeaderValue| value.as_bytes().split(|byte| *byte == b';').any(is_session);
+    if !request.headers.get_all(header::COOKIE).iter().any(has) {
+        return Ok(());
+    }
+    let all: Vec<HeaderValue> = request.headers.get_all(header::COOKIE).iter().cloned().collect();
+    request.remove_header(&header::COOKIE);
+    for value in all {
+        let others: Vec<&[u8]> = value.as_bytes().split(|byte| *byte == b';').filter(|one| !is_session(one)).collect();
+        if !others.is_empty() {
+            let kept = HeaderValue::from_bytes(others.join(&b';').trim_ascii());
+            request.append_header(header::COOKIE, kept.or_err(ErrorType::InvalidHTTPHeader, "cookies")?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Headers by which a client could pretend to be a proxy. Python and Ruby servers read `_` as `-`, so those spellings count as well.
@@ -174,6 +202,16 @@ fn keep_cookies_home(response: &mut ResponseHeader, request: &RequestHeader, bas
     if !response.headers.contains_key(header::SET_COOKIE) {
         return;
     }
+    let sets_session = |value: &HeaderValue| is_session(value.as_bytes());
+    if response.headers.get_all(header::SET_COOKIE).iter().any(sets_session) {
+        let others = response.headers.get_all(header::SET_COOKIE).iter().filter(|value| !sets_session(value));
+        let others: Vec<HeaderValue> = others.cloned().collect();
+        response.remove_header(&header::SET_COOKIE);
+        for cookie in others {
+            // It was a header before, so it is one now.
+            let _ = response.append_header(header::SET_COOKIE, cookie);
+        }
+    }
     let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
     let authority = authority.or_else(|| request.headers.get(header::HOST).map(HeaderValue::as_bytes));
     if !authority.and_then(host_key).is_some_and(|host| is_below(&host, base)) {
@@ -245,6 +283,23 @@ mod tests {
         assert_eq!(host_key(&[0xff]), None);
         assert_eq!(host_key("a".repeat(254).as_bytes()), None);
         assert!(matches!(host_key(b"shop.acme.localhost:80"), Some(Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn the_consoles_cookies_are_not_the_apps() {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        request.append_header("Cookie", "a=1; berth_session=secret; b=2").unwrap();
+        request.append_header("Cookie", "__Host-berth_session=secret").unwrap();
+        keep_session_cookies(&mut request).unwrap();
+        let left: Vec<&[u8]> = request.headers.get_all("cookie").iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(left, [b"a=1; b=2"]);
+
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        response.append_header("Set-Cookie", "berth_session=planted; Path=/envs").unwrap();
+        response.append_header("Set-Cookie", "own=1").unwrap();
+        keep_cookies_home(&mut response, &request, "localhost");
+        let left: Vec<&[u8]> = response.headers.get_all("set-cookie").iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(left, [b"own=1"]);
     }
 
     #[test]

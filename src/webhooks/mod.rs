@@ -167,15 +167,12 @@ fn check_url(text: &str, outbound: &Outbound, allow_http: bool) -> Result<Url, S
     Ok(url)
 }
 
-/// A URL without what may be secret in it: user name, password, query, fragment.
+/// Where a URL leads to, without what may be secret in it: user name, password, query, fragment, and the path, as many receivers have their
+/// token in it.
 pub fn shown_url(url: &Url) -> String {
-    let mut shown = url.clone();
-    // These fail for URLs without a host, which have none of it.
-    let _ = shown.set_username("");
-    let _ = shown.set_password(None);
-    shown.set_query(None);
-    shown.set_fragment(None);
-    shown.into()
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let path = if matches!(url.path(), "" | "/") { "/" } else { "/…" };
+    format!("{}://{}{port}{path}", url.scheme(), url.host_str().unwrap_or_default())
 }
 
 /// A new secret. Its prefix is what scanners for secrets find it by.

@@ -5,6 +5,7 @@
 
 mod api;
 mod apps;
+mod browser;
 mod client;
 mod commands;
 mod failures;
@@ -37,8 +38,18 @@ fn trial(platform: &Arc<Platform>, (name, case): Case) -> Trial {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    let beside: Vec<Case> =
-        [apps::CASES, pushes::CASES, commands::CASES, api::CASES, sources::CASES, client::CASES].concat();
+    let beside: Vec<Case> = [
+        apps::CASES,
+        pushes::CASES,
+        commands::CASES,
+        api::CASES,
+        sources::CASES,
+        client::CASES,
+        browser::CASES,
+        browser::console::CASES,
+        browser::looks::CASES,
+    ]
+    .concat();
     let alone: Vec<Case> = [load::CASES, failures::CASES, traces::CASES].concat();
     let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
     if arguments.list || !beside.iter().chain(&alone).any(|(name, _)| wanted(name)) {

@@ -1,6 +1,6 @@
 //! Builds, releases, deployments, and what moves an environment from one to another.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State, http::HeaderMap, response::Response};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -133,37 +133,49 @@ async fn cancel_deployment(
 }
 
 /// Go back to an earlier release: a new release alike it is deployed
-#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/rollback", tag = "releases", params(EnvPath), request_body = Rollback, responses((status = 202, body = DeploymentBegun), Refusals))]
+#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/rollback", tag = "releases", params(EnvPath, ("Idempotency-Key" = Option<String>, Header)), request_body = Rollback,
+    responses((status = 202, body = DeploymentBegun), Refusals))]
 async fn roll_back(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(path): Names<EnvPath>,
     Body(asked): Body<Rollback>,
-) -> Result<(StatusCode, Json<DeploymentBegun>), Problem> {
-    let ask = Ask::new(Command::Rollback { env: path.env(), version: asked.version.map(ReleaseVersion) });
-    Ok((StatusCode::ACCEPTED, Json(view(api.ask(caller, ask).await?)?)))
+) -> Result<Response, Problem> {
+    let env = path.env();
+    let path = format!("/envs/{env}/rollback");
+    let ask = Ask::new(Command::Rollback { env, version: asked.version.map(ReleaseVersion) });
+    super::begin::<DeploymentBegun>(&api, caller, &headers, (&path, &asked), ask).await
 }
 
 /// Build and deploy the commit last pushed, again
-#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/redeploy", tag = "builds", params(EnvPath), request_body = Redeploy, responses((status = 202, body = BuildQueued), Refusals))]
+#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/redeploy", tag = "builds", params(EnvPath, ("Idempotency-Key" = Option<String>, Header)), request_body = Redeploy,
+    responses((status = 202, body = BuildQueued), Refusals))]
 async fn redeploy(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(path): Names<EnvPath>,
     Body(asked): Body<Redeploy>,
-) -> Result<(StatusCode, Json<BuildQueued>), Problem> {
-    let ask = Ask::new(Command::Redeploy { env: path.env(), no_cache: asked.no_cache });
-    Ok((StatusCode::ACCEPTED, Json(view(api.ask(caller, ask).await?)?)))
+) -> Result<Response, Problem> {
+    let env = path.env();
+    let path = format!("/envs/{env}/redeploy");
+    let ask = Ask::new(Command::Redeploy { env, no_cache: asked.no_cache });
+    super::begin::<BuildQueued>(&api, caller, &headers, (&path, &asked), ask).await
 }
 
 /// Run what runs in another environment of the same app, without a build
-#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/promote", tag = "builds", params(EnvPath), request_body = Promote, responses((status = 202, body = BuildQueued), Refusals))]
+#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/promote", tag = "builds", params(EnvPath, ("Idempotency-Key" = Option<String>, Header)), request_body = Promote,
+    responses((status = 202, body = BuildQueued), Refusals))]
 async fn promote(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(path): Names<EnvPath>,
     Body(asked): Body<Promote>,
-) -> Result<(StatusCode, Json<BuildQueued>), Problem> {
-    let ask = Ask::new(Command::Promote { from: parse(&asked.from)?, to: path.env() });
-    Ok((StatusCode::ACCEPTED, Json(view(api.ask(caller, ask).await?)?)))
+) -> Result<Response, Problem> {
+    let env = path.env();
+    let path = format!("/envs/{env}/promote");
+    let ask = Ask::new(Command::Promote { from: parse(&asked.from)?, to: env });
+    super::begin::<BuildQueued>(&api, caller, &headers, (&path, &asked), ask).await
 }

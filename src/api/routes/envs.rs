@@ -171,14 +171,18 @@ async fn reset_scale(
 }
 
 /// Replace all replicas, one after another
-#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/restart", tag = "environments", params(EnvPath), responses((status = 202, body = Restart), Refusals))]
+#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/restart", tag = "environments", params(EnvPath, ("Idempotency-Key" = Option<String>, Header)),
+    responses((status = 202, body = Restart), Refusals))]
 async fn restart_env(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(path): Names<EnvPath>,
-) -> Result<(StatusCode, Json<Restart>), Problem> {
-    let ask = Ask::new(Command::Restart { env: path.env() });
-    Ok((StatusCode::ACCEPTED, Json(view(api.ask(caller, ask).await?)?)))
+) -> Result<Response, Problem> {
+    let env = path.env();
+    let path = format!("/envs/{env}/restart");
+    let ask = Ask::new(Command::Restart { env });
+    super::begin::<Restart>(&api, caller, &headers, (&path, &()), ask).await
 }
 
 /// Jobs of the current release that run by the clock

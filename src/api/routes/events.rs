@@ -103,10 +103,21 @@ async fn events(
 }
 
 async fn stream(api: &Api, caller: &Caller, filter: EventFilter, after: Option<u64>) -> Result<Response, Problem> {
+    let place = api.0.limits.stream(&caller.user)?;
     let told = api.event_stream(caller, filter, after).await?;
     let (commands, of) = (api.clone(), caller.clone());
-    let lost = Box::pin(async move { commands.token_lost(&of).await });
-    let events = told.map(sse).take_until(lost).map(Ok::<_, Infallible>);
+    let lost = async move { commands.token_lost(&of).await };
+    let state = Some((Box::pin(told), Box::pin(lost), place));
+    let told = futures::stream::unfold(state, async |state| {
+        let (mut told, mut lost, place) = state?;
+        tokio::select! {
+            // Events may come without end.
+            biased;
+            lost = &mut lost => Some((Err(StreamEnd::AccessLost { reason: lost.to_string() }), None)),
+            next = told.next() => Some((next?, Some((told, lost, place)))),
+        }
+    });
+    let events = told.map(sse).map(Ok::<_, Infallible>);
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response())
 }
 

@@ -10,7 +10,7 @@ use axum::{
         sse::{Event, KeepAlive, Sse},
     },
 };
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use serde_json::json;
 use utoipa::IntoParams;
@@ -20,12 +20,14 @@ use crate::{
     api::{
         Api,
         extract::{Asked, Names},
+        limit::sent,
         names::{EnvPath, PartPath, parse},
         problem::{Problem, Refusals},
     },
     commands::{BuildItem, BuildLine, Caller, CommandError},
     domain::Timestamp,
     logs::{LogFilter, LogItem, LogQuery, MAX_TAIL, Moment, Search, plain_record},
+    places::Place,
 };
 
 /// Lines where nothing is said.
@@ -113,15 +115,31 @@ async fn show_logs(
 ) -> Result<Response, Problem> {
     let env = path.env();
     if super::wants_stream(&headers) {
+        let place = api.0.limits.stream(&caller.user)?;
         let items = api.log_stream(&caller, &env, query.query(resume(&headers))?).await?;
-        let events = items.map(log_event).map(Ok::<_, Infallible>);
-        return Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response());
+        return Ok(stream(items.map(log_event), place));
     }
-    let _place = api.0.limits.large_answer(&caller.user).await?;
+    let place = api.0.limits.large_answer(&caller.user).await?;
     let items = api.log_tail(&caller, &env, query.query(None)?).await?;
     let as_json = super::accepts(&headers, LINES);
     let text: String = items.iter().map(|item| log_line(item, as_json)).collect();
-    Ok(([(header::CONTENT_TYPE, if as_json { LINES } else { TEXT })], text).into_response())
+    Ok(whole(text, as_json, place))
+}
+
+/// The events, which hold a place as long as they are followed.
+fn stream(events: impl Stream<Item = Event> + Send + 'static, place: Place) -> Response {
+    let events = events.map(move |event| {
+        let _held = &place;
+        Ok::<_, Infallible>(event)
+    });
+    Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response()
+}
+
+/// All of a log, which holds its place until it is sent.
+fn whole(text: String, as_json: bool, place: Place) -> Response {
+    let length = text.len().to_string();
+    let kind = if as_json { LINES } else { TEXT };
+    ([(header::CONTENT_TYPE, kind), (header::CONTENT_LENGTH, &length)], sent(text, place)).into_response()
 }
 
 fn log_line(item: &LogItem, as_json: bool) -> String {
@@ -179,16 +197,16 @@ async fn show_build_logs(
             Some(id) => parse(id)?,
             None => query.from.unwrap_or(0),
         };
+        let place = api.0.limits.stream(&caller.user)?;
         let items = api.build_log_stream(&caller, &env, Some(number), from).await?;
-        let events = items.map(build_event).map(Ok::<_, Infallible>);
-        return Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response());
+        return Ok(stream(items.map(build_event), place));
     }
-    let _place = api.0.limits.large_answer(&caller.user).await?;
+    let place = api.0.limits.large_answer(&caller.user).await?;
     let (_, lines) = api.build_log(&caller, &env, Some(number)).await?;
     let as_json = super::accepts(&headers, LINES);
     let line = |line: &BuildLine| if as_json { format!("{}\n", line.json()) } else { format!("{}\n", line.plain()) };
     let text: String = lines.iter().map(line).collect();
-    Ok(([(header::CONTENT_TYPE, if as_json { LINES } else { TEXT })], text).into_response())
+    Ok(whole(text, as_json, place))
 }
 
 fn build_event(item: Result<BuildItem, CommandError>) -> Event {

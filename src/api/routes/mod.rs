@@ -25,6 +25,7 @@ use axum::{
     middleware,
     response::{IntoResponse, Response},
 };
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::{
@@ -45,7 +46,7 @@ const REQUEST_ID: &str = "x-request-id";
         title = "Berth",
         description = "A git-push build-and-deploy server. Everything that the commands over SSH do, for programs. Make a token with \
                        `ssh … tokens create NAME` and send it as `Authorization: Bearer TOKEN`. Errors are problem details (RFC 9457). Changes \
-                       take `If-Match` where a resource has an `ETag`; creations take an `Idempotency-Key`. What takes long answers with a build \
+                       take `If-Match` where a resource has an `ETag`; creations and what is begun take an `Idempotency-Key`. What takes long answers with a build \
                        or deployment to follow.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
@@ -126,12 +127,34 @@ async fn dress(request: Request, next: middleware::Next) -> Response {
 }
 
 /// Makes something, once however often it is asked for with the same key.
-async fn create<V: serde::Serialize + serde::de::DeserializeOwned>(
+async fn create<V: Serialize + DeserializeOwned>(
     api: &Api,
     caller: Caller,
     headers: &HeaderMap,
-    (path, body): (&str, &impl serde::Serialize),
+    request: (&str, &impl Serialize),
     answers: Answers,
+    ask: Ask,
+) -> Result<Response, Problem> {
+    once::<V>(api, caller, headers, request, (answers, StatusCode::CREATED), ask).await
+}
+
+/// Begins what goes on for long, once however often it is asked for with the same key.
+async fn begin<V: Serialize + DeserializeOwned>(
+    api: &Api,
+    caller: Caller,
+    headers: &HeaderMap,
+    request: (&str, &impl Serialize),
+    ask: Ask,
+) -> Result<Response, Problem> {
+    once::<V>(api, caller, headers, request, (Answers::Kept, StatusCode::ACCEPTED), ask).await
+}
+
+async fn once<V: Serialize + DeserializeOwned>(
+    api: &Api,
+    caller: Caller,
+    headers: &HeaderMap,
+    (path, body): (&str, &impl Serialize),
+    answers: (Answers, StatusCode),
     ask: Ask,
 ) -> Result<Response, Problem> {
     let request = serde_json::to_value(body).map_err(Problem::broken)?;
@@ -163,7 +186,7 @@ fn accepts(headers: &HeaderMap, kind: &str) -> bool {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The answer; or, when that takes long, that it goes on.
-async fn within<V: serde::de::DeserializeOwned>(
+async fn within<V: DeserializeOwned>(
     work: impl Future<Output = Result<Value, CommandError>>,
 ) -> Result<(StatusCode, Json<Option<V>>), Problem> {
     match tokio::time::timeout(PATIENCE, work).await {

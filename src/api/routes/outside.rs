@@ -8,7 +8,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     api::{
         Api,
-        entity::view,
+        entity::{Entity, only_if, view},
         extract::{Asked, Body, Names},
         idempotency::Answers,
         names::{EnvPath, PartPath, TenantPath, parse},
@@ -26,7 +26,7 @@ use crate::{
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(list_webhooks, create_webhook))
-        .routes(routes!(change_webhook, remove_webhook))
+        .routes(routes!(show_webhook, change_webhook, remove_webhook))
         .routes(routes!(list_deliveries))
         .routes(routes!(test_webhook))
         .routes(routes!(list_drains, create_drain))
@@ -112,12 +112,25 @@ async fn create_webhook(
     .await
 }
 
+/// A webhook, and how it is
+#[utoipa::path(get, path = "/tenants/{tenant}/webhooks/{id}", tag = "webhooks", params(WebhookPath), responses((status = 200, body = Webhook), Refusals))]
+async fn show_webhook(
+    State(api): State<Api>,
+    caller: Caller,
+    headers: HeaderMap,
+    Names(path): Names<WebhookPath>,
+) -> Result<Entity<Webhook>, Problem> {
+    let (tenant, id) = path.parts()?;
+    Entity::new(api.ask(caller, Ask::new(Command::Webhooks(Webhooks::Info { tenant, id }))).await?, &headers)
+}
+
 /// Send events again, or none (owners)
-#[utoipa::path(patch, path = "/tenants/{tenant}/webhooks/{id}", tag = "webhooks", params(WebhookPath), request_body = WebhookChange,
+#[utoipa::path(patch, path = "/tenants/{tenant}/webhooks/{id}", tag = "webhooks", params(WebhookPath, ("If-Match" = Option<String>, Header)), request_body = WebhookChange,
     responses((status = 200, body = Webhook), Refusals))]
 async fn change_webhook(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(path): Names<WebhookPath>,
     Body(change): Body<WebhookChange>,
 ) -> Result<Json<Webhook>, Problem> {
@@ -126,18 +139,22 @@ async fn change_webhook(
         true => Webhooks::Enable { tenant, id },
         false => Webhooks::Disable { tenant, id },
     };
-    Ok(Json(view(api.ask(caller, Ask::new(Command::Webhooks(command))).await?)?))
+    let ask = Ask::new(Command::Webhooks(command)).only_if(only_if(&headers)?);
+    Ok(Json(view(api.ask(caller, ask).await?)?))
 }
 
 /// Remove a webhook and its delivery log (owners)
-#[utoipa::path(delete, path = "/tenants/{tenant}/webhooks/{id}", tag = "webhooks", params(WebhookPath), responses((status = 200, body = WebhookRemoved), Refusals))]
+#[utoipa::path(delete, path = "/tenants/{tenant}/webhooks/{id}", tag = "webhooks", params(WebhookPath, ("If-Match" = Option<String>, Header)),
+    responses((status = 200, body = WebhookRemoved), Refusals))]
 async fn remove_webhook(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(path): Names<WebhookPath>,
 ) -> Result<Json<WebhookRemoved>, Problem> {
     let (tenant, id) = path.parts()?;
-    Ok(Json(view(api.ask(caller, Ask::new(Command::Webhooks(Webhooks::Remove { tenant, id }))).await?)?))
+    let ask = Ask::new(Command::Webhooks(Webhooks::Remove { tenant, id })).only_if(only_if(&headers)?);
+    Ok(Json(view(api.ask(caller, ask).await?)?))
 }
 
 /// What was sent last and how that went, the newest first

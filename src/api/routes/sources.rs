@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use axum::{
-    Json,
     extract::{Request, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
+    response::Response,
 };
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio_util::io::StreamReader;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -17,6 +18,7 @@ use crate::{
     api::{
         Api,
         extract::{Asked, Body, Names},
+        idempotency::Answers,
         names::EnvPath,
         problem::{Problem, Refusals},
         views::{BuildQueued, DeploymentBegun},
@@ -49,8 +51,9 @@ struct SourceQuery {
 #[expect(dead_code, reason = "for the OpenAPI document")]
 struct Archive(Vec<u8>);
 
-/// Build and deploy a source that comes as tar or tar.gz, judged as a push is
-#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/builds", tag = "builds", params(EnvPath, SourceQuery),
+/// Build and deploy a source that comes as tar or tar.gz, judged as a push is. What is asked again with the same key is not read: of the
+/// archive, only its length and type are compared
+#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/builds", tag = "builds", params(EnvPath, SourceQuery, ("Idempotency-Key" = Option<String>, Header)),
     request_body(content((Archive = "application/octet-stream"), (Archive = "application/gzip"), (Archive = "application/x-tar"))), responses((status = 202, body = BuildQueued), Refusals))]
 async fn create_build(
     State(api): State<Api>,
@@ -58,8 +61,9 @@ async fn create_build(
     Names(path): Names<EnvPath>,
     Asked(query): Asked<SourceQuery>,
     request: Request,
-) -> Result<(StatusCode, Json<BuildQueued>), Problem> {
-    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+) -> Result<Response, Problem> {
+    let headers = request.headers().clone();
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if !ARCHIVES.contains(&kind.as_str()) {
         let detail = format!("the body is {kind:?}, and an archive is taken");
@@ -67,11 +71,20 @@ async fn create_build(
             Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).with_hint(format!("send it as {}", ARCHIVES[0]))
         );
     }
+    let (env, text) = (path.env(), |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default());
+    let path = format!("/envs/{env}/builds");
+    let asked = json!({
+        "message": query.message, "no_cache": query.no_cache, "length": text(header::CONTENT_LENGTH), "kind": kind,
+    });
     let options = SourceOptions { message: query.message, no_cache: query.no_cache };
     let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let source = StreamReader::new(Box::pin(bytes));
-    let build = api.build_from_tarball(&caller, &path.env(), source, options).await?;
-    Ok((StatusCode::ACCEPTED, Json(BuildQueued::of(&build))))
+    let (commands, by) = (api.clone(), caller.clone());
+    let work = async move {
+        let build = commands.build_from_tarball(&by, &env, source, options).await?;
+        serde_json::to_value(BuildQueued::of(&build)).map_err(Problem::broken)
+    };
+    api.0.once.run(&caller, &headers, (&path, &asked), (Answers::Kept, StatusCode::ACCEPTED), work).await
 }
 
 /// An image in Berth's own registry.
@@ -88,17 +101,24 @@ struct NewDeployment {
 }
 
 /// Deploy an image that is in the registry already, by its digest
-#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/deployments", tag = "deployments", params(EnvPath), request_body = NewDeployment,
+#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/deployments", tag = "deployments", params(EnvPath, ("Idempotency-Key" = Option<String>, Header)), request_body = NewDeployment,
     responses((status = 202, body = DeploymentBegun), Refusals))]
 async fn deploy_image(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(path): Names<EnvPath>,
     Body(new): Body<NewDeployment>,
-) -> Result<(StatusCode, Json<DeploymentBegun>), Problem> {
+) -> Result<Response, Problem> {
     let env = path.env();
+    let path = format!("/envs/{env}/deployments");
+    let asked = serde_json::to_value(&new).map_err(Problem::broken)?;
     let processes = new.processes.as_ref().map(serde_json::to_string).transpose().map_err(Problem::broken)?;
-    let release = api.deploy_image(&caller, &env, &new.image, processes.as_deref()).await?;
-    let begun = DeploymentBegun::of(&env, release.version, api.deployer.url(&env));
-    Ok((StatusCode::ACCEPTED, Json(begun)))
+    let (commands, by) = (api.clone(), caller.clone());
+    let work = async move {
+        let release = commands.deploy_image(&by, &env, &new.image, processes.as_deref()).await?;
+        let begun = DeploymentBegun::of(&env, release.version, commands.deployer.url(&env));
+        serde_json::to_value(begun).map_err(Problem::broken)
+    };
+    api.0.once.run(&caller, &headers, (&path, &asked), (Answers::Kept, StatusCode::ACCEPTED), work).await
 }

@@ -86,3 +86,22 @@ async fn names_in_a_query_that_nobody_knows_are_named() {
     server.ask(&olga, "POST", &format!("{DEV}/restart?now=1"), None).await.is(400);
     server.ask("nonsense", "GET", "/v1/envs?limt=2", None).await.is(401);
 }
+
+#[tokio::test]
+async fn a_change_of_a_webhook_that_others_have_changed_is_refused() {
+    let server = Server::new().await;
+    let (olga, vera) = (server.token("olga").await, server.token("vera").await);
+    let hook = "/v1/tenants/acme/webhooks/1a2b3c4d";
+    let seen = server.ask(&vera, "GET", hook, None).await.is(200);
+    assert!(!seen.body.to_string().contains("hunter2"), "{seen:?}");
+    let seen = seen.tag();
+    let again = server.ask_with(&vera, "GET", hook, None, &[("if-none-match", &seen)]).await;
+    assert_eq!(again.status, StatusCode::NOT_MODIFIED);
+    for status in [200, 412] {
+        server.ask_with(&olga, "PATCH", hook, Some(json!({"enabled": false})), &[("if-match", &seen)]).await.is(status);
+    }
+    server.ask_with(&olga, "DELETE", hook, None, &[("if-match", &seen)]).await.is(412);
+    let now = server.ask(&vera, "GET", hook, None).await.is(200).tag();
+    server.ask_with(&olga, "DELETE", hook, None, &[("if-match", &now)]).await.is(200);
+    server.ask(&vera, "GET", hook, None).await.is(404);
+}

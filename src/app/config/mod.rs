@@ -98,6 +98,13 @@ impl Config {
         Ok(config.unwrap_or_default())
     }
 
+    /// Host names at which users reach Berth itself.
+    pub fn own_hosts(&self) -> Vec<String> {
+        let url = url::Url::parse(&self.api_url()).ok();
+        let api = url.and_then(|url| url.host_str().map(str::to_ascii_lowercase));
+        api.into_iter().chain([self.ssh.host.to_ascii_lowercase()]).collect()
+    }
+
     /// How users reach the API and the console; never ends in `/`.
     pub fn api_url(&self) -> String {
         match &self.api.url {

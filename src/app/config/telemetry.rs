@@ -60,6 +60,9 @@ impl Telemetry {
         ensure!(matches!(url.scheme(), "http" | "https"), "{name} must begin with http:// or https://");
         let secret = !url.username().is_empty() || url.password().is_some();
         ensure!(!secret, "{name} must not hold a user or a password; put what is secret into telemetry.headers");
+        // It is logged, and this is where keys are put that it does not show.
+        let bare = url.query().is_none() && url.fragment().is_none();
+        ensure!(bare, "{name} must not have a query (?…); put what is secret into telemetry.headers");
         let path = url.path().trim_end_matches('/').to_owned();
         if !path.ends_with(TRACES_PATH) {
             url.set_path(&format!("{path}{TRACES_PATH}"));
@@ -92,6 +95,8 @@ mod tests {
             ("ftp://c", "http://"),
             ("http://me:secret@c", "telemetry.headers"),
             ("http://me@c", "telemetry.headers"),
+            ("https://c.example/otlp?api-key=secret@1", "telemetry.headers"),
+            ("http://c/?", "must not have a query"),
         ] {
             let error = endpoint(Some(text), None).unwrap_err();
             assert!(error.contains(why) && !error.contains("secret@"), "{text}: {error}");

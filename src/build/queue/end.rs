@@ -115,6 +115,8 @@ impl Shared {
     /// Has an event recorded about how far a build is.
     pub(super) fn tell(&self, kind: EventKind, build: &Build) {
         let (message, outcome, reason) = match &build.state {
+            // It may have been begun by the time that is told.
+            _ if kind == EventKind::BuildQueued => ("queued".to_owned(), None, None),
             BuildState::Queued => ("queued".to_owned(), None, None),
             BuildState::Running { .. } => ("started".to_owned(), None, None),
             BuildState::Succeeded => ("succeeded".to_owned(), Some("succeeded"), None),

@@ -118,6 +118,7 @@ pub(crate) const MATRIX: &[(&str, [u8; 6], Needs)] = &[
     ("gc --dry-run", [3, 3, 3, 0, 3, 0], Account),
     ("webhooks list acme", [0, 0, 0, 0, 4, 0], Read),
     ("webhooks add acme https://hooks.example.com/ --type build.", [3, 3, 0, 0, 4, 0], Full),
+    ("webhooks info acme 1a2b3c4d", [0, 0, 0, 0, 4, 0], Read),
     ("webhooks deliveries acme 1a2b3c4d", [0, 0, 0, 0, 4, 0], Read),
     // Where it leads to is refused before anything is sent.
     ("webhooks test acme 1a2b3c4d", [3, 3, 1, 1, 4, 1], Full),

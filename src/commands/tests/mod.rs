@@ -276,6 +276,7 @@ impl World {
                 ssh_port: 2222,
                 api_url: "https://berth.example.com".into(),
                 base_domain: "localhost".into(),
+                own_hosts: vec!["berth.example.com".into()],
                 run_pids: 64,
                 process_defaults: Defaults::default(),
                 largest_process: (4000, 4 << 30),

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const URL: &str = "https://hooks.example.com/berth?token=s3cr3t";
+const URL: &str = "https://hooks.example.com:8443/v1/s3cr3t?token=s3cr3t";
 
 #[tokio::test]
 async fn a_webhook_is_added_shown_without_secrets_and_removed() {
@@ -12,7 +12,7 @@ async fn a_webhook_is_added_shown_without_secrets_and_removed() {
     let secret = added["secret"].as_str().unwrap();
     assert!(secret.starts_with("whsec_") && secret.len() > 40, "{secret}");
     for (who, line) in [("vera", "webhooks list acme"), ("vera", "webhooks list acme --json"), ("olga", "events")] {
-        let said = world.run(who, line).await.ok().says("https://hooks.example.com/berth");
+        let said = world.run(who, line).await.ok().says("https://hooks.example.com:8443/…");
         assert!(!said.stdout.contains("s3cr3t") && !said.stdout.contains(secret), "{said:?}");
     }
     let listed = world.run("vera", "webhooks list acme --json").await.ok().json();

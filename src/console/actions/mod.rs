@@ -8,6 +8,7 @@ use axum::{
     Router,
     extract::{Form as FormData, Path, Query as UrlQuery, State},
     http::{HeaderMap, Method, Request as HttpRequest, StatusCode, header},
+    middleware,
     response::{IntoResponse, Redirect, Response},
     routing::get,
 };
@@ -19,7 +20,7 @@ use super::{
     client::Problem,
     forms::Form,
     pages,
-    session::{Visitor, from_elsewhere, is_from_elsewhere},
+    session::{Visitor, from_elsewhere, is_from_elsewhere, whole_form},
     shell::{Query, encode, problem_page, problem_with},
 };
 
@@ -155,7 +156,8 @@ impl Action {
 }
 
 pub(super) fn routes() -> Router<Console> {
-    Router::new().route("/do/{action}", get(form_page).post(act)).merge(upload::routes())
+    let forms = Router::new().route("/do/{action}", get(form_page).post(act)).layer(middleware::from_fn(whole_form));
+    forms.merge(upload::routes())
 }
 
 /// `{name}` in a template, by what is said of it.
@@ -179,9 +181,12 @@ fn missing(name: &str) -> Problem {
 /// The form on a page of its own.
 async fn form_page(visitor: Visitor, Path(name): Path<String>, UrlQuery(values): UrlQuery<Query>) -> Response {
     let Some(action) = Action::named(&name) else { return nothing(&visitor) };
-    let values: Vec<(&str, &str)> = values.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let about = values.clone();
+    // What a field hides while it is typed is not taken from a link, where nobody sees it.
+    let shown = values.iter().filter(|(name, _)| !is_secret(action, name));
+    let values: Vec<(&str, &str)> = shown.map(|(name, value)| (name.as_str(), value.as_str())).collect();
     match Form::offered(&visitor, &name, &values) {
-        Some(form) => pages::form(&visitor, action, form),
+        Some(form) => pages::form(&visitor, action, form, &about),
         None => {
             let text = "your role, or the token that you signed in with, does not allow it";
             let problem = Problem::new(StatusCode::FORBIDDEN, "You may not do that", text);
@@ -215,8 +220,8 @@ async fn act(
                 .filter(|(name, _)| !["key", "confirm"].contains(&name.as_str()) && !is_secret(action, name))
                 .map(|(name, value)| (name.as_str(), value.as_str()))
                 .collect();
-            let again = Form::offered(&visitor, action.name, &values).filter(|_| !action.fields.is_empty());
-            problem_with(Some(&visitor), &problem, again)
+            let again = Form::offered(&visitor, action.name, &values);
+            problem_with(Some(&visitor), &problem, again, &said)
         }
     }
 }
@@ -245,7 +250,9 @@ async fn done(
     }
     let mut request = HttpRequest::builder().method(action.method.clone()).uri(path);
     request = request.header(header::AUTHORIZATION, visitor.secret.bearer());
-    if let Some(key) = said.get("key").filter(|_| action.method == Method::POST) {
+    if let Some(key) =
+        said.get("key").filter(|key| action.method == Method::POST && key.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    {
         request = request.header("idempotency-key", key);
     }
     let answer = console.client.take(request, body.as_ref()).await?;
@@ -263,9 +270,10 @@ fn shown(visitor: &Visitor, action: &'static Action, said: &Query, answer: &Valu
             };
             let to = filled(page, |name| said.get(name).cloned().or_else(|| of_answer(name)));
             let to = to.unwrap_or_else(|_| "/".to_owned());
-            Redirect::to(&format!("{to}?did={}", action.name)).into_response()
+            let word = visitor.secret.word_for(action.name);
+            Redirect::to(&format!("{to}?did={}&word={word}", action.name)).into_response()
         }
-        Then::Shown(parts) => pages::result(visitor, action, parts, answer),
+        Then::Shown(parts) => pages::result(visitor, action, parts, answer, said),
         Then::Output => Redirect::to("/").into_response(),
     }
 }

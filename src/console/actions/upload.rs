@@ -1,5 +1,7 @@
 //! A source that comes with a form: passed on as it comes, whatever its size.
 
+use std::time::Duration;
+
 use axum::{
     Router,
     body::Body,
@@ -9,7 +11,7 @@ use axum::{
     routing::post,
 };
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::console::{
@@ -21,6 +23,8 @@ use crate::console::{
 
 /// Pieces of the file that wait to be taken.
 const WAITING: usize = 8;
+/// How long nothing may come.
+const QUIET: Duration = Duration::from_secs(30);
 /// Longest text of a field, in bytes, and how many fields there are.
 const LONGEST: usize = 4096;
 const FIELDS: usize = 10;
@@ -49,7 +53,9 @@ fn off(error: impl std::fmt::Display) -> Problem {
 async fn taken(console: &Console, visitor: &Visitor, mut parts: Multipart) -> Result<Option<String>, Problem> {
     let mut said = Query::new();
     for _ in 0..FIELDS {
-        let Some(field) = parts.next_field().await.map_err(off)? else { break };
+        let late = |_| off("a field did not come in time");
+        let field = timeout(QUIET, parts.next_field()).await.map_err(late)?.map_err(off)?;
+        let Some(field) = field else { break };
         let name = field.name().unwrap_or_default().to_owned();
         if name == "source" {
             // Browsers send fields in the order of the form, in which this is the last.
@@ -65,7 +71,8 @@ async fn taken(console: &Console, visitor: &Visitor, mut parts: Multipart) -> Re
 
 async fn text(mut field: Field<'_>) -> Result<String, Problem> {
     let mut bytes = Vec::new();
-    while let Some(piece) = field.chunk().await.map_err(off)? {
+    let late = |_| off("a field did not come in time");
+    while let Some(piece) = timeout(QUIET, field.chunk()).await.map_err(late)?.map_err(off)? {
         bytes.extend_from_slice(&piece);
         if bytes.len() > LONGEST {
             return Err(off("a field is too long"));
@@ -93,10 +100,11 @@ async fn passed_on(
         .map_err(Problem::broken)?;
     let sent = async move {
         loop {
-            let piece = match field.chunk().await {
-                Ok(Some(piece)) => Ok(piece),
-                Ok(None) => return,
-                Err(error) => Err(std::io::Error::other(error)),
+            let piece = match timeout(QUIET, field.chunk()).await {
+                Ok(Ok(Some(piece))) => Ok(piece),
+                Ok(Ok(None)) => return,
+                Ok(Err(error)) => Err(std::io::Error::other(error)),
+                Err(late) => Err(std::io::Error::other(late)),
             };
             // Once the API has answered, it takes no more.
             if pieces.send(piece).await.is_err() {
@@ -104,7 +112,13 @@ async fn passed_on(
             }
         }
     };
-    let (answer, ()) = tokio::join!(console.client.ask(request), sent);
+    let asked = console.client.ask(request);
+    tokio::pin!(asked, sent);
+    // Once the API has answered, what the browser still sends does not matter.
+    let answer = tokio::select! {
+        answer = &mut asked => answer,
+        () = &mut sent => asked.await,
+    };
     let answer = super::super::client::json(answer?).await?;
     let build = answer["build"].as_u64().ok_or_else(|| Problem::broken("a build without a number"))?;
     Ok(format!("/envs/{env}/builds/{build}?did=build-upload"))

@@ -20,6 +20,14 @@
     }
   }
 
+  // Whether somebody is at a form, or has changed something in it.
+  function isFilledIn(form) {
+    if (form.contains(document.activeElement) && !document.activeElement.matches("button")) return true;
+    return [...form.elements].some((one) => one.type !== "hidden" && (one.type === "checkbox" ? one.checked !== one.defaultChecked
+      : one.options ? [...one.options].some((option) => option.selected !== option.defaultSelected) && one.selectedIndex > 0
+      : "defaultValue" in one && one.value !== one.defaultValue));
+  }
+
   // The page, made again.
   let busy = false, again = false;
   async function refresh() {
@@ -28,19 +36,21 @@
     try {
       const answer = await fetch(location.href, { headers: { accept: "text/html" } });
       if (answer.redirected && new URL(answer.url).pathname === "/sign-in") { location.reload(); return; }
-      if (!answer.ok) return;
+      if (!answer.ok) { setTimeout(soon, 3000); return; }
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
-      for (const notice of fresh.querySelectorAll(":scope > .notice[role=status]")) notice.remove();
+      // What was done is told long enough to be read.
+      if (performance.now() > 10000) for (const notice of fresh.querySelectorAll(":scope > .notice[role=status]")) notice.remove();
       tellTimes(fresh);
       copiers(fresh);
       const open = new Set([...main.querySelectorAll("details[open][id]")].map((one) => one.id));
       for (const one of fresh.querySelectorAll("details[id]")) if (open.has(one.id)) one.open = true;
-      Idiomorph.morph(main, fresh, {
+      // Its children: an element given as it is would be put into the old one.
+      Idiomorph.morph(main, fresh.childNodes, {
         morphStyle: "innerHTML",
         ignoreActiveValue: true,
         callbacks: {
           // What somebody fills in, and what grows by itself, is left alone.
-          beforeNodeMorphed: (old) => !(old instanceof Element && (old.hasAttribute("data-keep") || (old.matches("form") && old.contains(document.activeElement)))),
+          beforeNodeMorphed: (old) => !(old instanceof Element && (old.hasAttribute("data-keep") || (old.matches("form") && isFilledIn(old)))),
         },
       });
     } catch (error) {
@@ -50,9 +60,12 @@
       if (again) { again = false; soon(); }
     }
   }
-  let waiting = 0;
+  // At most once a second, however much happens.
+  let waiting = 0, last = -1000;
   function soon() {
-    if (!waiting) waiting = setTimeout(() => { waiting = 0; refresh(); }, 150);
+    if (waiting) return;
+    const pause = Math.max(150, last + 1000 - performance.now());
+    waiting = setTimeout(() => { waiting = 0; last = performance.now(); refresh(); }, pause);
   }
 
   function say(text) {
@@ -60,29 +73,49 @@
     live.textContent = text;
   }
 
-  // A stream that comes back by itself; `heard` gets each message.
-  function stream(path, heard, ended) {
-    let source;
-    const open = () => {
-      source = new EventSource(path);
-      source.onopen = () => say("");
-      source.onmessage = heard;
-      source.addEventListener("missed", (message) => heard(message, true));
-      source.addEventListener("end", (message) => { source.close(); ended(message); });
+  // A stream that comes back by itself, where it was; closed while nobody looks, as a browser has few connections for each host.
+  // `heard` gets each message, `opened` is called when what happened before may have been missed.
+  function stream(path, { heard, opened = () => {}, finished = () => false }) {
+    let source = null, id = "", timer = 0;
+    const url = () => {
+      if (!id) return path;
+      const [base, query] = path.split("?");
+      const asked = new URLSearchParams(query);
+      asked.delete("lines");
+      asked.set(base.includes("/builds/") ? "from" : "after", id);
+      return `${base}?${asked}`;
+    };
+    const close = () => { clearTimeout(timer); source?.close(); source = null; };
+    const retry = (pause) => { close(); timer = setTimeout(open, pause); };
+    const take = (message, missed) => { id = message.lastEventId || id; heard(message, missed); };
+    function open() {
+      close();
+      if (document.hidden) return;
+      source = new EventSource(url());
+      source.onopen = () => { say(""); opened(); };
+      source.onmessage = (message) => take(message, false);
+      source.addEventListener("missed", (message) => take(message, true));
+      source.addEventListener("end", (message) => {
+        if (finished(message)) { close(); done = true; return; }
+        say("Not connected; trying again…");
+        retry(2000);
+      });
       source.onerror = () => {
         say("Not connected; trying again…");
-        // A refusal does not come back by itself: whoever is signed out is sent to where one signs in.
-        if (source.readyState === EventSource.CLOSED) { refresh(); setTimeout(open, 5000); }
+        // A refusal does not come back by itself; whoever is signed out is sent to where one signs in by `refresh`.
+        if (source?.readyState === EventSource.CLOSED) { soon(); retry(5000); }
       };
-    };
+    }
+    let done = false;
     open();
-    addEventListener("pagehide", () => source.close());
-    addEventListener("pageshow", (event) => { if (event.persisted) { open(); refresh(); } });
+    document.addEventListener("visibilitychange", () => { if (done) return; if (document.hidden) close(); else open(); });
+    addEventListener("pagehide", close);
+    addEventListener("pageshow", (event) => { if (event.persisted && !done) open(); });
   }
 
   if (document.body.dataset.live) {
-    stream(document.body.dataset.live, soon, () => setTimeout(() => location.reload(), 2000));
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) soon(); });
+    // Whatever happened before it was open is in the page that is made then.
+    stream(document.body.dataset.live, { heard: soon, opened: soon });
   }
 
   // Text is only ever put in as text; colours of terminals are left out, other control characters show.
@@ -119,7 +152,13 @@
       who.textContent = clean(said.process);
       add(row(said.source + (said.stream === "stderr" ? " err" : ""), time, " ", who, " ", clean(said.text)));
     };
-    stream(log.dataset.follow, heard, () => { if (log.dataset.kind === "build") soon(); });
+    // A build's output has an end; an app's log ends when the server does, or access to it.
+    const finished = (message) => {
+      const ended = log.dataset.kind === "build" && !message.data.includes("reason");
+      if (ended) soon(); else add(row("missed", `… ${clean(JSON.parse(message.data).reason ?? "the log was cut off")}`));
+      return ended;
+    };
+    stream(log.dataset.follow, { heard, finished });
   }
 
   // Charts.

@@ -87,11 +87,13 @@ async fn one(
     let (env, id) = part.split();
     let path = env.api(&format!("/builds/{}", encode(&id)));
     let build = console.client.get::<Build>(&visitor.secret, &path).await.map_err(told(&visitor))?;
-    // The output of an old one may have been taken away.
-    let text = console.client.lines(&visitor.secret, &format!("{path}/logs")).await.unwrap_or_default();
-    let mut lines: Vec<BuildLine> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let left_out = lines.len().saturating_sub(LINES);
-    lines.drain(..left_out);
+    let (lines, left_out) = match console.client.tail(&visitor.secret, &format!("{path}/logs"), LINES).await {
+        Ok(found) => found,
+        // The output of an old one may have been taken away.
+        Err(problem) if problem.status == 404 => Default::default(),
+        Err(problem) => return Err(told(&visitor)(problem)),
+    };
+    let lines: Vec<BuildLine> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let from = lines.last().map_or(String::new(), |line| format!("?from={}", line.offset));
     let follow = build.is_under_way().then(|| format!("/relay{path}/logs{from}"));
     let shell = Shell::env(&visitor, &env, "Builds").live(&format!("{}&type=build.", env.event_query())).done(&query);

@@ -35,13 +35,13 @@ impl EventsPage {
         self.asked.get(name).map_or("", String::as_str)
     }
 
-    fn families(&self) -> [&'static str; 14] {
+    fn families(&self) -> [&'static str; 18] {
         FAMILIES
     }
 }
 
 /// Families of events, as the list to choose from has them.
-const FAMILIES: [&str; 14] = [
+const FAMILIES: [&str; 18] = [
     "push.",
     "build.",
     "release.",
@@ -55,6 +55,10 @@ const FAMILIES: [&str; 14] = [
     "tenant.",
     "member.",
     "access.",
+    "run.",
+    "cron.",
+    "drain.",
+    "webhook.",
     "token.",
 ];
 

@@ -13,13 +13,18 @@ mod platform;
 mod releases;
 mod tenant;
 
+use std::collections::VecDeque;
+
 use askama::Template;
 use axum::{
     Router,
-    http::{Method, Request, StatusCode, header},
+    http::{Method, Request, header},
     response::{IntoResponse, Response},
 };
+use futures::TryStreamExt;
 use serde_json::Value;
+use tokio::io::AsyncBufReadExt;
+use tokio_util::io::StreamReader;
 
 use super::{
     Console,
@@ -71,8 +76,8 @@ struct FormPage<'p> {
 }
 
 /// A form on a page of its own.
-pub(super) fn form(visitor: &Visitor, action: &Action, form: Form) -> Rendered {
-    shell::page(&FormPage { shell: Shell::new(visitor, action.title), action, form })
+pub(super) fn form(visitor: &Visitor, action: &Action, form: Form, about: &Query) -> Rendered {
+    shell::page(&FormPage { shell: Shell::new(visitor, action.title).below(&shell::crumbs(about)), action, form })
 }
 
 #[derive(Template)]
@@ -84,14 +89,24 @@ struct ResultPage<'p> {
 }
 
 /// Parts of an answer that is shown once.
-pub(super) fn result(visitor: &Visitor, action: &Action, parts: &[(&str, &str)], answer: &Value) -> Rendered {
+pub(super) fn result(
+    visitor: &Visitor,
+    action: &Action,
+    parts: &[(&str, &str)],
+    answer: &Value,
+    about: &Query,
+) -> Rendered {
     let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => match text.parse::<crate::domain::Timestamp>() {
+            Ok(moment) => moment.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+            Err(_) => text.clone(),
+        },
         Value::Null => String::new(),
         other => serde_json::to_string_pretty(other).unwrap_or_default(),
     };
     let parts = parts.iter().map(|(label, name)| (*label, text(&answer[*name]))).collect();
-    shell::page(&ResultPage { shell: Shell::new(visitor, action.title), action, parts })
+    let shell = Shell::new(visitor, action.title).below(&shell::crumbs(about));
+    shell::page(&ResultPage { shell, action, parts })
 }
 
 #[derive(Template)]
@@ -99,14 +114,59 @@ pub(super) fn result(visitor: &Visitor, action: &Action, parts: &[(&str, &str)],
 struct OutputPage<'p> {
     shell: Shell,
     command: &'p str,
-    lines: Vec<LogLine>,
+    lines: VecDeque<LogLine>,
+    /// Lines before these that are not shown.
+    left_out: usize,
     status: Option<i64>,
     error: Option<String>,
     again: Option<Form>,
 }
 
-/// How long the output of a command is waited for.
+/// How long a command may take here, and how many lines of its output are shown.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+const LINES: usize = 5000;
+
+/// What a command has put out, the end of it where that is long.
+#[derive(Default)]
+struct Output {
+    lines: VecDeque<LogLine>,
+    left_out: usize,
+    status: Option<i64>,
+    error: Option<String>,
+}
+
+impl Output {
+    /// Reads until the command has ended, or has taken too long; who does not listen any more ends it.
+    async fn of(response: Response) -> Self {
+        let mut output = Self::default();
+        let pieces = response.into_body().into_data_stream().map_err(std::io::Error::other);
+        let mut lines = tokio::io::BufReader::new(StreamReader::new(pieces)).lines();
+        let read = async {
+            while let Ok(Some(line)) = lines.next_line().await {
+                output.take(&line);
+            }
+        };
+        if tokio::time::timeout(PATIENCE, read).await.is_err() {
+            let text =
+                format!("it ran for more than {} s and was ended; use ssh for what takes long", PATIENCE.as_secs());
+            output.error = Some(text);
+        }
+        output
+    }
+
+    fn take(&mut self, line: &str) {
+        let Ok(piece) = serde_json::from_str::<Value>(line) else { return };
+        self.status = piece["exit_status"].as_i64().or(self.status);
+        self.error = piece["error"].as_str().map(str::to_owned).or(self.error.take());
+        let stream = piece["stream"].as_str().unwrap_or_default();
+        for text in piece["text"].as_str().unwrap_or_default().lines() {
+            self.lines.push_back(LogLine { stream: stream.to_owned(), text: text.to_owned(), ..LogLine::default() });
+        }
+        let over = self.lines.len().saturating_sub(LINES);
+        self.lines.drain(..over);
+        self.left_out += over;
+    }
+}
 
 /// Runs a command and shows what it has put out.
 pub(super) async fn output(
@@ -125,24 +185,11 @@ pub(super) async fn output(
         .header(header::CONTENT_TYPE, "application/json")
         .body(body.into())
         .map_err(Problem::broken)?;
-    let took_too_long = |_| {
-        let text = format!("it ran for more than {} s and was ended; use ssh for what takes long", PATIENCE.as_secs());
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "It took too long", text)
-    };
-    let run = async { super::client::text(console.client.ask(request).await?).await };
-    let text = tokio::time::timeout(PATIENCE, run).await.map_err(took_too_long)??;
-    let (mut lines, mut status, mut error) = (Vec::new(), None, None);
-    for piece in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-        status = piece["exit_status"].as_i64().or(status);
-        error = piece["error"].as_str().map(str::to_owned).or(error);
-        let stream = piece["stream"].as_str().unwrap_or_default().to_owned();
-        let line = |text: &str| LogLine { stream: stream.clone(), text: text.to_owned(), ..LogLine::default() };
-        lines.extend(piece["text"].as_str().unwrap_or_default().lines().map(line));
-    }
+    let Output { lines, left_out, status, error } = Output::of(console.client.ask(request).await?).await;
     let part = |name: &str| said.get(name).cloned().unwrap_or_default();
     let env = EnvPath { tenant: part("tenant"), app: part("app"), env: part("env") };
     let command = part("command");
     let again = Form::offered(visitor, action.name, &env.with(&[("command", &command)]));
     let shell = Shell::env(visitor, &env, "Run");
-    Ok(shell::page(&OutputPage { shell, command: &command, lines, status, error, again }))
+    Ok(shell::page(&OutputPage { shell, command: &command, lines, left_out, status, error, again }))
 }

@@ -151,13 +151,14 @@ struct Run {
     shell: Shell,
     env: EnvPath,
     form: Option<Form>,
+    deployed: bool,
 }
 
 async fn run(State(console): State<Console>, visitor: Visitor, Path(env): Path<EnvPath>) -> Result<Rendered, Failed> {
     let here = console.client.get::<Environment>(&visitor.secret, &env.api("")).await.map_err(told(&visitor))?;
     let shell = Shell::env(&visitor, &env, "Run");
     let form = shell.form("run", &env.values()).filter(|_| here.release.is_some());
-    Ok(shell::page(&Run { shell, env, form }))
+    Ok(shell::page(&Run { shell, env, form, deployed: here.release.is_some() }))
 }
 
 #[derive(Template)]

@@ -95,7 +95,8 @@ async fn tenant(
         .into_iter()
         .map(|member| {
             let set = form("member-set", &[("user", &member.user), ("role", &member.role)]).map(Form::linked);
-            let remove = button("member-remove", &[("user", &member.user)]);
+            let way = if member.user == visitor.whoami.user { "leave" } else { "member-remove" };
+            let remove = button(way, &[("user", &member.user)]);
             (member, set, remove)
         })
         .collect();

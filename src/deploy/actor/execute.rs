@@ -79,8 +79,7 @@ impl Actor {
         if let Some((_, asked)) = self.domains.as_ref().filter(|(before, _)| *before == hosts) {
             return asked.own.clone();
         }
-        let base = &self.parts.settings.base_domain;
-        match look_up(&self.parts.store, base, &self.env, hosts.iter()).await {
+        match look_up(&self.parts.store, &self.parts.settings.given(), &self.env, hosts.iter()).await {
             Ok(asked) => {
                 let own = asked.own.clone();
                 self.domains = Some((hosts, asked));

@@ -1,0 +1,85 @@
+//! Every page of the console, in every look: pictures to look at, and axe's judgement.
+
+use super::console::{deployed_site, signed_in};
+use crate::{
+    Case,
+    platform::{DEADLINE, Platform, eventually},
+};
+
+pub const CASES: &[Case] = &[
+    ("browser_looks_at_every_page", browser_looks_at_every_page),
+    ("browser_looks_at_the_pages_of_operators", browser_looks_at_the_pages_of_operators),
+    ("browser_looks_at_first_steps", browser_looks_at_first_steps),
+];
+
+fn browser_looks_at_every_page(platform: &Platform) {
+    let (app, user, repository) = deployed_site(platform, &["one", "two"]);
+    let (tenant, env) = (app.split_once('/').unwrap().0, format!("{app}/dev"));
+    platform.ssh(&user, &["config", "set", &env, "GREETING=hello", "LOG_LEVEL=debug"]).ok();
+    platform.ssh(&user, &["domains", "add", &env, &format!("{tenant}.example.com")]).ok();
+    // A build that fails has more to show than one that succeeds.
+    repository.write("package.json", "{");
+    repository.commit("Broken");
+    repository.push().refused(&[]);
+    let host = format!("dev.app.{tenant}.localhost");
+    for path in ["/", "/missing", "/"] {
+        platform.get(&host, path);
+    }
+    eventually("the requests are in the log", DEADLINE, || {
+        platform.ssh(&user, &["logs", &env]).ok().stdout.contains("/missing").then_some(())
+    });
+    let browser = signed_in(platform, "pages", &user);
+    let pages = [
+        ("home", "/".to_owned(), "app"),
+        ("tenant", format!("/tenants/{tenant}"), "Members"),
+        ("app", format!("/apps/{app}"), "berth.yaml"),
+        ("environment", format!("/envs/{env}"), "web.1 ready"),
+        ("releases", format!("/envs/{env}/releases"), "Deployments"),
+        ("release", format!("/envs/{env}/releases/2"), "Processes"),
+        ("builds", format!("/envs/{env}/builds"), "failed"),
+        ("build", format!("/envs/{env}/builds/1"), "Output"),
+        ("build-failed", format!("/envs/{env}/builds/3"), "failed"),
+        ("env-logs", format!("/envs/{env}/logs"), "/missing"),
+        ("config", format!("/envs/{env}/config"), "GREETING"),
+        ("domains", format!("/envs/{env}/domains"), "example.com"),
+        ("metrics", format!("/envs/{env}/metrics"), "Requests per second"),
+        ("jobs", format!("/envs/{env}/jobs"), "Jobs"),
+        ("drains", format!("/envs/{env}/drains"), "Drains"),
+        ("run", format!("/envs/{env}/run"), "Run"),
+        ("env-events", format!("/envs/{env}/events"), "Events"),
+        ("settings", format!("/envs/{env}/settings"), "Settings"),
+        ("events", "/events".to_owned(), "Events"),
+        ("account", "/account".to_owned(), "Tokens"),
+        ("destroy", format!("/do/app-destroy?tenant={tenant}&app=app"), "To be sure"),
+    ];
+    for (name, path, text) in pages {
+        browser.open(&path);
+        browser.see(text);
+        browser.looked_at(name);
+    }
+    browser.open(&format!("/envs/{app}/nothing"));
+    browser.see("404");
+    browser.looked_at("not-found");
+    browser.finish_but_for(&["status of 404"]);
+}
+
+fn browser_looks_at_the_pages_of_operators(platform: &Platform) {
+    let browser = signed_in(platform, "platform", &platform.operator());
+    browser.open("/platform");
+    browser.see_all(&["Engine", "Registry", "Disk", "Queue"]);
+    browser.looked_at("platform");
+    browser.finish();
+}
+
+fn browser_looks_at_first_steps(platform: &Platform) {
+    let nobody = platform.add_user(&platform.unique("nobody"));
+    let browser = signed_in(platform, "first", &nobody);
+    browser.see("Nothing here yet");
+    browser.looked_at("home-nobody");
+    browser.finish();
+    let (_, owner) = platform.new_tenant();
+    let browser = signed_in(platform, "first-app", &owner);
+    browser.see("apps create");
+    browser.looked_at("home-empty");
+    browser.finish();
+}
