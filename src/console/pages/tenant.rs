@@ -34,6 +34,13 @@ struct Webhook {
     missed: u64,
 }
 
+impl Webhook {
+    /// What can be done with it.
+    fn actions(&self) -> [&'static str; 3] {
+        ["webhook-test", if self.enabled { "webhook-disable" } else { "webhook-enable" }, "webhook-remove"]
+    }
+}
+
 #[derive(Debug, Deserialize)]
 struct Delivery {
     r#type: String,
@@ -104,9 +111,8 @@ async fn tenant(
         .items
         .into_iter()
         .map(|webhook| {
-            let switch = if webhook.enabled { "webhook-disable" } else { "webhook-enable" };
-            let forms = ["webhook-test", switch, "webhook-remove"];
-            let forms = forms.into_iter().filter_map(|action| button(action, &[("id", &webhook.id)])).collect();
+            let forms =
+                webhook.actions().into_iter().filter_map(|action| button(action, &[("id", &webhook.id)])).collect();
             (webhook, forms)
         })
         .collect();
@@ -128,6 +134,8 @@ async fn tenant(
 #[template(path = "webhook.html", config = "src/console/askama.toml")]
 struct WebhookPage {
     shell: Shell,
+    webhook: Webhook,
+    forms: Vec<Form>,
     deliveries: Vec<Delivery>,
 }
 
@@ -137,12 +145,20 @@ async fn webhook(
     Path((name, id)): Path<(String, String)>,
     UrlQuery(query): UrlQuery<Query>,
 ) -> Result<Rendered, Failed> {
-    let path = format!("/v1/tenants/{}/webhooks/{}/deliveries?limit=100", encode(&name), encode(&id));
-    let page = console.client.get::<Page<Delivery>>(&visitor.secret, &path).await.map_err(told(&visitor))?;
+    let base = format!("/v1/tenants/{}/webhooks/{}", encode(&name), encode(&id));
+    let path = format!("{base}/deliveries?limit=100");
+    let (webhook, page) = tokio::try_join!(
+        console.client.get::<Webhook>(&visitor.secret, &base),
+        console.client.get::<Page<Delivery>>(&visitor.secret, &path),
+    )
+    .map_err(told(&visitor))?;
     let shell = Shell::new(&visitor, format!("Webhook {id}")).below(&[
         (format!("/tenants/{name}"), name.clone()),
         (format!("/tenants/{name}/webhooks/{id}"), format!("webhook {id}")),
     ]);
     let shell = shell.live(&format!("tenant={}&type=webhook.", encode(&name))).done(&query);
-    Ok(shell::page(&WebhookPage { shell, deliveries: page.items }))
+    let values = [("tenant", name.as_str()), ("id", id.as_str())];
+    let forms = webhook.actions().into_iter().filter_map(|action| shell.form(action, &values)).map(Form::button);
+    let forms = forms.collect();
+    Ok(shell::page(&WebhookPage { webhook, forms, shell, deliveries: page.items }))
 }

@@ -85,7 +85,8 @@ impl Server {
     async fn at(url: &str) -> Self {
         let world = World::new().await;
         let settings = ApiSettings { max_connections: 10, rate_per_user: NonZeroU32::new(10_000).unwrap() };
-        let router = super::beside(api::router(world.commands.clone(), &settings), url);
+        let router =
+            super::beside(api::router(world.commands.clone(), &settings), url, "ssh -p 2222 berth@paas.example.com");
         Self { world, router }
     }
 
