@@ -196,7 +196,7 @@ fn every_command_is_at_every_door() {
 }
 
 /// Actions that do what another does too, with another form.
-const VARIANTS: [&str; 1] = ["config-import"];
+const VARIANTS: [&str; 2] = ["config-import", "leave"];
 
 #[test]
 fn forms_say_what_their_actions_offer() {
