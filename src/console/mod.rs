@@ -1,7 +1,7 @@
 //! The web page: a client of the API and of nothing else.
 //!
-//! Pages are made here, of what the API answers to the token of whoever is signed in; their forms post to [`actions`], which ask the API for
-//! the change. What happens meanwhile comes over the API's event streams, through [`relay`], and the page is made again: a browser without
+//! Pages are made here, of what the API answers to the token of whoever is signed in; their forms post to `actions`, which ask the API for
+//! the change. What happens meanwhile comes over the API's event streams, through `relay`, and the page is made again: a browser without
 //! scripts sees the same, after a reload.
 
 mod actions;

@@ -36,7 +36,7 @@ fn pages() -> Vec<String> {
 }
 
 fn changes(page: &str) -> bool {
-    // Whoever is a member may leave.
+    // Whoever is a member may leave, whatever else they may.
     page.replace("/do/leave?", "").contains("/do/") || page.contains("/upload")
 }
 

@@ -231,6 +231,12 @@ pub(super) const TABLE: &[Entry] = &[
         "tenant=acme&url=https://hooks.example.com/&types=build.",
     ),
     see(
+        "webhooks info acme 1a2b3c4d",
+        "GET /v1/tenants/acme/webhooks/1a2b3c4d",
+        "/tenants/acme/webhooks/1a2b3c4d",
+        &["1a2b3c4d"],
+    ),
+    see(
         "webhooks deliveries acme 1a2b3c4d",
         "GET /v1/tenants/acme/webhooks/1a2b3c4d/deliveries",
         "/tenants/acme/webhooks/1a2b3c4d",

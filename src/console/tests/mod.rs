@@ -55,9 +55,9 @@ impl Answer {
 
     #[track_caller]
     fn leads_to(self, path: &str) -> Self {
-        // Behind what was done comes a word that shows who says so.
-        let to = self.header(header::LOCATION).split("&word=").next().unwrap_or_default();
-        assert_eq!((self.status, to), (303, path), "{self:?}");
+        // Behind that stands what only this session can have been told.
+        let to = self.header(header::LOCATION).split("&word=").next();
+        assert_eq!((self.status, to), (303, Some(path)), "{self:?}");
         self
     }
 
