@@ -217,12 +217,6 @@ pub(super) const TABLE: &[Entry] = &[
     see("status", "GET /v1/platform", "/platform", &["Fake 1", "start it"]),
     change("gc", ("POST /v1/collections", "{}"), "collect", ""),
     change("gc --dry-run", ("POST /v1/collections", r#"{"dry_run": true}"#), "collect", "dry_run=on"),
-    see(
-        "webhooks info acme 1a2b3c4d",
-        "GET /v1/tenants/acme/webhooks/1a2b3c4d",
-        "/tenants/acme/webhooks/1a2b3c4d",
-        &["https://192.0.2.1/"],
-    ),
     see("webhooks list acme", "GET /v1/tenants/acme/webhooks", "/tenants/acme", &["https://192.0.2.1/"]),
     change(
         "webhooks add acme https://hooks.example.com/ --type build.",
