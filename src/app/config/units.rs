@@ -49,8 +49,7 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// How users reach something over HTTP: `https://berth.example.com`, with a path before those of the server, if something in front adds
-/// one. Never ends in `/`.
+/// How users reach something over HTTP: `https://berth.example.com`. Has no path, and never ends in `/`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct PublicUrl(String);
