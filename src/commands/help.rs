@@ -52,10 +52,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
             ("tenants list | info | members", "who owns apps, and who is in it"),
             ("tenants invite TENANT", "an invitation code for a colleague, who types: tenants join CODE"),
             ("events [-f]", "what happened"),
-            (
-                "webhooks list | add TENANT",
-                "have events sent to a URL; `info`, `deliveries` and `test` show how it goes",
-            ),
+            ("webhooks list | add TENANT", "have events sent to a URL; `info`, `deliveries`, `test`: how it goes"),
         ],
     ),
     (
