@@ -74,16 +74,11 @@ impl Form {
         of.collect()
     }
 
-    /// Tells this control from others of the same kind on a page.
+    /// Tells this control from all others on a page, the same each time that the page is made: it goes by what the form is about, not by
+    /// what is filled in.
     fn id(&self, field: &str) -> String {
-        let own: String = self
-            .values
-            .iter()
-            .filter(|(name, _)| !["tenant", "app", "env"].contains(&name.as_str()))
-            .map(|(_, value)| value.as_str())
-            .collect();
-        let own: String = own.chars().filter(char::is_ascii_alphanumeric).take(24).collect();
-        format!("{}-{field}-{own}", self.action.name)
+        let about: Vec<String> = self.hidden().into_iter().map(|(_, value)| encode(value)).collect();
+        format!("{}-{field}-{}", self.action.name, about.join("/"))
     }
 
     /// What a button says to who cannot see what stands beside it.

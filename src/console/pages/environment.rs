@@ -12,7 +12,7 @@ use crate::console::{
     Console,
     client::Page,
     forms::{COUNT, Form},
-    model::{Build, Deployment, Environment, Event, Events, ReleaseRow},
+    model::{Build, Deployment, Environment, Event, Events, ReleaseRow, Replica},
     session::Visitor,
     shell::{self, EnvPath, Query, Rendered, Shell},
 };
@@ -53,6 +53,16 @@ impl Overview {
     /// The build under way.
     fn building(&self) -> Option<&Build> {
         self.builds.first().filter(|build| build.is_under_way())
+    }
+
+    /// Tells a replica from others on the page. While a release is restarted, two of the same name and release are there.
+    fn replica_id(&self, replica: &Replica) -> String {
+        let key = |replica: &Replica| format!("replica-{}-{}-{}", replica.process, replica.index, replica.release);
+        let before = self.state.replicas.iter().take_while(|other| !std::ptr::eq(*other, replica));
+        match before.filter(|other| key(other) == key(replica)).count() {
+            0 => key(replica),
+            same => format!("{}-{same}", key(replica)),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ mod safety;
 mod sessions;
 mod table;
 
-use std::num::NonZeroU32;
+use std::{collections::BTreeSet, num::NonZeroU32};
 
 use axum::{
     Router,
@@ -118,9 +118,15 @@ impl Server {
         Answer { status: parts.status.as_u16(), headers: parts.headers, text }
     }
 
-    /// A page.
+    /// A page. Each of its elements can be told from the others, as a page that is made again needs.
     async fn page(&self, session: &Secret, path: &str) -> Answer {
-        self.send(Request::get(path).header(header::COOKIE, cookie(session)).body(Body::empty()).unwrap()).await
+        let request = Request::get(path).header(header::COOKIE, cookie(session)).body(Body::empty()).unwrap();
+        let answer = self.send(request).await;
+        let mut seen = BTreeSet::new();
+        let ids = answer.text.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next());
+        let twice: Vec<&str> = ids.filter(|id| !seen.insert(*id)).collect();
+        assert!(twice.is_empty(), "{path} has twice: {twice:?}");
+        answer
     }
 
     /// Sends a form of the session's own.

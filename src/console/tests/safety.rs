@@ -162,6 +162,19 @@ async fn what_people_and_programs_have_written_stays_text() {
 }
 
 #[tokio::test]
+async fn the_same_form_for_several_things_can_be_told_apart() {
+    let server = Server::new().await;
+    for tenant in ["empty", "em-pty", "empty-hint"] {
+        server.world.run("opal", &format!("tenants create {tenant}")).await.ok();
+    }
+    let opal = server.session("opal").await;
+    let page = server.page(&opal, "/").await.is(200);
+    for tenant in ["empty", "em-pty", "empty-hint"] {
+        assert!(page.text.contains(&format!(" id=\"app-create-name-{tenant}\"")), "{tenant}: {page:?}");
+    }
+}
+
+#[tokio::test]
 async fn viewers_are_offered_nothing_that_changes_anything() {
     let server = Server::new().await;
     let (vera, olga) = (server.session("vera").await, server.session("olga").await);

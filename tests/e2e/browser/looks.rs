@@ -1,5 +1,7 @@
 //! Every page of the console, in every look: pictures to look at, and axe's judgement.
 
+use std::{thread, time::Duration};
+
 use super::console::{deployed_site, signed_in};
 use crate::{
     Case,
@@ -10,6 +12,7 @@ pub const CASES: &[Case] = &[
     ("browser_looks_at_every_page", browser_looks_at_every_page),
     ("browser_looks_at_the_pages_of_operators", browser_looks_at_the_pages_of_operators),
     ("browser_looks_at_first_steps", browser_looks_at_first_steps),
+    ("browser_leaves_pages_while_they_are_made_again", browser_leaves_pages_while_they_are_made_again),
 ];
 
 fn browser_looks_at_every_page(platform: &Platform) {
@@ -81,5 +84,17 @@ fn browser_looks_at_first_steps(platform: &Platform) {
     let browser = signed_in(platform, "first-app", &owner);
     browser.see("apps create");
     browser.looked_at("home-empty");
+    browser.finish();
+}
+
+/// A page asks for itself anew at events, and once when its stream has opened: at each moment of that it can be left, without a fault.
+fn browser_leaves_pages_while_they_are_made_again(platform: &Platform) {
+    // Of which the first page has the same form for each.
+    (platform.new_tenant(), platform.new_tenant());
+    let browser = signed_in(platform, "leaving", &platform.operator());
+    for step in 0..40 {
+        browser.open(if step % 2 == 0 { "/platform" } else { "/" });
+        thread::sleep(Duration::from_millis(130 + 4 * step));
+    }
     browser.finish();
 }
