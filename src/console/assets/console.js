@@ -28,16 +28,26 @@
       : "defaultValue" in one && one.value !== one.defaultValue));
   }
 
+  // An answer whole; none when the server is not reached or the page is left meanwhile, which is no fault of the page's.
+  async function fetched(address) {
+    try {
+      const answer = await fetch(address, { headers: { accept: "text/html" } });
+      return { redirected: answer.redirected, url: answer.url, ok: answer.ok, text: await answer.text() };
+    } catch {
+      return null;
+    }
+  }
+
   // The page, made again.
   let busy = false, again = false;
   async function refresh() {
     if (busy) { again = true; return; }
     busy = true;
     try {
-      const answer = await fetch(location.href, { headers: { accept: "text/html" } });
-      if (answer.redirected && new URL(answer.url).pathname === "/sign-in") { location.reload(); return; }
-      if (!answer.ok) { setTimeout(soon, 3000); return; }
-      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+      const answer = await fetched(location.href);
+      if (answer?.redirected && new URL(answer.url).pathname === "/sign-in") { location.reload(); return; }
+      if (!answer?.ok) { setTimeout(soon, 3000); return; }
+      const fresh = new DOMParser().parseFromString(answer.text, "text/html").getElementById("main");
       // What was done is told long enough to be read.
       if (performance.now() > 10000) for (const notice of fresh.querySelectorAll(":scope > .notice[role=status]")) notice.remove();
       tellTimes(fresh);
