@@ -128,6 +128,11 @@ const TABS: &[(&str, &str)] = &[
 /// A query, the last of each name.
 pub(super) type Query = BTreeMap<String, String>;
 
+/// Where a list goes on, for the query of the API.
+pub(super) fn cursor(query: &Query) -> String {
+    query.get("cursor").map(|cursor| format!("&cursor={}", encode(cursor))).unwrap_or_default()
+}
+
 /// An environment, as its pages' paths have it.
 #[derive(Debug, Clone, serde::Deserialize)]
 pub(super) struct EnvPath {

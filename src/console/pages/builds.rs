@@ -15,7 +15,7 @@ use crate::console::{
     forms::Form,
     model::{Build, BuildLine},
     session::Visitor,
-    shell::{self, EnvPath, Query, Rendered, Shell, encode},
+    shell::{self, EnvPath, Query, Rendered, Shell, cursor, encode},
 };
 
 pub(super) fn routes() -> Router<Console> {
@@ -39,8 +39,7 @@ async fn list(
     Path(env): Path<EnvPath>,
     UrlQuery(query): UrlQuery<Query>,
 ) -> Result<Rendered, Failed> {
-    let cursor = query.get("cursor").map(|cursor| format!("&cursor={}", encode(cursor))).unwrap_or_default();
-    let path = env.api(&format!("/builds?limit=50{cursor}"));
+    let path = env.api(&format!("/builds?limit=50{}", cursor(&query)));
     let page = console.client.get::<Page<Build>>(&visitor.secret, &path).await.map_err(told(&visitor))?;
     let shell = Shell::env(&visitor, &env, "Builds").live(&format!("{}&type=build.", env.event_query())).done(&query);
     Ok(shell::page(&Builds { shell, env, builds: page.items, next: page.next }))

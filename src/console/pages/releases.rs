@@ -14,7 +14,7 @@ use crate::console::{
     forms::Form,
     model::{Deployment, Release, ReleaseRow},
     session::Visitor,
-    shell::{self, EnvPath, Query, Rendered, Shell, encode},
+    shell::{self, EnvPath, Query, Rendered, Shell, cursor, encode},
 };
 
 pub(super) fn routes() -> Router<Console> {
@@ -39,8 +39,8 @@ async fn list(
     Path(env): Path<EnvPath>,
     UrlQuery(query): UrlQuery<Query>,
 ) -> Result<Rendered, Failed> {
-    let cursor = query.get("cursor").map(|cursor| format!("&cursor={}", encode(cursor))).unwrap_or_default();
-    let (releases, deployments) = (env.api(&format!("/releases?limit=50{cursor}")), env.api("/deployments?limit=20"));
+    let releases = env.api(&format!("/releases?limit=50{}", cursor(&query)));
+    let deployments = env.api("/deployments?limit=20");
     let (page, deployments) = tokio::try_join!(
         console.client.get::<Page<ReleaseRow>>(&visitor.secret, &releases),
         console.client.get::<Page<Deployment>>(&visitor.secret, &deployments),
