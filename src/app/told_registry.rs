@@ -81,75 +81,30 @@ impl<R: Registry> Registry for ToldRegistry<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    };
+    use std::sync::Arc;
 
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
         domain::Event,
+        registry::FakeRegistry,
         store::{MemoryKv, Store},
     };
-
-    /// One that answers or does not; nothing else of it is used.
-    struct Shaky(Arc<AtomicBool>);
-
-    #[async_trait]
-    impl Registry for Shaky {
-        fn address(&self) -> &str {
-            "127.0.0.1:5000"
-        }
-        async fn has(&self, _: &str, _: &Digest) -> Result<bool, RegistryError> {
-            match self.0.load(Ordering::SeqCst) {
-                true => Ok(true),
-                false => {
-                    let (registry, reason) = ("127.0.0.1:5000".to_owned(), "connection refused".to_owned());
-                    Err(RegistryError::Unavailable { registry, reason })
-                }
-            }
-        }
-        async fn small_blob(&self, _: &str, _: &Digest, _: usize) -> Result<Option<Vec<u8>>, RegistryError> {
-            unimplemented!()
-        }
-        async fn push_blob(&self, _: &str, _: &Digest, _: &Path) -> Result<(), RegistryError> {
-            unimplemented!()
-        }
-        async fn push_bytes(&self, _: &str, _: &Digest, _: Vec<u8>) -> Result<(), RegistryError> {
-            unimplemented!()
-        }
-        async fn mount(&self, _: &str, _: &Digest, _: &str) -> Result<bool, RegistryError> {
-            unimplemented!()
-        }
-        async fn push_manifest(&self, _: &str, _: &str, _: Vec<u8>) -> Result<Digest, RegistryError> {
-            unimplemented!()
-        }
-        async fn manifest(&self, _: &str, _: &str) -> Result<Option<Vec<u8>>, RegistryError> {
-            unimplemented!()
-        }
-        async fn resolve(&self, _: &str, _: &str) -> Result<Option<Digest>, RegistryError> {
-            unimplemented!()
-        }
-        async fn delete(&self, _: &str, _: &Digest) -> Result<(), RegistryError> {
-            unimplemented!()
-        }
-    }
 
     #[tokio::test]
     async fn its_absence_is_told_once_and_not_without_bound() {
         let store = Store::new(Arc::new(MemoryKv::new()));
         let (sink, writer) = EventSink::new(store.clone());
-        let there = Arc::new(AtomicBool::new(true));
-        let registry = ToldRegistry::new(Shaky(there.clone()), sink);
+        let below = FakeRegistry::new();
+        let registry = ToldRegistry::new(below.clone(), sink);
         let digest = Digest::from_sha256([0; 32]);
         for answers in [true, false, false, true, true] {
-            there.store(answers, Ordering::SeqCst);
+            below.go_away(!answers);
             assert_eq!(registry.has("any", &digest).await.is_ok(), answers);
         }
         for flap in 0..100 {
-            there.store(flap % 2 == 1, Ordering::SeqCst);
+            below.go_away(flap % 2 == 0);
             let _ = registry.has("any", &digest).await;
         }
         let shutdown = CancellationToken::new();

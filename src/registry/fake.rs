@@ -22,6 +22,7 @@ struct State {
     tags: BTreeMap<(String, String), Digest>,
     uploads: u64,
     mounts: u64,
+    away: bool,
 }
 
 /// A [`Registry`] that forgets everything when it is dropped. Clones share it.
@@ -56,6 +57,23 @@ impl FakeRegistry {
         *self.state() = State::default();
     }
 
+    /// Lets nobody reach it, or lets them again.
+    pub fn go_away(&self, away: bool) {
+        self.state().away = away;
+    }
+
+    /// What is asked for over the network.
+    fn reach(&self) -> Result<MutexGuard<'_, State>, RegistryError> {
+        let state = self.state();
+        match state.away {
+            false => Ok(state),
+            true => Err(RegistryError::Unavailable {
+                registry: "memory".to_owned(),
+                reason: "connection refused".to_owned(),
+            }),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // The state is whole between statements: a panic of another test thread does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,7 +87,7 @@ impl FakeRegistry {
         if Digest::from_sha256(Sha256::digest(&bytes)) != *digest {
             return Err(Self::refused(format!("the blob {digest}"), "DIGEST_INVALID"));
         }
-        let mut state = self.state();
+        let mut state = self.reach()?;
         state.uploads += 1;
         state.links.insert((repository.to_owned(), digest.clone()));
         state.blobs.insert(digest.clone(), bytes);
@@ -92,7 +110,7 @@ impl Registry for FakeRegistry {
     }
 
     async fn has(&self, repository: &str, digest: &Digest) -> Result<bool, RegistryError> {
-        Ok(self.state().links.contains(&(repository.to_owned(), digest.clone())))
+        Ok(self.reach()?.links.contains(&(repository.to_owned(), digest.clone())))
     }
 
     async fn small_blob(
@@ -101,7 +119,7 @@ impl Registry for FakeRegistry {
         digest: &Digest,
         limit: usize,
     ) -> Result<Option<Vec<u8>>, RegistryError> {
-        let state = self.state();
+        let state = self.reach()?;
         let shown = state.links.contains(&(repository.to_owned(), digest.clone()));
         match state.blobs.get(digest).filter(|_| shown) {
             Some(bytes) if bytes.len() > limit => Err(Self::refused(format!("the blob {digest}"), "it is too large")),
@@ -118,7 +136,7 @@ impl Registry for FakeRegistry {
     }
 
     async fn mount(&self, repository: &str, digest: &Digest, from: &str) -> Result<bool, RegistryError> {
-        let mut state = self.state();
+        let mut state = self.reach()?;
         let there = state.links.contains(&(from.to_owned(), digest.clone()));
         if there {
             state.mounts += 1;
@@ -134,7 +152,7 @@ impl Registry for FakeRegistry {
         manifest: Vec<u8>,
     ) -> Result<Digest, RegistryError> {
         let blobs = referred(&manifest).ok_or_else(|| Self::refused("the manifest", "MANIFEST_INVALID"))?;
-        let mut state = self.state();
+        let mut state = self.reach()?;
         if let Some(unknown) =
             blobs.iter().find(|blob| !state.links.contains(&(repository.to_owned(), (*blob).clone())))
         {
@@ -154,7 +172,7 @@ impl Registry for FakeRegistry {
     }
 
     async fn resolve(&self, repository: &str, reference: &str) -> Result<Option<Digest>, RegistryError> {
-        let state = self.state();
+        let state = self.reach()?;
         let named = match reference.parse() {
             Ok(digest) => Some(digest),
             Err(_) => state.tags.get(&(repository.to_owned(), reference.to_owned())).cloned(),
@@ -163,7 +181,7 @@ impl Registry for FakeRegistry {
     }
 
     async fn delete(&self, repository: &str, digest: &Digest) -> Result<(), RegistryError> {
-        let mut state = self.state();
+        let mut state = self.reach()?;
         state.manifests.remove(&(repository.to_owned(), digest.clone()));
         state.tags.retain(|(tagged, _), target| tagged != repository || target != digest);
         Ok(())
