@@ -290,14 +290,14 @@ mod tests {
         let mut request = RequestHeader::build("GET", b"/", None).unwrap();
         request.append_header("Cookie", "a=1; berth_session=secret; b=2").unwrap();
         request.append_header("Cookie", "__Host-berth_session=secret").unwrap();
-        keep_session_cookies(&mut request).unwrap();
+        prepare_request(&mut request, &told()).unwrap();
         let left: Vec<&[u8]> = request.headers.get_all("cookie").iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(left, [b"a=1; b=2"]);
 
         let mut response = ResponseHeader::build(200, None).unwrap();
         response.append_header("Set-Cookie", "berth_session=planted; Path=/envs").unwrap();
         response.append_header("Set-Cookie", "own=1").unwrap();
-        keep_cookies_home(&mut response, &request, "localhost");
+        prepare_response(&mut response, &request, "localhost");
         let left: Vec<&[u8]> = response.headers.get_all("set-cookie").iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(left, [b"own=1"]);
     }
