@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{Answer, Caller, CommandError, Commands, Door, error::keep_trying, now, tokens};
 use crate::{
-    domain::{ApiToken, EventKind, SignInLink, Timestamp, TokenScope, User},
+    domain::{ApiToken, EventKind, SignInLink, Timestamp, TokenScope, User, UserName},
     store::StoreError,
     token::api::TokenSecret,
 };
@@ -14,6 +14,8 @@ use crate::{
 const SESSION: SignedDuration = SignedDuration::from_hours(12);
 /// How long a link is good.
 const LINK_MINUTES: i64 = 5;
+/// How many unused links a user may have; the newest are kept.
+const LINKS: usize = 10;
 /// What sessions are called in lists of tokens.
 const NAME: &str = "console";
 
@@ -42,7 +44,7 @@ impl Commands {
             let text = "a link signs a user in, and the host itself is no user; ask for it with your key, over ssh";
             return Err(CommandError::Usage(text.into()));
         }
-        self.drop_expired_links().await?;
+        self.drop_old_links(&caller.user).await?;
         let secret = TokenSecret::generate();
         let made_with = caller.rights.as_ref().map(|rights| (rights.id.clone(), rights.expires_at));
         let expires_at = now() + LINK_MINUTES.minutes();
@@ -56,8 +58,14 @@ impl Commands {
         Ok(Answer::new(human, json!({"url": url, "user": caller.user, "expires_at": expires_at})))
     }
 
-    async fn drop_expired_links(&self) -> Result<(), CommandError> {
-        for link in self.store.list::<SignInLink>("").await?.iter().filter(|link| link.expires_at <= now()) {
+    /// Makes room for a link of this user's, and takes those away that are good no more.
+    async fn drop_old_links(&self, user: &UserName) -> Result<(), CommandError> {
+        let (mut good, mut old): (Vec<_>, Vec<_>) =
+            self.store.list::<SignInLink>("").await?.into_iter().partition(|link| link.expires_at > now());
+        good.retain(|link| link.user == *user);
+        good.sort_by_key(|link| std::cmp::Reverse(link.expires_at));
+        old.extend(good.drain(good.len().min(LINKS - 1)..));
+        for link in &old {
             match self.store.transaction().delete(link).commit().await {
                 // Somebody else has deleted it.
                 Ok(_) | Err(StoreError::Conflict(_)) => {}

@@ -8,6 +8,7 @@ pub(crate) mod matrix;
 mod operate;
 mod people;
 mod platform;
+mod sessions;
 mod sources;
 mod tenancy;
 mod tokens;
@@ -18,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use tokio::{io::AsyncReadExt, sync::mpsc};
 
 use self::fakes::{FakeBuilds, FakeDeployer, TurnsKv};
@@ -34,7 +36,7 @@ use crate::{
     registry::FakeRegistry,
     runtime::{
         Source,
-        fake::{Behaviour, FakeRuntime},
+        fake::{Behaviour, FakeRuntime, JobContext},
     },
     webhooks::{WebhookParts, WebhookSettings},
 };
@@ -199,6 +201,42 @@ impl Said {
     }
 }
 
+/// What one-off commands do here: wait, or say what they were given.
+fn run_job(mut context: JobContext) -> BoxFuture<'static, i64> {
+    Box::pin(async move {
+        let words = context.spec.argv[1..].join("|");
+        if words == "forever" {
+            context.print(Source::Stdout, "began\n").await;
+        }
+        if words == "node cleanup.js" {
+            context.print(Source::Stdout, "cleaned\n").await;
+            return 0;
+        }
+        if matches!(words.as_str(), "sleep" | "forever") {
+            std::future::pending::<()>().await;
+        }
+        let mut input = String::new();
+        context.stdin.take().unwrap().read_to_string(&mut input).await.unwrap();
+        context.print(Source::Stdout, format!("{words} {input}")).await;
+        context.print(Source::Stderr, format!("{:?}", context.spec.environment.get("SECRET"))).await;
+        42
+    })
+}
+
+fn settings() -> CommandSettings {
+    CommandSettings {
+        ssh_host: "paas.example.com".into(),
+        ssh_port: 2222,
+        api_url: "https://berth.example.com".into(),
+        base_domain: "localhost".into(),
+        own_hosts: vec!["berth.example.com".into()],
+        run_pids: 64,
+        process_defaults: Defaults::default(),
+        largest_process: (4000, 4 << 30),
+        traces: crate::traces::Traces::off(),
+    }
+}
+
 impl World {
     pub(crate) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -206,27 +244,7 @@ impl World {
         let logs = Logs::open(directory.path().join("logs"), LogLimits::default()).unwrap();
         let deployer = Arc::new(FakeDeployer::new(store.clone()));
         let builds = Arc::new(FakeBuilds::new(store.clone(), logs.clone()));
-        let job = |mut context: crate::runtime::fake::JobContext| -> futures::future::BoxFuture<'static, i64> {
-            Box::pin(async move {
-                let words = context.spec.argv[1..].join("|");
-                if words == "forever" {
-                    context.print(Source::Stdout, "began\n").await;
-                }
-                if words == "node cleanup.js" {
-                    context.print(Source::Stdout, "cleaned\n").await;
-                    return 0;
-                }
-                if matches!(words.as_str(), "sleep" | "forever") {
-                    std::future::pending::<()>().await;
-                }
-                let mut input = String::new();
-                context.stdin.take().unwrap().read_to_string(&mut input).await.unwrap();
-                context.print(Source::Stdout, format!("{words} {input}")).await;
-                context.print(Source::Stderr, format!("{:?}", context.spec.environment.get("SECRET"))).await;
-                42
-            })
-        };
-        let runtime = Arc::new(FakeRuntime::new(Behaviour::default().jobs(job)));
+        let runtime = Arc::new(FakeRuntime::new(Behaviour::default().jobs(run_job)));
         let (cron, service) = Cron::start(CronParts {
             store: store.clone(),
             runtime: runtime.clone(),
@@ -271,17 +289,7 @@ impl World {
             platform: Arc::new(fakes::FakePlatform),
             repositories: Repositories::new(directory.path().join("repositories")),
             tokens: Arc::new(TokenKey::from_pkcs8(&TokenKey::generate().unwrap()).unwrap()),
-            settings: CommandSettings {
-                ssh_host: "paas.example.com".into(),
-                ssh_port: 2222,
-                api_url: "https://berth.example.com".into(),
-                base_domain: "localhost".into(),
-                own_hosts: vec!["berth.example.com".into()],
-                run_pids: 64,
-                process_defaults: Defaults::default(),
-                largest_process: (4000, 4 << 30),
-                traces: crate::traces::Traces::off(),
-            },
+            settings: settings(),
         };
         std::fs::create_dir(directory.path().join("repositories")).unwrap();
         let world =

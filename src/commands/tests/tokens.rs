@@ -23,22 +23,28 @@ const TOKENS: [(TokenScope, Option<&str>); 8] = [
 
 impl World {
     /// Makes a token by its command; its JSON.
-    async fn token(&self, who: &str, options: &str) -> serde_json::Value {
+    pub(super) async fn token(&self, who: &str, options: &str) -> serde_json::Value {
         self.run(who, &format!("tokens create ci {options} --json")).await.ok().json()
     }
 
     /// Who comes with a token that was made so.
-    async fn with_token(&self, token: &serde_json::Value) -> Option<Caller> {
+    pub(super) async fn with_token(&self, token: &serde_json::Value) -> Option<Caller> {
         self.commands.authenticate_token(token["token"].as_str().unwrap()).await.unwrap()
     }
 
-    async fn run_as(&self, who: &Caller, line: &str) -> Said {
+    pub(super) async fn run_as(&self, who: &Caller, line: &str) -> Said {
         let (_controls, receiver) = mpsc::channel(4);
         self.ask(who.clone(), line, b"", receiver).await
     }
 
     /// A token written straight into the store, also where the command would refuse to make it; who comes with it.
-    async fn planted(&self, user: &str, scope: TokenScope, tenant: Option<&str>, expires_at: Timestamp) -> Caller {
+    pub(super) async fn planted(
+        &self,
+        user: &str,
+        scope: TokenScope,
+        tenant: Option<&str>,
+        expires_at: Timestamp,
+    ) -> Caller {
         let (secret, user): (_, UserName) = (TokenSecret::generate(), user.parse().unwrap());
         let token = ApiToken {
             secret_hash: secret.hash(),
