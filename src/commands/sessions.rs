@@ -125,9 +125,13 @@ impl Commands {
 
     async fn begin_session(&self, caller: &Caller, new: tokens::NewToken) -> Result<Session, CommandError> {
         let secret = TokenSecret::generate();
-        let about = keep_trying(|| self.try_create_token(&caller.user, &new, &secret)).await?;
+        let (about, ended) = keep_trying(|| self.try_create_token(&caller.user, &new, &secret)).await?;
         let text = format!("{} signed in with a browser", about.user);
         self.record_token(caller, EventKind::TokenCreated, &about, text).await?;
+        for token in &ended {
+            let text = format!("token {} of {} ended, as there were too many sessions", token.id, token.user);
+            self.record_token(caller, EventKind::TokenRevoked, token, text).await?;
+        }
         Ok(Session { secret, about })
     }
 

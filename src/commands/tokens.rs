@@ -15,8 +15,11 @@ use crate::{
 
 /// Most tokens of one user.
 const MAX_TOKENS: usize = 50;
-/// Most browsers in which one user is signed in; who signs in with another one is signed out where that was done first.
-const MAX_SESSIONS: usize = 20;
+/// Most browsers that a user is signed in with by keys.
+const SESSIONS_BY_KEY: usize = 20;
+/// The same by one token, and by all of the user's tokens.
+const SESSIONS_BY_TOKEN: usize = 5;
+const SESSIONS_BY_TOKENS: usize = 60;
 /// Random bytes in an id. Hexadecimal, so that it cannot begin with `-`.
 const ID_BYTES: usize = 6;
 /// Longest name, in characters.
@@ -64,6 +67,28 @@ pub(super) struct NewToken {
     pub(super) session: bool,
     /// With which other one.
     pub(super) made_with: Option<String>,
+}
+
+/// The tokens with these ids, and all that were made with them.
+fn family(tokens: &[Stored<ApiToken>], mut ids: Vec<String>) -> Vec<&Stored<ApiToken>> {
+    let mut found = Vec::new();
+    while let Some(id) = ids.pop() {
+        found.extend(tokens.iter().filter(|token| token.id == id));
+        ids.extend(tokens.iter().filter(|made| made.made_with.as_ref() == Some(&id)).map(|made| made.id.clone()));
+    }
+    found
+}
+
+/// The oldest sessions where there would be too many with another one. Who comes with a token pushes out what was made with tokens, and of
+/// that what was made with the same one first: never what was begun with a key.
+fn surplus_sessions(tokens: &[Stored<ApiToken>], maker: Option<&String>) -> Vec<String> {
+    let mut sessions: Vec<_> = tokens.iter().filter(|token| token.session).collect();
+    sessions.sort_by_key(|session| std::cmp::Reverse(session.created_at));
+    let (own, others): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|session| session.made_with.as_ref() == maker);
+    let most = if maker.is_none() { SESSIONS_BY_KEY } else { SESSIONS_BY_TOKEN };
+    let room = SESSIONS_BY_TOKENS.saturating_sub(own.len().min(most - 1) + 1);
+    let others = others.into_iter().filter(|session| maker.is_some() && session.made_with.is_some());
+    own.into_iter().skip(most - 1).chain(others.skip(room)).map(|session| session.id.clone()).collect()
 }
 
 impl Commands {
@@ -137,7 +162,7 @@ impl Commands {
             new.expires_at = new.expires_at.min(rights.expires_at);
         }
         let secret = TokenSecret::generate();
-        let token = keep_trying(|| self.try_create_token(&caller.user, &new, &secret)).await?;
+        let (token, _) = keep_trying(|| self.try_create_token(&caller.user, &new, &secret)).await?;
         let text = format!("token {} made by {}", described(&token.rights()), token.user);
         self.record_token(caller, EventKind::TokenCreated, &token, text).await?;
         Ok(self.created_token(&token, &secret))
@@ -155,26 +180,30 @@ impl Commands {
         )))
     }
 
+    /// Makes a token; with it come those that had to go for it.
     pub(super) async fn try_create_token(
         &self,
         user: &UserName,
         new: &NewToken,
         secret: &TokenSecret,
-    ) -> Result<ApiToken, CommandError> {
+    ) -> Result<(ApiToken, Vec<ApiToken>), CommandError> {
         let user = self.store.need::<User>(user).await?;
         let listed = self.store.get::<UserTokens>(&user.name).await?;
         let mut tokens = listed.as_ref().map_or_else(BTreeMap::new, |listed| listed.tokens.clone());
-        // One that was revoked meanwhile makes no other.
+        let all = self.tokens_in(&tokens).await?;
+        let (expired, good): (Vec<_>, Vec<_>) = all.into_iter().partition(|token| token.is_expired(now()));
+        let surplus = if new.session { surplus_sessions(&good, new.made_with.as_ref()) } else { Vec::new() };
+        let ended = family(&good, surplus);
+        let mut transaction = self.store.transaction().expect(&user);
+        for token in expired.iter().chain(ended.iter().copied()) {
+            tokens.remove(&token.id);
+            transaction = transaction.delete(token);
+        }
+        // One that was revoked meanwhile, or is among those that go, makes no other.
         if new.made_with.as_ref().is_some_and(|maker| !tokens.contains_key(maker)) {
             return Err(CommandError::Denied("the token that this was asked with is not good any more".into()));
         }
-        let (kept, gone) = self.make_room(&tokens, new).await?;
-        let mut transaction = self.store.transaction().expect(&user);
-        for token in gone {
-            tokens.remove(&token.id);
-            transaction = transaction.delete(&token);
-        }
-        if !new.session && kept >= MAX_TOKENS {
+        if !new.session && good.iter().filter(|token| !token.session).count() >= MAX_TOKENS {
             return Err(CommandError::Conflict(format!(
                 "you have {MAX_TOKENS} tokens, which is the most; revoke one that is not used any more: `tokens list` says when each was"
             )));
@@ -199,24 +228,7 @@ impl Commands {
         };
         tokens.insert(id, token.secret_hash.clone());
         write_list(transaction.create(&token), listed.as_ref(), &user.name, tokens).commit().await?;
-        Ok(token)
-    }
-
-    /// How many tokens there are that are no sessions, and what goes before another one is made: what has expired and, for a session, the oldest
-    /// ones where there would be too many.
-    async fn make_room(
-        &self,
-        listed: &BTreeMap<String, String>,
-        new: &NewToken,
-    ) -> Result<(usize, Vec<Stored<ApiToken>>), StoreError> {
-        let tokens = self.tokens_in(listed).await?;
-        let (mut gone, good): (Vec<_>, Vec<_>) = tokens.into_iter().partition(|token| token.is_expired(now()));
-        let (mut sessions, others): (Vec<_>, Vec<_>) = good.into_iter().partition(|token| token.session);
-        if new.session {
-            sessions.sort_by_key(|session| std::cmp::Reverse(session.created_at));
-            gone.extend(sessions.into_iter().skip(MAX_SESSIONS - 1));
-        }
-        Ok((others.len(), gone))
+        Ok((token, ended.into_iter().map(|ended| ended.record.clone()).collect()))
     }
 
     /// What `tokens create` says: the only time that the secret is.
@@ -310,26 +322,22 @@ impl Commands {
             return Err(CommandError::NotFound(text));
         };
         let tokens = self.tokens_in(&listed.tokens).await?;
-        let mut left = listed.tokens.clone();
-        let mut transaction = self.store.transaction();
-        let mut revoked: Vec<ApiToken> = Vec::new();
-        let mut next = vec![id.to_owned()];
-        while let Some(id) = next.pop() {
-            left.remove(&id);
-            for token in tokens.iter().filter(|token| token.id == id) {
-                transaction = transaction.delete(token);
-                revoked.push(token.record.clone());
-            }
-            next.extend(tokens.iter().filter(|made| made.made_with.as_ref() == Some(&id)).map(|made| made.id.clone()));
-        }
+        let revoked = family(&tokens, vec![id.to_owned()]);
         if revoked.is_empty() {
             return Err(CommandError::TryLater(format!("the token {id} is being changed; try again")));
         }
+        let mut left = listed.tokens.clone();
+        let mut transaction = self.store.transaction();
+        for token in &revoked {
+            left.remove(&token.id);
+            transaction = transaction.delete(token);
+        }
         write_list(transaction, Some(&listed), &listed.user, left).commit().await?;
-        Ok(revoked)
+        Ok(revoked.into_iter().map(|token| token.record.clone()).collect())
     }
 
-    /// Records an event about a token: its user's, or, when it is for one, its tenant's.
+    /// Records an event about a token: its user's, or, when it is for one, its tenant's. Sessions are their user's alone: they come and go
+    /// often, and what a tenant keeps of its own is bounded.
     pub(super) async fn record_token(
         &self,
         caller: &Caller,
@@ -339,8 +347,8 @@ impl Commands {
     ) -> Result<(), CommandError> {
         let event = NewEvent::new(kind, now(), text).by(&caller.user);
         let event = match &token.tenant {
-            Some(tenant) => event.tenant(tenant),
-            None => event,
+            Some(tenant) if !token.session => event.tenant(tenant),
+            _ => event,
         };
         self.store.record(event).await?;
         Ok(())

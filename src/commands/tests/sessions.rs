@@ -49,3 +49,39 @@ async fn the_newest_links_of_a_user_are_kept_and_no_more() {
     }
     world.commands.link_user(&others).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_token_pushes_out_only_sessions_that_tokens_began() {
+    let world = World::new().await;
+    let link = world.link(&caller("dan")).await;
+    let by_key = world.commands.sign_in_by_link(&link).await.unwrap();
+    let (leaked, other) = (world.planted_full("dan", 60).await, world.planted_full("dan", 60).await);
+    let by_other = world.commands.sign_in(&other).await.unwrap();
+    let first = world.commands.sign_in(&leaked).await.unwrap();
+    for _ in 0..30 {
+        world.commands.sign_in(&leaked).await.unwrap();
+    }
+    for (session, good) in [(&by_key, true), (&by_other, true), (&first, false)] {
+        let found = world.commands.authenticate_token(session.secret.reveal()).await.unwrap();
+        assert_eq!(found.is_some(), good, "{:?}", session.about);
+    }
+    let sessions = world.store.list::<ApiToken>("").await.unwrap();
+    assert_eq!(sessions.iter().filter(|token| token.session).count(), 1 + 1 + 5);
+}
+
+#[tokio::test]
+async fn what_was_made_with_a_session_goes_when_it_is_pushed_out() {
+    let world = World::new().await;
+    let stolen = world.planted_full("dan", 60).await;
+    let session = world.commands.sign_in(&stolen).await.unwrap();
+    let session = world.commands.authenticate_token(session.secret.reveal()).await.unwrap().unwrap();
+    let made = world.run_as(&session, "tokens create lasting --scope full --json").await.ok().json();
+    assert!(world.with_token(&made).await.is_some());
+    for _ in 0..5 {
+        world.commands.sign_in(&stolen).await.unwrap();
+    }
+    assert!(world.with_token(&made).await.is_none(), "what was made with a session outlives it");
+    world.run("dan", &format!("tokens revoke {}", stolen.rights.as_ref().unwrap().id)).await.ok();
+    let left = world.store.list::<ApiToken>("").await.unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -314,13 +314,13 @@ fn scale(platform: &Platform, user: &User, app: &str) -> usize {
 }
 
 fn browser_refuses_a_viewer_changes(platform: &Platform) {
-    let (app, owner, _repository) = deployed_site(platform, &["one"]);
+    let (app, owner, _repository) = deployed_site(platform, &["one", "two"]);
     let (tenant, name) = app.split_once('/').unwrap();
     let viewer = viewer(platform, &app, &owner);
     let browser = signed_in(platform, "viewer", &viewer);
     browser.open(&format!("/envs/{app}/dev"));
     browser.see("web.1 ready");
-    for action in ["Scale", "Restart", "Redeploy", "Roll back"] {
+    for action in ["Scale", "Restart", "Redeploy", "Roll back 1"] {
         assert!(!browser.has(button(action)), "a viewer is offered to {action}");
     }
     browser.looked_at("environment-viewer");
