@@ -11,7 +11,7 @@ use crate::domain::{AppName, AppRef, BuildNumber, EnvName, EnvRef, ReleaseVersio
 #[into_params(parameter_in = Path)]
 pub(super) struct TenantPath {
     /// As in `acme`
-    #[param(value_type = String)]
+    #[param(value_type = String, example = "acme")]
     pub(super) tenant: TenantName,
 }
 
@@ -20,10 +20,10 @@ pub(super) struct TenantPath {
 #[into_params(parameter_in = Path)]
 pub(super) struct AppPath {
     /// As in `acme`
-    #[param(value_type = String)]
+    #[param(value_type = String, example = "acme")]
     tenant: TenantName,
     /// As in `shop`
-    #[param(value_type = String)]
+    #[param(value_type = String, example = "shop")]
     app: AppName,
 }
 
@@ -38,13 +38,13 @@ impl AppPath {
 #[into_params(parameter_in = Path)]
 pub(super) struct EnvPath {
     /// As in `acme`
-    #[param(value_type = String)]
+    #[param(value_type = String, example = "acme")]
     tenant: TenantName,
     /// As in `shop`
-    #[param(value_type = String)]
+    #[param(value_type = String, example = "shop")]
     app: AppName,
     /// As in `dev`
-    #[param(value_type = String)]
+    #[param(value_type = String, example = "dev")]
     env: EnvName,
 }
 
@@ -59,15 +59,16 @@ impl EnvPath {
 #[into_params(parameter_in = Path)]
 pub(super) struct PartPath {
     /// As in `acme`
-    #[param(value_type = String)]
+    #[param(value_type = String, example = "acme")]
     tenant: TenantName,
     /// As in `shop`
-    #[param(value_type = String)]
+    #[param(value_type = String, example = "shop")]
     app: AppName,
     /// As in `dev`
-    #[param(value_type = String)]
+    #[param(value_type = String, example = "dev")]
     env: EnvName,
     /// Its name or number
+    #[param(example = "1")]
     id: String,
 }
 
