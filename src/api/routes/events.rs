@@ -6,10 +6,7 @@ use axum::{
     Json,
     extract::State,
     http::HeaderMap,
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
+    response::{IntoResponse, Response, sse::Event},
 };
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -118,7 +115,7 @@ async fn stream(api: &Api, caller: &Caller, filter: EventFilter, after: Option<u
         }
     });
     let events = told.map(sse).map(Ok::<_, Infallible>);
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response())
+    Ok(super::event_stream(events))
 }
 
 fn sse(told: Result<Told, StreamEnd>) -> Event {

@@ -5,10 +5,7 @@ use std::convert::Infallible;
 use axum::{
     extract::State,
     http::{HeaderMap, header},
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
+    response::{IntoResponse, Response, sse::Event},
 };
 use futures::{Stream, StreamExt};
 use serde::Deserialize;
@@ -132,7 +129,7 @@ fn stream(events: impl Stream<Item = Event> + Send + 'static, place: Place) -> R
         let _held = &place;
         Ok::<_, Infallible>(event)
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response()
+    super::event_stream(events)
 }
 
 /// All of a log, which holds its place until it is sent.
