@@ -202,7 +202,10 @@ impl Writer {
     fn follow(&mut self, env: EnvRef, filter: LogFilter) -> io::Result<(Position, Follower)> {
         let position = self.mark(&env)?;
         let (feed, follower) = channel(filter, self.limits.follower_lines);
-        self.feeds.entry(env).or_default().push(feed);
+        let feeds = self.feeds.entry(env).or_default();
+        // Where nothing is logged, no line finds out who is gone.
+        feeds.retain(Feed::is_read);
+        feeds.push(feed);
         Ok((position, follower))
     }
 
@@ -243,3 +246,6 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
