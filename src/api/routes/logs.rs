@@ -1,18 +1,18 @@
 //! Logs of environments and builds: as text, as JSON lines, or as a stream of server-sent events.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, fmt::Display};
 
 use axum::{
+    body::Body,
     extract::State,
     http::{HeaderMap, header},
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
+    response::{IntoResponse, Response},
 };
-use futures::{Stream, StreamExt};
+use bytes::Bytes;
+use futures::{FutureExt, Stream, StreamExt};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -33,6 +33,9 @@ use crate::{
 /// Lines where nothing is said.
 const USUAL: usize = 100;
 const LINES: &str = "application/x-ndjson";
+/// Events that are there together are sent in one piece, until it has so many bytes: a connection holds some pieces that its client does not
+/// read, and each costs it about as much as a single event.
+const PIECE: usize = 8 << 10;
 const TEXT: &str = "text/plain; charset=utf-8";
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -127,12 +130,29 @@ async fn show_logs(
 }
 
 /// The events, which hold a place as long as they are followed.
-fn stream(events: impl Stream<Item = Event> + Send + 'static, place: Place) -> Response {
-    let events = events.map(move |event| {
+fn stream(events: impl Stream<Item = String> + Send + 'static, place: Place) -> Response {
+    let pieces = pieces(events).map(move |piece| {
         let _held = &place;
-        Ok::<_, Infallible>(event)
+        Ok::<_, Infallible>(piece)
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response()
+    let head = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    (head, Body::from_stream(pieces)).into_response()
+}
+
+/// What there is of the events at a time; a comment where there is nothing for long.
+fn pieces(events: impl Stream<Item = String> + Send + 'static) -> impl Stream<Item = Bytes> + Send + 'static {
+    futures::stream::unfold(Box::pin(events.fuse()), async |mut events| {
+        let mut piece = match timeout(super::KEEP_ALIVE, events.next()).await {
+            Ok(first) => first?,
+            Err(_) => ":\n\n".to_owned(),
+        };
+        while piece.len() < PIECE
+            && let Some(Some(next)) = events.next().now_or_never()
+        {
+            piece.push_str(&next);
+        }
+        Some((Bytes::from(piece), events))
+    })
 }
 
 /// All of a log, which holds its place until it is sent.
@@ -153,24 +173,30 @@ fn log_line(item: &LogItem, as_json: bool) -> String {
     }
 }
 
-fn log_event(item: Result<LogItem, CommandError>) -> Event {
+/// An event of a line (HTML, section 9.2.5), of JSON in one line.
+fn line_event(id: impl Display, json: &str) -> String {
+    format!("id: {id}\ndata: {json}\n\n")
+}
+
+fn named_event(name: &str, data: &Value) -> String {
+    format!("event: {name}\ndata: {data}\n\n")
+}
+
+fn log_event(item: Result<LogItem, CommandError>) -> String {
     match item {
-        Ok(LogItem::Record(entry)) => {
-            let event = Event::default().data(entry.json());
-            match entry.cursor() {
-                Some(cursor) => event.id(cursor.to_string()),
-                None => event,
-            }
-        }
-        Ok(LogItem::Missed(lines)) => Event::default().event("missed").data(json!({"lines": lines}).to_string()),
-        Ok(LogItem::Gap) => Event::default().event("missed").data(json!({"lines": null}).to_string()),
+        Ok(LogItem::Record(entry)) => match entry.cursor() {
+            Some(cursor) => line_event(cursor, entry.json()),
+            None => format!("data: {}\n\n", entry.json()),
+        },
+        Ok(LogItem::Missed(lines)) => named_event("missed", &json!({"lines": lines})),
+        Ok(LogItem::Gap) => named_event("missed", &json!({"lines": null})),
         Err(error) => ended(&error),
     }
 }
 
 /// The last event of a stream that ends with an error.
-fn ended(error: &CommandError) -> Event {
-    Event::default().event("end").data(json!({"reason": error.to_string()}).to_string())
+fn ended(error: &CommandError) -> String {
+    named_event("end", &json!({"reason": error.to_string()}))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -209,10 +235,39 @@ async fn show_build_logs(
     Ok(whole(text, as_json, place))
 }
 
-fn build_event(item: Result<BuildItem, CommandError>) -> Event {
+fn build_event(item: Result<BuildItem, CommandError>) -> String {
     match item {
-        Ok(BuildItem::Line(line)) => Event::default().id(line.offset.to_string()).data(line.json()),
-        Ok(BuildItem::Ended(build)) => Event::default().event("end").data(json!(build.state).to_string()),
+        Ok(BuildItem::Line(line)) => line_event(line.offset, &line.json()),
+        Ok(BuildItem::Ended(build)) => named_event("end", &json!(build.state)),
         Err(error) => ended(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::channel::mpsc;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn events_that_are_there_together_are_one_piece_of_some_length() {
+        let (sender, events) = mpsc::unbounded();
+        let mut pieces = Box::pin(pieces(events));
+        for n in 0..1000 {
+            sender.unbounded_send(line_event(n, r#"{"text":"hello"}"#)).unwrap();
+        }
+        let (mut all, mut count) = (Vec::new(), 0);
+        while let Some(Some(piece)) = pieces.next().now_or_never() {
+            assert!(piece.len() < PIECE + 100, "{}", piece.len());
+            (all, count) = ([&all[..], &piece].concat(), count + 1);
+        }
+        let all = String::from_utf8(all).unwrap();
+        assert_eq!(all.split_terminator("\n\n").count(), 1000);
+        assert!(all.starts_with("id: 0\ndata: {\"text\":\"hello\"}\n\nid: 1\n") && count < 10, "{count}");
+        assert_eq!(pieces.next().await.unwrap(), ":\n\n", "nothing came for long");
+        sender.unbounded_send(named_event("end", &Value::Null)).unwrap();
+        drop(sender);
+        assert_eq!(pieces.next().await.unwrap(), "event: end\ndata: null\n\n");
+        assert_eq!(pieces.next().await, None);
     }
 }
