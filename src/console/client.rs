@@ -97,15 +97,7 @@ impl Client {
         json(self.ask(request.map_err(Problem::broken)?).await?).await
     }
 
-    /// Text, as logs are.
-    pub(super) async fn lines(&self, secret: &Secret, path: &str) -> Result<String, Problem> {
-        let request = Request::builder().uri(path).header(header::AUTHORIZATION, secret.bearer());
-        let request = request.header(header::ACCEPT, "application/x-ndjson").body(Body::empty());
-        let bytes = whole(self.ask(request.map_err(Problem::broken)?).await?).await?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
-
-    /// The last lines of what may be long, and how many there were before them.
+    /// The last lines of what may be long, as many as fit, and how many there were before them.
     pub(super) async fn tail(
         &self,
         secret: &Secret,
@@ -116,11 +108,13 @@ impl Client {
         let request = request.header(header::ACCEPT, "application/x-ndjson").body(Body::empty());
         let body = self.ask(request.map_err(Problem::broken)?).await?.into_body().into_data_stream();
         let mut lines = BufReader::new(StreamReader::new(TryStreamExt::map_err(body, std::io::Error::other))).lines();
-        let (mut kept, mut left_out) = (VecDeque::new(), 0);
+        let (mut kept, mut bytes, mut left_out) = (VecDeque::<String>::new(), 0, 0);
         while let Some(line) = lines.next_line().await.map_err(Problem::broken)? {
+            bytes += line.len();
             kept.push_back(line);
-            if kept.len() > most {
-                kept.pop_front();
+            while kept.len() > most || bytes > MOST {
+                let Some(oldest) = kept.pop_front() else { break };
+                bytes -= oldest.len();
                 left_out += 1;
             }
         }

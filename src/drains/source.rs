@@ -202,7 +202,7 @@ impl Source {
         let bytes = settings.batch_bytes.min(MOST_BYTES);
         let page = logs.read_from(env, from.cursor, bytes as u64).await.map_err(unreadable)?;
         let before = Place { cursor: page.start, dropped: from.dropped + page.lost, told: from.told };
-        let mut batch = Batch { before, after: before, ..Batch::default() };
+        let mut batch = Batch { before, after: before, full: page.more, ..Batch::default() };
         let mut records = page.records.into_iter().filter(|(_, record)| !is_about_drains(record)).peekable();
         if before.dropped > before.told && (records.peek().is_some() || page.lost > 0) {
             let text = format!("{} lines were dropped", before.dropped - before.told);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use self::receivers::{Answers, Arrived, deaf, free_address, http, syslog};
 use super::*;
 use crate::{
-    domain::{Drain, DrainMark, Timestamp},
+    domain::{Drain, DrainCursor, DrainMark, Timestamp},
     logs::{LogEntry, LogFilter, LogLimits, LogRecord, LogSource, MAX_TAIL},
     outbound::OutboundSettings,
     store::MemoryKv,
@@ -80,7 +80,11 @@ impl World {
     }
 
     async fn add(&self, id: u64, url: &str) {
-        let (env, cursor) = (env(), self.logs.end(&env()).await.unwrap());
+        self.add_at(id, url, self.logs.end(&env()).await.unwrap()).await;
+    }
+
+    async fn add_at(&self, id: u64, url: &str, cursor: DrainCursor) {
+        let env = env();
         let (created_by, created_at) = ("dan".parse().unwrap(), Timestamp::now());
         let drain = Drain { env: env.clone(), id, url: url.parse().unwrap(), created_by, created_at };
         self.drains.check(&drain.url).unwrap();
@@ -220,6 +224,22 @@ async fn what_the_ring_has_overwritten_is_counted_over_http() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_ring_has_overwritten_is_counted_over_syslog() {
     exceed(false).await;
+}
+
+/// What is read of the log at a time may be little of what a batch takes: where there is more, it is not waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_that_is_behind_does_not_linger() {
+    let world = World::new(DrainSettings { linger: PATIENCE * 10, ..fast() });
+    let begin = world.logs.end(&env()).await.unwrap();
+    // Several files, each of which is read by itself.
+    world.log(0..1400).await;
+    let end = world.logs.end(&env()).await.unwrap();
+    assert!(end.sequence > begin.sequence + 2, "{end:?}");
+    let address = free_address().await;
+    let receiver = http(address, Arrived::default(), Answers::default()).await;
+    world.add_at(1, &http_url(address), begin).await;
+    // All but what is in the last one, after which there is nothing yet.
+    world.until("the full files have come", |_| receiver.arrived.texts().len() > 800).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

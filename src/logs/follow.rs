@@ -54,6 +54,11 @@ pub(super) fn channel(filter: LogFilter, capacity: usize) -> (Feed, Follower) {
 }
 
 impl Feed {
+    /// Whether the follower is there.
+    pub(super) fn is_read(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
     /// Hands a record to the follower. `false` when the follower is gone.
     pub(super) fn push(&self, record: &Arc<LogEntry>) -> bool {
         let Some(shared) = self.0.upgrade() else { return false };

@@ -175,7 +175,7 @@ impl Logs {
         }
     }
 
-    /// Lines dropped since the server began, because they came faster than they could be written.
+    /// Lines dropped since the server began, because they came faster than they could be written, or the disk was full.
     pub fn dropped(&self) -> u64 {
         self.0.dropped.total()
     }

@@ -21,6 +21,8 @@ pub struct LogPage {
     pub next: DrainCursor,
     /// Lines before `start` that are not kept any more, as they were written long before they were read.
     pub lost: u64,
+    /// There is more, or was when this was read.
+    pub more: bool,
 }
 
 /// Tells that an environment has new lines.

@@ -114,7 +114,7 @@ pub struct LogEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     cursor: Option<LogCursor>,
     #[serde(skip)]
-    json: OnceLock<String>,
+    json: OnceLock<Box<str>>,
 }
 
 impl LogEntry {
@@ -129,7 +129,7 @@ impl LogEntry {
 
     /// The record and its `cursor` as JSON in one line, exact and harmless to a terminal ([`safe_json`]). Made once for all who follow.
     pub fn json(&self) -> &str {
-        self.json.get_or_init(|| safe_json(self))
+        self.json.get_or_init(|| safe_json(self).into_boxed_str())
     }
 }
 

@@ -58,6 +58,8 @@ pub(super) struct Ring {
     segment_bytes: u64,
     segments: usize,
     buffer: Vec<u8>,
+    /// Records that were taken and are in no file.
+    unwritten: u64,
     compressor: Compressor,
 }
 
@@ -88,6 +90,7 @@ impl Ring {
             segment_bytes,
             segments,
             buffer: Vec::new(),
+            unwritten: 0,
             compressor: compressor.clone(),
         })
     }
@@ -95,6 +98,7 @@ impl Ring {
     /// Takes a record; [`Self::flush`] writes it. The place after it.
     pub(super) fn append(&mut self, record: &LogRecord) -> io::Result<LogCursor> {
         let start = self.buffer.len();
+        self.unwritten += 1;
         serde_json::to_writer(&mut self.buffer, record)?;
         self.buffer.push(b'\n');
         if self.length + self.buffer.len() as u64 <= self.segment_bytes || self.length + start as u64 == 0 {
@@ -102,6 +106,7 @@ impl Ring {
         }
         let last = self.buffer.split_off(start);
         self.flush()?;
+        self.unwritten = 1;
         self.rotate()?;
         self.buffer = last;
         Ok(self.after_buffered(0))
@@ -113,14 +118,23 @@ impl Ring {
         LogCursor::after(position, &self.buffer[start..self.buffer.len() - 1])
     }
 
-    /// Writes what was appended. On failure (a full disk) the unwritten records are lost, and the file ends with a whole line.
+    /// Records that [`Self::flush`] would write; after a failure those that are lost.
+    pub(super) fn unwritten(&self) -> u64 {
+        self.unwritten
+    }
+
+    /// Writes what was appended. On failure (a full disk) the unwritten records are lost, and the file ends with a whole line; the ring is to
+    /// be opened anew.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
         }
         let written = self.file.write_all(&self.buffer);
         match written {
-            Ok(()) => self.length += self.buffer.len() as u64,
+            Ok(()) => {
+                self.length += self.buffer.len() as u64;
+                self.unwritten = 0;
+            }
             Err(_) => self.file.set_len(self.length)?,
         }
         self.buffer.clear();

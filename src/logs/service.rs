@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    LogEntry, LogFilter, LogLimits, LogRecord,
+    LogCursor, LogEntry, LogFilter, LogLimits, LogRecord,
     follow::{Feed, Follower, channel},
     ring::{Compressor, Position, Ring},
 };
@@ -42,7 +42,7 @@ pub(super) enum Command {
     Flush(oneshot::Sender<()>),
 }
 
-/// Lines that found the queue full, per environment.
+/// Lines that found the queue full or could not be written, per environment, until its log says so.
 #[derive(Debug, Default)]
 pub(super) struct Dropped {
     any: AtomicBool,
@@ -53,9 +53,23 @@ pub(super) struct Dropped {
 
 impl Dropped {
     pub(super) fn count(&self, env: &EnvRef) {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(env.clone()).or_default() += 1;
+        self.add(env, 1);
+    }
+
+    fn add(&self, env: &EnvRef, lines: u64) {
+        self.total.fetch_add(lines, SeqCst);
+        self.put_back(env, lines);
+    }
+
+    /// Lines that have been counted, and that the log does not tell of after all.
+    fn put_back(&self, env: &EnvRef, lines: u64) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(env.clone()).or_default() += lines;
         self.any.store(true, SeqCst);
-        self.total.fetch_add(1, SeqCst);
+    }
+
+    /// Nobody is to be told of them any more.
+    fn forget(&self, env: &EnvRef) {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).remove(env);
     }
 
     pub(super) fn total(&self) -> u64 {
@@ -106,6 +120,8 @@ pub(super) struct Writer {
     listeners: HashMap<EnvRef, watch::Sender<()>>,
     changed: HashSet<EnvRef>,
     dropped: Arc<Dropped>,
+    /// The lines that are told of by a notice which is not written yet.
+    notices: HashMap<EnvRef, u64>,
     compressor: Compressor,
     /// Environments whose last write failed; told of once.
     failing: HashSet<EnvRef>,
@@ -114,8 +130,8 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(root: PathBuf, limits: LogLimits, dropped: Arc<Dropped>, compressor: Compressor) -> Self {
         let (rings, feeds, failing) = (HashMap::new(), HashMap::new(), HashSet::new());
-        let (listeners, changed) = (HashMap::new(), HashSet::new());
-        Self { root, limits, rings, feeds, listeners, changed, dropped, compressor, failing }
+        let (listeners, changed, notices) = (HashMap::new(), HashSet::new(), HashMap::new());
+        Self { root, limits, rings, feeds, listeners, changed, dropped, notices, compressor, failing }
     }
 
     /// Works until every sender is gone.
@@ -125,11 +141,8 @@ impl Writer {
             for command in batch.drain(..) {
                 self.handle(command);
             }
-            for (env, count) in self.dropped.take() {
-                let text = format!("{count} lines dropped: they came faster than they could be written");
-                self.append(&env, LogRecord::berth(Timestamp::now(), "logs", text));
-            }
             self.flush();
+            self.tell_dropped();
             self.tell_listeners();
             if self.rings.len() > OPEN_RINGS {
                 self.rings.clear();
@@ -158,11 +171,42 @@ impl Writer {
         };
     }
 
+    /// Says in the logs what they lack. What cannot be said now is said with the next lines.
+    fn tell_dropped(&mut self) {
+        self.notices = self.dropped.take();
+        let mut notices = Vec::new();
+        for (env, count) in self.notices.clone() {
+            let text =
+                format!("{count} lines dropped: they came faster than they could be written, or the disk was full");
+            let notice = LogRecord::berth(Timestamp::now(), "logs", text);
+            let cursor = self.write(&env, &notice);
+            notices.push((env, notice, cursor));
+        }
+        if !notices.is_empty() {
+            self.flush();
+        }
+        for (env, notice, cursor) in notices {
+            // Followers are told once, too.
+            if self.notices.remove(&env).is_some() {
+                self.pass_on(&env, notice, cursor);
+            }
+        }
+    }
+
     fn append(&mut self, env: &EnvRef, mut record: LogRecord) {
         record.cut();
-        let written = self.ring(env).and_then(|ring| ring.append(&record));
-        let cursor = written.as_ref().ok().copied();
-        self.report(env, written.map(drop));
+        let cursor = self.write(env, &record);
+        self.pass_on(env, record, cursor);
+    }
+
+    /// Gives a record to its ring; `None`: it is lost.
+    fn write(&mut self, env: &EnvRef, record: &LogRecord) -> Option<LogCursor> {
+        let taken = self.ring(env).and_then(|ring| ring.append(record));
+        taken.inspect_err(|error| self.lose(env, error)).ok()
+    }
+
+    /// To those who read it as it is written.
+    fn pass_on(&mut self, env: &EnvRef, record: LogRecord, cursor: Option<LogCursor>) {
         if self.listeners.contains_key(env) {
             self.changed.insert(env.clone());
         }
@@ -195,14 +239,17 @@ impl Writer {
 
     fn mark(&mut self, env: &EnvRef) -> io::Result<Position> {
         let ring = self.ring(env)?;
-        ring.flush()?;
-        Ok(ring.position())
+        let flushed = ring.flush().map(|()| ring.position());
+        flushed.inspect_err(|error| self.lose(env, error))
     }
 
     fn follow(&mut self, env: EnvRef, filter: LogFilter) -> io::Result<(Position, Follower)> {
         let position = self.mark(&env)?;
         let (feed, follower) = channel(filter, self.limits.follower_lines);
-        self.feeds.entry(env).or_default().push(feed);
+        let feeds = self.feeds.entry(env).or_default();
+        // Where nothing is logged, no line finds out who is gone.
+        feeds.retain(Feed::is_read);
+        feeds.push(feed);
         Ok((position, follower))
     }
 
@@ -210,6 +257,8 @@ impl Writer {
         self.rings.remove(env);
         self.feeds.remove(env);
         self.listeners.remove(env);
+        self.dropped.forget(env);
+        self.failing.remove(env);
         let _files = self.compressor.files();
         match fs::remove_dir_all(env_directory(&self.root, env)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -218,28 +267,35 @@ impl Writer {
     }
 
     fn flush(&mut self) {
-        let results: Vec<_> = self
-            .rings
-            .iter_mut()
-            .filter_map(|(env, ring)| ring.flush().err().map(|error| (env.clone(), error)))
-            .collect();
-        for (env, error) in results {
-            self.report(&env, Err(error));
+        let mut failed = Vec::new();
+        for (env, ring) in self.rings.iter_mut().filter(|(_, ring)| ring.unwritten() > 0) {
+            match ring.flush() {
+                Ok(()) => drop(self.failing.remove(env)),
+                Err(error) => failed.push((env.clone(), error)),
+            }
+        }
+        for (env, error) in failed {
+            self.lose(&env, &error);
         }
     }
 
-    /// Tells the server's own log when writing begins to fail.
-    fn report(&mut self, env: &EnvRef, written: io::Result<()>) {
-        match written {
-            Ok(()) if self.failing.is_empty() => {}
-            Ok(()) => drop(self.failing.remove(env)),
-            Err(error) => {
-                // Opened anew next time, as whatever is wrong may be mended.
-                self.rings.remove(env);
-                if self.failing.insert(env.clone()) {
-                    tracing::error!(%env, %error, "the app's log cannot be written; is the disk full?");
-                }
-            }
+    /// Counts what cannot be written, and tells the server's own log when that begins.
+    fn lose(&mut self, env: &EnvRef, error: &io::Error) {
+        // Opened anew next time, as whatever is wrong may be mended. Without one, it was to be opened for a line.
+        let mut lost = self.rings.remove(env).map_or(1, |ring| ring.unwritten());
+        if let Some(told) = self.notices.remove(env) {
+            // The notice is the last line, and none that anybody else misses.
+            self.dropped.put_back(env, told);
+            lost = lost.saturating_sub(1);
+        }
+        if lost > 0 {
+            self.dropped.add(env, lost);
+        }
+        if self.failing.insert(env.clone()) {
+            tracing::error!(%env, %error, "the app's log cannot be written; is the disk full?");
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ pub(super) struct Happenings {
     pub(super) events: BTreeMap<String, u64>,
     pub(super) builds: BTreeMap<&'static str, u64>,
     pub(super) deployments: BTreeMap<&'static str, u64>,
-    /// Replicas that died since this was last taken.
+    /// Replicas that died since the last interval that was recorded of their environment.
     pub(super) died: HashMap<EnvRef, u32>,
     ends: HashSet<String>,
     order: VecDeque<String>,

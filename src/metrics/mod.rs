@@ -98,6 +98,7 @@ impl Metrics {
 
     /// Forgets an environment that was destroyed, on disk too.
     pub async fn forget(&self, env: &EnvRef) {
+        self.happenings().died.remove(env);
         let known = {
             let mut history = self.lock();
             let known = history.environments().any(|known| known == env);

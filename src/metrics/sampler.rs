@@ -140,7 +140,11 @@ impl Sampler {
         requests: Option<&HashMap<EnvRef, Requests>>,
         used: Option<&HashMap<EnvRef, Used>>,
     ) {
-        let died = std::mem::take(&mut self.metrics.happenings().died);
+        let died: HashMap<EnvRef, u32> = {
+            // Where nobody tells of an environment in time, its deaths count in the next interval.
+            let mut happenings = self.metrics.happenings();
+            statuses.iter().filter_map(|status| happenings.died.remove_entry(&status.env)).collect()
+        };
         let mut history = self.metrics.lock();
         for status in statuses {
             let env = &status.env;
@@ -163,9 +167,12 @@ impl Sampler {
             return;
         }
         let known: HashSet<&EnvRef> = statuses.iter().map(|status| &status.env).collect();
-        let strangers: Vec<EnvRef> = {
-            let history = self.metrics.lock();
-            history.environments().filter(|env| !known.contains(env)).cloned().collect()
+        let strangers = {
+            let is_stranger = |env: &&EnvRef| !known.contains(env);
+            let mut strangers: HashSet<EnvRef> =
+                self.metrics.happenings().died.keys().filter(is_stranger).cloned().collect();
+            strangers.extend(self.metrics.lock().environments().filter(is_stranger).cloned());
+            strangers
         };
         for env in strangers {
             if matches!(self.parts.store.get::<Environment>(&env).await, Ok(None)) {

@@ -173,7 +173,7 @@ fn render_server(text: &mut Text, platform: &Platform) {
     text.one(
         "berth_log_lines_dropped_total",
         "counter",
-        "Log lines that came faster than they could be written.",
+        "Log lines that came faster than they could be written, or found the disk full.",
         dropped,
     );
     let places = platform.disk.iter().map(|(path, free)| (path.as_str(), *free as f64));

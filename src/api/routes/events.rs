@@ -115,7 +115,7 @@ async fn stream(api: &Api, caller: &Caller, filter: EventFilter, after: Option<u
         }
     });
     let events = told.map(sse).map(Ok::<_, Infallible>);
-    Ok(super::event_stream(events))
+    Ok(super::streams::event_stream(events))
 }
 
 fn sse(told: Result<Told, StreamEnd>) -> Event {

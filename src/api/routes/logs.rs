@@ -129,7 +129,7 @@ fn stream(events: impl Stream<Item = Event> + Send + 'static, place: Place) -> R
         let _held = &place;
         Ok::<_, Infallible>(event)
     });
-    super::event_stream(events)
+    super::streams::event_stream(events)
 }
 
 /// All of a log, which holds its place until it is sent.

@@ -14,22 +14,18 @@ mod platform;
 mod run;
 mod sessions;
 mod sources;
+mod streams;
 mod tenants;
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Json, Router,
-    body::{Body, Bytes},
     extract::Request,
     http::{HeaderMap, StatusCode},
     middleware,
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
+    response::{IntoResponse, Response},
 };
-use futures::{Stream, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -173,19 +169,6 @@ async fn once<V: Serialize + DeserializeOwned>(
 
 /// How often a client that hears nothing is told that its stream lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-
-/// Events that are sent together when they are there at the same time: each by itself would cost the connection a write and the client a
-/// read.
-const TOGETHER: usize = 64;
-
-/// Server-sent events, as they come.
-fn event_stream(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
-    let answer = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
-    let together = |parts: Vec<Result<Bytes, axum::Error>>| {
-        parts.into_iter().collect::<Result<Vec<Bytes>, _>>().map(|parts| parts.concat())
-    };
-    answer.map(|body| Body::from_stream(body.into_data_stream().ready_chunks(TOGETHER).map(together)))
-}
 
 /// Whether the client wants server-sent events.
 fn wants_stream(headers: &HeaderMap) -> bool {

@@ -22,6 +22,8 @@ pub(super) fn routes() -> Router<Console> {
 /// What can be asked for, as the API has it.
 const FILTERS: [&str; 6] = ["process", "source", "level", "search", "since", "lines"];
 const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "fatal"];
+/// Lines that are shown, however many are asked for.
+const MOST: usize = 3000;
 const SOURCES: [&str; 3] = ["app", "router", "berth"];
 
 #[derive(Template)]
@@ -31,6 +33,8 @@ struct Logs {
     env: EnvPath,
     asked: Query,
     lines: Vec<LogLine>,
+    /// Lines at the beginning that are not shown.
+    left_out: usize,
     /// Where what comes next is had from.
     follow: String,
 }
@@ -64,15 +68,17 @@ async fn logs(
         .chain(asked.contains_key("search").then(|| "any_case=true".to_owned()))
         .collect();
     let lines = asked.get("lines").map_or("200", String::as_str);
-    let path = env.api(&format!("/logs?lines={}&{}", encode(lines), pairs.join("&")));
+    // What is no number is refused by the API.
+    let lines = lines.parse::<usize>().map_or_else(|_| encode(lines), |lines| lines.min(MOST).to_string());
+    let path = env.api(&format!("/logs?lines={lines}&{}", pairs.join("&")));
     let path = path.trim_end_matches('&');
-    let text = console.client.lines(&visitor.secret, path).await.map_err(told(&visitor))?;
-    let lines: Vec<LogLine> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let (lines, left_out) = console.client.tail(&visitor.secret, path, MOST).await.map_err(told(&visitor))?;
+    let lines: Vec<LogLine> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let mut pairs = pairs;
     match lines.iter().rev().find_map(|line| line.cursor.as_ref()) {
         Some(cursor) => pairs.push(format!("after={}", encode(cursor))),
         None => pairs.push("lines=0".to_owned()),
     }
     let follow = format!("/relay{}?{}", env.api("/logs"), pairs.join("&"));
-    Ok(shell::page(&Logs { shell: Shell::env(&visitor, &env, "Logs"), env, asked, lines, follow }))
+    Ok(shell::page(&Logs { shell: Shell::env(&visitor, &env, "Logs"), env, asked, lines, left_out, follow }))
 }

@@ -8,7 +8,7 @@ use axum::{
 use super::{DEV, OF_DEV, Server, cookie};
 use crate::{
     domain::{App, BuildNumber, Timestamp},
-    logs::LogRecord,
+    logs::{LogRecord, MAX_TEXT},
 };
 
 const SCRIPT: &str = "<script>alert(1)</script>";
@@ -236,4 +236,20 @@ async fn what_cannot_be_undone_is_done_when_its_name_is_typed() {
         .await
         .leads_to("/tenants/acme?did=app-destroy");
     server.page(&olga, "/apps/acme/shop").await.is(404);
+}
+
+#[tokio::test]
+async fn a_log_of_long_lines_shows_the_newest_that_fit() {
+    let server = Server::new().await;
+    let (olga, shop) = (server.session("olga").await, "acme/shop/dev".parse().unwrap());
+    // Characters that JSON makes twice as long as they are on disk: more than a page takes, and all of it is kept.
+    let long = "\u{202e}".repeat(MAX_TEXT / 3);
+    for n in 0..600 {
+        let record = LogRecord::berth(Timestamp::now(), "web.1", format!("{n}{long}"));
+        server.world.logs.append_when_ready(&shop, record).await;
+    }
+    server.world.logs.append_when_ready(&shop, LogRecord::berth(Timestamp::now(), "web.1", "the newest")).await;
+    let page = server.page(&olga, &format!("{DEV}/logs?lines=10000")).await.is(200);
+    page.shows("the newest").shows("lines before these are not shown");
+    server.page(&olga, &format!("{DEV}/logs?lines=many")).await.is(400);
 }

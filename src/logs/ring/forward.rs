@@ -22,7 +22,7 @@ const TRIES: usize = 16;
 /// The records from `from` on, as many as lie in `most` bytes of one file (in [`LONGEST_RECORD`], if that is more); empty at the end. A
 /// place that is not there (any more) is replaced by the next one that is, and lines that were lost by that are counted.
 pub(in crate::logs) fn read_forward(directory: &Path, from: DrainCursor, most: u64) -> io::Result<LogPage> {
-    let mut page = LogPage { start: from, records: Vec::new(), next: from, lost: 0 };
+    let mut page = LogPage { start: from, records: Vec::new(), next: from, lost: 0, more: false };
     for _ in 0..TRIES {
         let all = match sequences(directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(page),
@@ -44,7 +44,7 @@ pub(in crate::logs) fn read_forward(directory: &Path, from: DrainCursor, most: u
         match read_segment(directory, page.next, most.max(LONGEST_RECORD))? {
             Found::RotatedAway => continue,
             Found::NoSuchPlace => page.next = start(page.next.sequence),
-            Found::Lines(bytes) => {
+            Found::Lines { bytes, more } => {
                 page.start = page.next;
                 page.take(&bytes);
                 if page.records.is_empty() && closed && bytes.is_empty() {
@@ -52,11 +52,13 @@ pub(in crate::logs) fn read_forward(directory: &Path, from: DrainCursor, most: u
                     page.next = start(next.unwrap_or(*newest));
                     continue;
                 }
+                page.more = more || closed;
                 return Ok(page);
             }
         }
     }
     page.start = page.next;
+    page.more = true;
     // It is written much faster than it is read: what was lost so far is known, and the rest is read next time.
     Ok(page)
 }
@@ -73,8 +75,11 @@ impl LogPage {
 }
 
 enum Found {
-    /// Whole lines; none at the end of the file.
-    Lines(Vec<u8>),
+    /// Whole lines, none at the end of the file; and whether there are more in it.
+    Lines {
+        bytes: Vec<u8>,
+        more: bool,
+    },
     /// The file is shorter, or has no line beginning there.
     NoSuchPlace,
     RotatedAway,
@@ -93,10 +98,10 @@ fn read_segment(directory: &Path, from: DrainCursor, most: u64) -> io::Result<Fo
         }
     }
     let mut bytes = Vec::new();
-    file.take(most).read_to_end(&mut bytes)?;
+    let more = file.take(most).read_to_end(&mut bytes)? as u64 == most;
     // The last line may be one that is being written.
     bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1));
-    Ok(Found::Lines(bytes))
+    Ok(Found::Lines { bytes, more })
 }
 
 /// A file of the ring, uncompressed, from `offset` on; `None`: it was rotated away.

@@ -220,3 +220,21 @@ fn an_end_that_is_written_twice_counts_once() {
     happenings.build("acme/shop/dev/4", &build, now);
     assert_eq!(happenings.builds, [("failed", 1)].into());
 }
+
+#[tokio::test]
+async fn deaths_count_when_their_environment_is_told_of_and_are_not_kept_of_one_that_is_gone() {
+    let mut world = World::new().await;
+    world.run_replica().await;
+    let statuses = std::mem::take(&mut *world.running.statuses.lock().unwrap());
+    world.metrics.happenings().died.insert(shop(), 3);
+    world.metrics.happenings().died.insert(env("acme/gone/dev"), 1);
+    // Nobody tells in time.
+    world.sampler.sample(START).await;
+    *world.running.statuses.lock().unwrap() = statuses;
+    world.sampler.sample(START + 1).await;
+    world.sampler.sample(START + 2).await;
+    let crashes: Vec<(u32, u32)> =
+        all(&world.metrics, &shop()).iter().map(|(tick, point)| (*tick, point.replicas.unwrap().crashes)).collect();
+    assert_eq!(crashes, [(START + 1, 3), (START + 2, 0)]);
+    assert!(world.metrics.happenings().died.is_empty());
+}

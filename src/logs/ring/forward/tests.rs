@@ -93,3 +93,27 @@ fn a_ring_that_lost_its_end_is_read_from_where_it_is_whole() {
     let (lines, lost, end) = read_all(dir.path(), beyond);
     assert_eq!((lines, lost, end.line), (vec![7777], 0, 1));
 }
+
+#[test]
+fn a_page_says_whether_there_is_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ring = Ring::open(dir.path(), 1 << 20, 100, &Compressor::start().unwrap()).unwrap();
+    let long = LogRecord::berth(Timestamp::UNIX_EPOCH, "web.1", "x".repeat(1000));
+    // What is on disk is a page and a half, then the first file and the next.
+    for (lines, pages) in [(LONGEST_RECORD / 1000 * 3 / 2, [true, false]), (1000, [true, true])] {
+        for _ in 0..lines {
+            ring.append(&long).unwrap();
+        }
+        ring.flush().unwrap();
+        let mut from = DrainCursor::default();
+        let mut more = Vec::new();
+        while more.last() != Some(&false) {
+            let page = read_forward(dir.path(), from, 1000).unwrap();
+            more.push(page.more);
+            from = page.next;
+        }
+        assert_eq!(more[..2], pages);
+        assert_eq!(from, cursor_at(dir.path(), ring.position()).unwrap());
+    }
+    assert!(ring.position().sequence > 1);
+}
