@@ -69,7 +69,11 @@ impl Once {
         (answers, done): (Answers, StatusCode),
         work: impl Future<Output = Result<Value, Problem>> + Send + 'static,
     ) -> Result<Response, Problem> {
-        let Some(key) = headers.get(HEADER) else { return Ok(answer(done, &work.await?.to_string(), false)) };
+        let Some(key) = headers.get(HEADER) else {
+            // What is begun is done though the client goes.
+            let made = tokio::spawn(work).await.map_err(Problem::broken)??;
+            return Ok(answer(done, &made.to_string(), false));
+        };
         let key = key.to_str().ok().filter(|key| !key.is_empty() && key.len() <= MAX_KEY);
         let key =
             key.ok_or_else(|| Problem::bad_request(format!("Idempotency-Key is 1 to {MAX_KEY} visible characters")))?;

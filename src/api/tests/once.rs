@@ -126,6 +126,11 @@ async fn what_has_a_key_is_done_though_the_client_goes_while_that_is_written_dow
 }
 
 #[tokio::test]
+async fn what_has_no_key_is_done_though_the_client_goes() {
+    is_done_though_the_client_goes(None).await;
+}
+
+#[tokio::test]
 async fn what_has_panicked_may_be_tried_again_with_the_same_key() {
     let server = OnDisk::new();
     assert_eq!(server.run(Some("k"), async { panic!("as if it were broken") }).await.unwrap_err().status, 500);

@@ -49,3 +49,21 @@ async fn the_newest_links_of_a_user_are_kept_and_no_more() {
     }
     world.commands.link_user(&others).await.unwrap();
 }
+
+#[tokio::test]
+async fn whoever_goes_while_a_link_is_used_does_not_leave_it_used_for_nothing() {
+    let world = World::new().await;
+    let dan = world.planted_full("dan", 60).await;
+    let link = world.link(&dan).await;
+    let mut asked = Box::pin(world.commands.sign_in_by_link(&link));
+    while !world.store.list::<SignInLink>("").await.unwrap().is_empty() {
+        assert!(futures::poll!(&mut asked).is_pending());
+    }
+    drop(asked);
+    let begun = async {
+        while !world.store.list::<ApiToken>("").await.unwrap().iter().any(|token| token.session) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), begun).await.expect("the link is used, and nobody is signed in");
+}
