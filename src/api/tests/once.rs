@@ -77,6 +77,41 @@ async fn an_archive_is_built_once_with_one_key() {
     assert_eq!(server.begun().await, begun);
 }
 
+#[tokio::test]
+async fn a_job_is_run_once_with_one_key() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    let path = format!("{DEV}/cron/nightly/runs");
+    let ask = async || server.ask_with(&olga, "POST", &path, None, &[("idempotency-key", "k")]).await.is(202);
+    let (first, again) = (ask().await, ask().await);
+    assert_eq!((first.body, &again.headers["idempotency-replayed"]), (again.body, &"true".parse().unwrap()));
+    let runs = server.ask(&olga, "GET", &format!("{DEV}/cron-runs"), None).await.is(200).body;
+    assert_eq!(runs["items"].as_array().unwrap().len(), 1, "{runs}");
+}
+
+/// What is posted and takes no key: what is shown as it comes, signing in, and what does the same when it is asked again.
+const WITHOUT_KEY: [&str; 9] = [
+    "/v1/envs/{tenant}/{app}/{env}/runs",
+    "/v1/sign-in-links",
+    "/v1/sign-in-links/owner",
+    "/v1/sign-in-links/sessions",
+    "/v1/sessions",
+    "/v1/envs/{tenant}/{app}/{env}/builds/{id}/cancel",
+    "/v1/envs/{tenant}/{app}/{env}/deployments/{id}/cancel",
+    "/v1/tenants/{tenant}/webhooks/{id}/test",
+    "/v1/collections",
+];
+
+#[test]
+fn what_makes_or_begins_something_takes_a_key() {
+    let document = serde_json::to_value(routes::document()).unwrap();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        let post = &operations["post"];
+        let takes = post["parameters"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "Idempotency-Key"));
+        assert!(post.is_null() || takes != WITHOUT_KEY.contains(&path.as_str()), "POST {path}: a key is taken: {takes}");
+    }
+}
+
 /// Requests that are done once, over a store on disk: its commits take a while, and go on when nobody waits for them.
 struct OnDisk {
     once: Once,
