@@ -107,8 +107,12 @@ fn what_makes_or_begins_something_takes_a_key() {
     let document = serde_json::to_value(routes::document()).unwrap();
     for (path, operations) in document["paths"].as_object().unwrap() {
         let post = &operations["post"];
-        let takes = post["parameters"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "Idempotency-Key"));
-        assert!(post.is_null() || takes != WITHOUT_KEY.contains(&path.as_str()), "POST {path}: a key is taken: {takes}");
+        let takes =
+            post["parameters"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "Idempotency-Key"));
+        assert!(
+            post.is_null() || takes != WITHOUT_KEY.contains(&path.as_str()),
+            "POST {path}: a key is taken: {takes}"
+        );
     }
 }
 
