@@ -30,8 +30,13 @@ pub(super) struct Entity<V> {
 impl<V: DeserializeOwned> Entity<V> {
     /// `value`: what the command that reads it has answered; its changes compare the tag of the same.
     pub(super) fn new(value: Value, request: &HeaderMap) -> Result<Self, Problem> {
+        Self::tagged(etag(&value), value, request)
+    }
+
+    /// With the tag of what its changes compare, where that is not the whole answer.
+    pub(super) fn tagged(tag: String, value: Value, request: &HeaderMap) -> Result<Self, Problem> {
         let known = request.get(header::IF_NONE_MATCH).and_then(|known| known.to_str().ok()).map(str::to_owned);
-        Ok(Self { tag: etag(&value), view: view(value)?, known })
+        Ok(Self { tag, view: view(value)?, known })
     }
 }
 

@@ -1,10 +1,13 @@
 //! `Idempotency-Key`: what is asked again with the same key is not done again, over restarts of the server too.
 //! After the IETF draft "The Idempotency-Key HTTP Header Field".
 
+use std::panic::AssertUnwindSafe;
+
 use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use futures::FutureExt;
 use jiff::ToSpan;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -66,7 +69,11 @@ impl Once {
         (answers, done): (Answers, StatusCode),
         work: impl Future<Output = Result<Value, Problem>> + Send + 'static,
     ) -> Result<Response, Problem> {
-        let Some(key) = headers.get(HEADER) else { return Ok(answer(done, &work.await?.to_string(), false)) };
+        let Some(key) = headers.get(HEADER) else {
+            // What is begun is done though the client goes.
+            let made = tokio::spawn(work).await.map_err(Problem::broken)??;
+            return Ok(answer(done, &made.to_string(), false));
+        };
         let key = key.to_str().ok().filter(|key| !key.is_empty() && key.len() <= MAX_KEY);
         let key =
             key.ok_or_else(|| Problem::bad_request(format!("Idempotency-Key is 1 to {MAX_KEY} visible characters")))?;
@@ -84,20 +91,31 @@ impl Once {
             return self.again(&known, &begun);
         }
         self.sweep(&begun.user).await?;
+        let once = self.clone();
+        // Whoever has gone may ask again what came of it. That it is begun is written in the same task: else whoever goes meanwhile would
+        // leave a request that is under way for ever.
+        let working = tokio::spawn(async move { once.work(begun, (answers, done), work).await });
+        let made = working.await.map_err(Problem::broken)??;
+        Ok(answer(done, &made.to_string(), false))
+    }
+
+    /// Writes down that it is begun, does it, and writes down what came of it.
+    async fn work(
+        &self,
+        begun: OnceRequest,
+        answers: (Answers, StatusCode),
+        work: impl Future<Output = Result<Value, Problem>> + Send,
+    ) -> Result<Value, Problem> {
         match self.store.transaction().create(&begun).commit().await {
             Ok(_) => {}
             Err(StoreError::Conflict(_)) => return Err(under_way()),
             Err(error) => return Err(Problem::broken(error)),
         }
-        let once = self.clone();
-        // Whoever has gone may ask again what came of it.
-        let working = tokio::spawn(async move {
-            let result = work.await;
-            once.write_down(begun, &result, (answers, done)).await;
-            result
-        });
-        let made = working.await.map_err(Problem::broken)??;
-        Ok(answer(done, &made.to_string(), false))
+        // What has panicked has failed: nothing of it is used afterwards.
+        let result = AssertUnwindSafe(work).catch_unwind().await;
+        let result = result.unwrap_or_else(|_| Err(Problem::broken("what was asked for has panicked")));
+        self.write_down(begun, &result, answers).await;
+        result
     }
 
     fn again(&self, known: &OnceRequest, asked: &OnceRequest) -> Result<Response, Problem> {

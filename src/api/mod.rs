@@ -19,7 +19,7 @@ mod views;
 
 use std::sync::Arc;
 
-pub use server::{ApiServer, ApiSettings, router};
+pub use server::{ApiServer, ApiSettings, Connections, router};
 
 use crate::commands::Commands;
 

@@ -44,7 +44,8 @@ const REFUSALS: (u32, Duration) = (5, Duration::from_secs(60));
 /// From the configuration.
 #[derive(Debug, Clone)]
 pub struct ApiSettings {
-    /// Connections at the same time; more wait in the kernel's queue. A quarter of them may be of one address, except of this host's own.
+    /// Connections at the same time, at all addresses together; more wait, one at each address and the others in the kernel's queue. A quarter
+    /// of them may be of one address, except of this host's own.
     pub max_connections: usize,
     /// Requests of one user a second.
     pub rate_per_user: NonZeroU32,
@@ -65,14 +66,14 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Listens at `address`, and answers what `router` does.
+    /// Listens at `address`, and answers what `router` does, for as many as have places of `places`: all servers share them.
     ///
     /// # Errors
     /// When the address cannot be had.
-    pub async fn bind(address: SocketAddr, router: Router, settings: &ApiSettings) -> anyhow::Result<Self> {
+    pub async fn bind(address: SocketAddr, router: Router, places: &Connections) -> anyhow::Result<Self> {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("the API cannot listen at {address}"))?;
-        Ok(Self { listener, router, places: Connections::new(settings.max_connections) })
+        Ok(Self { listener, router, places: places.clone() })
     }
 
     /// Serves until `stop`, then lets what is under way end within a few seconds.
@@ -101,21 +102,25 @@ impl ApiServer {
     }
 }
 
-/// Places of connections, so that no address can take all of them.
-struct Connections {
+/// Places of connections, so that no address can take all of them. Clones share them.
+#[derive(Clone)]
+pub struct Connections {
     all: Arc<Semaphore>,
-    of_address: Places<IpAddr>,
+    of_address: Arc<Places<IpAddr>>,
     /// How often it is told that an address is refused.
-    told: Mutex<Pace<()>>,
+    told: Arc<Mutex<Pace<()>>>,
 }
 
 /// The place of a connection, and the one in its address' share if it has one.
 type ConnectionPlace = (OwnedSemaphorePermit, Option<Place>);
 
 impl Connections {
-    fn new(most: usize) -> Self {
-        let told = Mutex::new(Pace::new(REFUSALS.0, REFUSALS.1));
-        Self { all: Arc::new(Semaphore::new(most)), of_address: Places::new(most, (most / 4).max(1)), told }
+    /// As many as the settings say.
+    pub fn new(settings: &ApiSettings) -> Self {
+        let most = settings.max_connections;
+        let told = Arc::new(Mutex::new(Pace::new(REFUSALS.0, REFUSALS.1)));
+        let of_address = Arc::new(Places::new(most, (most / 4).max(1)));
+        Self { all: Arc::new(Semaphore::new(most)), of_address, told }
     }
 
     /// A place in the share of this address; `Err`: it has as many as one address may. A loopback address has no share: a proxy may stand
@@ -135,17 +140,17 @@ impl Connections {
     }
 }
 
-/// The next client, when there is a place for it.
+/// The next client, when there is a place for it. Whoever listens without a client keeps no place from those who have one.
 async fn accept(listener: &TcpListener, places: &Connections) -> (TcpStream, ConnectionPlace) {
     loop {
-        // It is never closed.
-        let Ok(place) = places.all.clone().acquire_owned().await else {
-            std::future::pending::<Infallible>().await;
-            continue;
-        };
         match listener.accept().await {
             Ok((stream, client)) => {
                 let Ok(share) = places.of(client.ip()) else { continue };
+                // It is never closed.
+                let Ok(place) = places.all.clone().acquire_owned().await else {
+                    std::future::pending::<Infallible>().await;
+                    continue;
+                };
                 if let Err(error) = set_up(&stream) {
                     tracing::debug!(%error, "a client of the API is gone");
                 }
@@ -170,9 +175,30 @@ fn set_up(stream: &TcpStream) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
+    fn connections(max_connections: usize) -> Connections {
+        Connections::new(&ApiSettings { max_connections, rate_per_user: NonZeroU32::MIN })
+    }
+
+    #[tokio::test]
+    async fn all_addresses_share_the_places_and_none_is_kept_for_nobody() {
+        let places = connections(1);
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let one = ApiServer::bind(anywhere, Router::new(), &places).await.unwrap();
+        let other = ApiServer::bind(anywhere, Router::new(), &places).await.unwrap();
+        // Somebody listens at one; the client comes to the other.
+        let mut listens = Box::pin(accept(&one.listener, &one.places));
+        assert!(futures::poll!(&mut listens).is_pending());
+        let _client = TcpStream::connect(other.listener.local_addr().unwrap()).await.unwrap();
+        let taken = timeout(HEAD, accept(&other.listener, &other.places)).await.unwrap();
+        let _waits = TcpStream::connect(one.listener.local_addr().unwrap()).await.unwrap();
+        assert!(timeout(Duration::from_millis(200), &mut listens).await.is_err(), "there is a second place");
+        drop(taken);
+        timeout(HEAD, listens).await.unwrap();
+    }
+
     #[test]
     fn one_address_does_not_take_all_connections() {
-        let places = Connections::new(40);
+        let places = connections(40);
         // Addresses for documentation; the second is the first in other words.
         let (one, same, other) = ("192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1");
         let [one, same, other] = [one, same, other].map(|text| text.parse::<IpAddr>().unwrap());

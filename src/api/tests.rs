@@ -16,7 +16,10 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::{Api, Inner, idempotency::Once, limit::Limits, routes};
-use crate::commands::tests::World;
+use crate::{
+    commands::tests::World,
+    domain::{Timestamp, Webhook, WebhookMark},
+};
 
 /// An answer.
 #[derive(Debug)]
@@ -113,6 +116,7 @@ const DEV: &str = "/v1/envs/acme/shop/dev";
 async fn whatever_can_be_read_is_as_documented() {
     let server = Server::new().await;
     let (olga, opal) = (server.token("olga").await, server.token("opal").await);
+    let mut tagged = 0;
     for path in [
         "/v1/whoami",
         "/v1/keys",
@@ -147,7 +151,12 @@ async fn whatever_can_be_read_is_as_documented() {
     ] {
         let answer = server.ask(&olga, "GET", path, None).await.is(200);
         assert!(answer.body.is_object() || answer.body.is_array(), "{path}: {answer:?}");
+        tagged += usize::from(answer.headers.contains_key(header::ETAG));
     }
+    let document = serde_json::to_value(routes::document()).unwrap();
+    let operations = document["paths"].as_object().unwrap().values().map(|path| &path["get"]["responses"]);
+    let documented = operations.filter(|all| !all["304"].is_null() && !all["200"]["headers"]["ETag"].is_null()).count();
+    assert_eq!(documented, tagged, "what has a tag says so");
     server.ask(&opal, "GET", "/v1/keys?all=true", None).await.is(200);
     let events = server.ask(&opal, "GET", "/v1/events?type=token.", None).await.is(200).body;
     let source = events["items"][0]["source"].as_str().unwrap();
@@ -185,8 +194,10 @@ async fn changes_are_those_of_the_commands() {
     assert_eq!(begun.body["env"], "acme/shop/dev");
     let queued = server.ask(&olga, "POST", &format!("{DEV}/redeploy"), Some(json!({"no_cache": true}))).await.is(202);
     server.ask(&olga, "GET", &format!("{DEV}/builds/{}", queued.body["build"]), None).await.is(200);
-    let domains = server.ask(&olga, "PUT", &format!("{DEV}/domains/api.example.com"), None).await.is(200);
-    assert!(domains.body.to_string().contains("api.example.com"));
+    let put = async || server.ask(&olga, "PUT", &format!("{DEV}/domains/api.example.com"), None).await.is(200).body;
+    let (domains, again) = (put().await, put().await);
+    assert!(domains.to_string().contains("api.example.com"));
+    assert_eq!(domains, again);
     server.ask(&olga, "DELETE", &format!("{DEV}/domains/api.example.com"), None).await.is(200);
     let code = server.ask(&olga, "POST", "/v1/tenants/acme/invitations", Some(json!({"role": "viewer"}))).await.is(201);
     let stan = server.token("stan").await;
@@ -412,6 +423,26 @@ async fn a_change_of_what_others_have_changed_is_refused() {
     server.ask_with(&olga, "PUT", &path, None, &[("if-match", &seen)]).await.is(200);
     server.ask_with(&olga, "DELETE", &path, None, &[("if-match", &seen)]).await.is(412);
     server.ask_with(&olga, "DELETE", &path, None, &[("if-match", "*")]).await.is(200);
+}
+
+#[tokio::test]
+async fn how_deliveries_go_is_no_change_of_a_webhook() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    let (path, store) = ("/v1/tenants/acme/webhooks/deadbeef", &server.world.store);
+    // It is disabled, so nobody else writes how its deliveries go.
+    let like = store.list::<Webhook>("acme/").await.unwrap().remove(0).record;
+    let webhook = Webhook { id: "deadbeef".parse().unwrap(), enabled: false, ..like };
+    store.transaction().create(&webhook).commit().await.unwrap();
+    let seen = server.ask(&olga, "GET", path, None).await.is(200);
+    let mark = WebhookMark { missed: 7, failing_since: Some(Timestamp::now()), ..WebhookMark::of(&webhook, None) };
+    store.transaction().create(&mark).commit().await.unwrap();
+    let failing = server.ask(&olga, "GET", path, None).await.is(200);
+    assert_eq!((&failing.body["missed"], failing.tag()), (&json!(7), seen.tag()));
+    let on = Some(json!({"enabled": true}));
+    server.ask_with(&olga, "PATCH", path, on.clone(), &[("if-match", &seen.tag())]).await.is(200);
+    server.ask_with(&olga, "PATCH", path, on, &[("if-match", &seen.tag())]).await.is(412);
+    assert_ne!(server.ask(&olga, "GET", path, None).await.is(200).tag(), seen.tag());
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ use super::{
     told_registry::ToldRegistry,
 };
 use crate::{
-    api::{self, ApiServer},
+    api::{self, ApiServer, Connections},
     build::{BuildParts, Builds},
     commands::{Commands, Door, Services},
     console,
@@ -448,8 +448,9 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
     let (commands, api_settings) = (backend.commands.clone(), settings::api(config));
     let (url, ssh) = (commands.settings.api_url.clone(), commands.program(Door::Ssh));
     let site = console::beside(api::router(commands, &api_settings), &url, &ssh);
+    let places = Connections::new(&api_settings);
     for address in &config.api.listen {
-        let server = ApiServer::bind(*address, site.clone(), &api_settings).await?;
+        let server = ApiServer::bind(*address, site.clone(), &places).await?;
         doors.spawn(server.run(doors.stop.clone()));
     }
     // Last: whoever asks it finds everything ready.

@@ -50,11 +50,12 @@ impl Commands {
         tracing::info!(user = %caller.user, door = ?caller.door, command = ask.command.name(), "command");
         let Ask { command, stdin, only_if } = ask;
         let commands = self.clone();
-        to_its_end(async move {
+        let answer = to_its_end(async move {
             let (mut io, _stays) = silent_io(stdin, only_if);
             commands.dispatch(&caller, command, true, &mut io).await
-        })
-        .await
+        });
+        let none = || CommandError::Broken("the command has no answer for programs; the server's log says why".into());
+        answer.await?.map(|answer| answer.json).ok_or_else(none)
     }
 
     /// Sets (`Some`) and removes variables of an environment's config in one step.
@@ -70,28 +71,22 @@ impl Commands {
     ) -> Result<Value, CommandError> {
         tracing::info!(user = %caller.user, door = ?caller.door, command = "config", "command");
         let commands = self.clone();
-        to_its_end(async move {
+        let answer = to_its_end(async move {
             let (mut io, _stays) = silent_io(Vec::new(), only_if);
-            commands.patch_config(&caller, &env, changes, &mut io).await.map(Some)
-        })
-        .await
+            commands.patch_config(&caller, &env, changes, &mut io).await
+        });
+        Ok(answer.await?.json)
     }
 }
 
 /// In a task of its own: a request that is given up is not done by half.
-async fn to_its_end(
-    work: impl Future<Output = Result<Option<Answer>, CommandError>> + Send + 'static,
-) -> Result<Value, CommandError> {
-    let broken = |text: &str| CommandError::Broken(format!("{text}; the server's log says why"));
-    match tokio::spawn(work).await {
-        Ok(Ok(Some(answer))) => Ok(answer.json),
-        Ok(Ok(None)) => Err(broken("the command has no answer for programs")),
-        Ok(Err(error)) => Err(error),
-        Err(error) => {
-            tracing::error!(%error, "a command has failed");
-            Err(broken("the command has failed"))
-        }
-    }
+pub(super) async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, CommandError>> + Send + 'static,
+) -> Result<T, CommandError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a command has failed");
+        Err(CommandError::Broken("the command has failed; the server's log says why".into()))
+    })
 }
 
 /// Streams of somebody who only wants the answer, and what they would interrupt by: as long as it is there, they do not.

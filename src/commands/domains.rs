@@ -85,18 +85,21 @@ impl Commands {
         only_if: &OnlyIf,
     ) -> Result<Answer, CommandError> {
         let domain = parse_domain(text, &self.settings.base_domain, &self.settings.own_hosts)?;
-        keep_trying(|| self.try_add_domain(caller, env, &domain, only_if)).await?;
+        if !keep_trying(|| self.try_add_domain(caller, env, &domain, only_if)).await? {
+            // Whoever has not heard the answer asks again.
+            return Ok(Answer::new(format!("{env} answers at {domain} already"), json!({"env": env})));
+        }
         self.domain_changed(caller, env, (&domain, true), format!("{env} answers at {domain}")).await
     }
 
-    /// The domain and the claim to it, in one transaction.
+    /// The domain and the claim to it, in one transaction. Whether anything was to be changed.
     async fn try_add_domain(
         &self,
         caller: &Caller,
         env: &EnvRef,
         domain: &str,
         only_if: &OnlyIf,
-    ) -> Result<(), CommandError> {
+    ) -> Result<bool, CommandError> {
         let stored = self.env_for(caller, Verb::WriteConfig, env).await?;
         only_if.check(&self.list_domains(caller, env).await?.json)?;
         let claim = self.store.get::<DomainClaim>(domain).await?;
@@ -106,7 +109,7 @@ impl Commands {
         }
         let mut record = stored.record.clone();
         if record.domains.iter().any(|known| known == domain) {
-            return Err(CommandError::Conflict(format!("{env} answers at {domain} already")));
+            return Ok(false);
         }
         if record.domains.len() >= MAX_DOMAINS {
             return Err(CommandError::Conflict(format!("{env} has {MAX_DOMAINS} host names, which is the most")));
@@ -118,7 +121,7 @@ impl Commands {
             None => transaction.create(&DomainClaim { host: domain.to_owned(), env: env.clone(), claimed_at: now() }),
         };
         transaction.commit().await?;
-        Ok(())
+        Ok(true)
     }
 
     async fn remove_domain(

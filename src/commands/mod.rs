@@ -62,6 +62,7 @@ pub(crate) use access::did_you_mean;
 use answer::Answer;
 pub(crate) use parse::Command;
 use parse::Parsed;
+pub(crate) use webhooks::settings as webhook_settings;
 
 use crate::{
     domain::{EnvRef, Environment, PublicKey, TenantName, Timestamp, TokenRights, TraceContext, User, UserName, Verb},

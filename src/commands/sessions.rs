@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, ToSpan};
 use serde_json::json;
 
-use super::{Answer, Caller, CommandError, Commands, Door, error::keep_trying, now, tokens};
+use super::{Answer, Caller, CommandError, Commands, Door, ask::to_its_end, error::keep_trying, now, tokens};
 use crate::{
     domain::{ApiToken, EventKind, SignInLink, Timestamp, TokenScope, User, UserName},
     store::StoreError,
@@ -89,11 +89,16 @@ impl Commands {
         link.filter(|link| link.expires_at > now()).map(|link| link.record).ok_or_else(unknown)
     }
 
-    /// Signs the user of a link in; the link is worth nothing after that.
+    /// Signs the user of a link in; the link is worth nothing after that. Once begun it is done, whether or not the caller stays.
     ///
     /// # Errors
     /// As [`Self::link_user`]; the store's.
     pub(crate) async fn sign_in_by_link(&self, secret: &str) -> Result<Session, CommandError> {
+        let (commands, secret) = (self.clone(), secret.to_owned());
+        to_its_end(async move { commands.use_link(&secret).await }).await
+    }
+
+    async fn use_link(&self, secret: &str) -> Result<Session, CommandError> {
         let link = self.link_user(secret).await?;
         let user = self.store.need::<User>(&link.user).await?;
         let used = self.store.get::<SignInLink>(&link.secret_hash).await?;
@@ -107,7 +112,7 @@ impl Commands {
         self.begin_session(&caller, new).await
     }
 
-    /// Signs who has come with a token in: for what that token is for, and no longer than it.
+    /// Signs who has come with a token in: for what that token is for, and no longer than it. Once begun it is done.
     ///
     /// # Errors
     /// The store's.
@@ -120,7 +125,8 @@ impl Commands {
             }
             None => return Err(CommandError::Usage("who has no token signs in with a link: console".into())),
         };
-        self.begin_session(caller, new).await
+        let (commands, caller) = (self.clone(), caller.clone());
+        to_its_end(async move { commands.begin_session(&caller, new).await }).await
     }
 
     async fn begin_session(&self, caller: &Caller, new: tokens::NewToken) -> Result<Session, CommandError> {
@@ -135,11 +141,16 @@ impl Commands {
         Ok(Session { secret, about })
     }
 
-    /// Ends the token that this is asked with: signs out.
+    /// Ends the token that this is asked with: signs out. Once begun it is done.
     ///
     /// # Errors
     /// The store's.
     pub(crate) async fn sign_out(&self, caller: &Caller) -> Result<(), CommandError> {
+        let (commands, caller) = (self.clone(), caller.clone());
+        to_its_end(async move { commands.end_session(&caller).await }).await
+    }
+
+    async fn end_session(&self, caller: &Caller) -> Result<(), CommandError> {
         let Some(rights) = &caller.rights else { return Ok(()) };
         let ended = keep_trying(|| self.try_revoke_token(caller, &rights.id)).await?;
         for token in &ended {

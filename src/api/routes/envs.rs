@@ -220,13 +220,16 @@ async fn list_cron_runs(
 }
 
 /// Run a job now
-#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/cron/{id}/runs", tag = "cron", params(PartPath), responses((status = 202, body = CronRun), Refusals))]
+#[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/cron/{id}/runs", tag = "cron", params(PartPath, ("Idempotency-Key" = Option<String>, Header)),
+    responses((status = 202, body = CronRun), Refusals))]
 async fn run_cron_job(
     State(api): State<Api>,
     caller: Caller,
+    headers: HeaderMap,
     Names(path): Names<PartPath>,
-) -> Result<(StatusCode, Json<CronRun>), Problem> {
+) -> Result<Response, Problem> {
     let (env, job) = path.parts();
+    let path = format!("/envs/{env}/cron/{job}/runs");
     let ask = Ask::new(Command::Cron(Cron::Run { env, job: parse(&job)?, detach: true }));
-    Ok((StatusCode::ACCEPTED, Json(view(api.ask(caller, ask).await?)?)))
+    super::begin::<CronRun>(&api, caller, &headers, (&path, &()), ask).await
 }

@@ -47,8 +47,9 @@ const REQUEST_ID: &str = "x-request-id";
         title = "Berth",
         description = "A git-push build-and-deploy server. Everything that the commands over SSH do, for programs. Make a token with \
                        `ssh … tokens create NAME` and send it as `Authorization: Bearer TOKEN`. Errors are problem details (RFC 9457). Changes \
-                       take `If-Match` where a resource has an `ETag`; creations and what is begun take an `Idempotency-Key`. What takes long answers with a build \
-                       or deployment to follow.",
+                       take `If-Match` where a resource has an `ETag`; creations and what is begun take an `Idempotency-Key`. Those that do not say so take none: \
+                       one-off commands, whose output comes as they run and is not kept, and signing in, whose links and tokens are secrets that go by \
+                       themselves soon. What takes long answers with a build or deployment to follow.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     components(schemas(Problem)),

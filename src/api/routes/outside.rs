@@ -17,8 +17,9 @@ use crate::{
         views::{Delivery, Drain, DrainChanged, Webhook, WebhookRemoved},
     },
     commands::{
-        Ask, Caller, Command,
+        Ask, Caller, Command, etag,
         nouns::{Drains, Webhooks},
+        webhook_settings,
     },
     domain::{TenantName, WebhookId},
 };
@@ -112,8 +113,10 @@ async fn create_webhook(
     .await
 }
 
-/// A webhook, and how it is
-#[utoipa::path(get, path = "/tenants/{tenant}/webhooks/{id}", tag = "webhooks", params(WebhookPath), responses((status = 200, body = Webhook), Refusals))]
+/// A webhook, and how it is. Its tag is of what was set and whether it is enabled: how deliveries go, in `retry`, `failing_since` and `missed`,
+/// does not change it
+#[utoipa::path(get, path = "/tenants/{tenant}/webhooks/{id}", tag = "webhooks", params(WebhookPath),
+    responses((status = 200, body = Webhook, headers(("ETag"))), (status = 304, description = "As you have it, but for how deliveries go"), Refusals))]
 async fn show_webhook(
     State(api): State<Api>,
     caller: Caller,
@@ -121,7 +124,8 @@ async fn show_webhook(
     Names(path): Names<WebhookPath>,
 ) -> Result<Entity<Webhook>, Problem> {
     let (tenant, id) = path.parts()?;
-    Entity::new(api.ask(caller, Ask::new(Command::Webhooks(Webhooks::Info { tenant, id }))).await?, &headers)
+    let value = api.ask(caller, Ask::new(Command::Webhooks(Webhooks::Info { tenant, id }))).await?;
+    Entity::tagged(etag(&webhook_settings(&value)), value, &headers)
 }
 
 /// Send events again, or none (owners)

@@ -49,7 +49,7 @@ struct NewRun {
 }
 
 /// Run a one-off command (developers). Its output comes as it is written, one JSON object a line: `{"stream": "stdout", "text": …}`, at the end
-/// `{"exit_status": 0}`. A client that goes away ends it
+/// `{"exit_status": 0}`. A client that goes away ends it. It takes no Idempotency-Key: the output is not kept, and asked again it runs again
 #[utoipa::path(post, path = "/envs/{tenant}/{app}/{env}/runs", tag = "environments", params(EnvPath), request_body = NewRun,
     responses((status = 200, body = String, content_type = "application/x-ndjson"), Refusals))]
 async fn run_command(

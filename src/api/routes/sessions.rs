@@ -23,7 +23,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(end_session))
 }
 
-/// Make a link to sign in with, good once
+/// Make a link to sign in with, good once. It takes no Idempotency-Key: a link that is not used goes by itself after minutes
 #[utoipa::path(post, path = "/sign-in-links", tag = "account", responses((status = 201, body = SignInLink), Refusals))]
 async fn make_link(State(api): State<Api>, caller: Caller) -> Result<(StatusCode, Json<SignInLink>), Problem> {
     Ok((StatusCode::CREATED, Json(view(api.ask(caller, Ask::new(Command::Console)).await?)?)))
@@ -47,7 +47,7 @@ async fn follow_link(
     Ok((StatusCode::CREATED, Json(view(api.sign_in_by_link(&link.secret).await?.value())?)))
 }
 
-/// Sign in with a token: make another one of the same rights, which goes by itself after some hours
+/// Sign in with a token: make another one of the same rights, which goes by itself after some hours. It takes no Idempotency-Key
 #[utoipa::path(post, path = "/sessions", tag = "account", responses((status = 201, body = TokenCreated), Refusals))]
 async fn begin_session(State(api): State<Api>, caller: Caller) -> Result<(StatusCode, Json<TokenCreated>), Problem> {
     Ok((StatusCode::CREATED, Json(view(api.sign_in(&caller).await?.value())?)))

@@ -19,7 +19,7 @@ const PIECE: usize = 8 << 10;
 pub(super) fn event_stream(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
     let answer = Sse::new(events).keep_alive(KeepAlive::new().interval(super::KEEP_ALIVE)).into_response();
     // Events do not fail, so neither does what is made of them.
-    answer.map(|body| Body::from_stream(pieces(body.into_data_stream().map_while(|part| ready(part.ok())))))
+    answer.map(|body| Body::from_stream(pieces(body.into_data_stream().scan((), |(), part| ready(part.ok())))))
 }
 
 /// What there is of the parts at a time.

@@ -56,7 +56,7 @@ pub struct Api {
     pub listen: Vec<SocketAddr>,
     /// How users reach it, and the console; see `Config::api_url`.
     pub url: Option<PublicUrl>,
-    /// Connections at the same time.
+    /// Connections at the same time, at all addresses together.
     pub max_connections: usize,
     /// Requests of one user a second; ten times as many may come at once.
     pub rate_per_user: std::num::NonZeroU32,

@@ -85,3 +85,21 @@ async fn what_was_made_with_a_session_goes_when_it_is_pushed_out() {
     let left = world.store.list::<ApiToken>("").await.unwrap();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[tokio::test]
+async fn whoever_goes_while_a_link_is_used_does_not_leave_it_used_for_nothing() {
+    let world = World::new().await;
+    let dan = world.planted_full("dan", 60).await;
+    let link = world.link(&dan).await;
+    let mut asked = Box::pin(world.commands.sign_in_by_link(&link));
+    while !world.store.list::<SignInLink>("").await.unwrap().is_empty() {
+        assert!(futures::poll!(&mut asked).is_pending());
+    }
+    drop(asked);
+    let begun = async {
+        while !world.store.list::<ApiToken>("").await.unwrap().iter().any(|token| token.session) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), begun).await.expect("the link is used, and nobody is signed in");
+}

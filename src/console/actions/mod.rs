@@ -250,13 +250,25 @@ async fn done(
     }
     let mut request = HttpRequest::builder().method(action.method.clone()).uri(path);
     request = request.header(header::AUTHORIZATION, visitor.secret.bearer());
-    if let Some(key) =
-        said.get("key").filter(|key| action.method == Method::POST && key.bytes().all(|byte| byte.is_ascii_hexdigit()))
-    {
-        request = request.header("idempotency-key", key);
+    if let Some(key) = key_of(said).filter(|_| action.method == Method::POST) {
+        request = request.header(KEY, key);
     }
     let answer = console.client.take(request, body.as_ref()).await?;
     Ok(shown(visitor, action, said, &answer))
+}
+
+/// The header with which a form that is sent twice does its work once.
+const KEY: &str = "idempotency-key";
+
+/// What the form says for it.
+fn key_of(said: &Query) -> Option<&str> {
+    let key = said.get("key").map(String::as_str);
+    key.filter(|key| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// A page on which is told that it has been done.
+fn done_at(to: &str, visitor: &Visitor, action: &str) -> String {
+    format!("{to}?did={action}&word={}", visitor.secret.word_for(action))
 }
 
 /// The page after that.
@@ -270,8 +282,7 @@ fn shown(visitor: &Visitor, action: &'static Action, said: &Query, answer: &Valu
             };
             let to = filled(page, |name| said.get(name).cloned().or_else(|| of_answer(name)));
             let to = to.unwrap_or_else(|_| "/".to_owned());
-            let word = visitor.secret.word_for(action.name);
-            Redirect::to(&format!("{to}?did={}&word={word}", action.name)).into_response()
+            Redirect::to(&done_at(&to, visitor, action.name)).into_response()
         }
         Then::Shown(parts) => pages::result(visitor, action, parts, answer, said),
         Then::Output => Redirect::to("/").into_response(),

@@ -11,9 +11,10 @@ use axum::{
     routing::post,
 };
 use bytes::Bytes;
+use futures::{Stream, stream};
 use tokio::{sync::mpsc, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
 
+use super::{KEY, done_at, key_of};
 use crate::console::{
     Console,
     client::Problem,
@@ -38,7 +39,7 @@ async fn upload(State(console): State<Console>, visitor: Visitor, headers: Heade
     if is_from_elsewhere(&headers) {
         return from_elsewhere();
     }
-    match taken(&console, &visitor, parts).await {
+    match taken(&console, &visitor, &headers, parts).await {
         Ok(Some(to)) => Redirect::to(&to).into_response(),
         Ok(None) => from_elsewhere(),
         Err(problem) => problem_page(Some(&visitor), &problem),
@@ -50,7 +51,12 @@ fn off(error: impl std::fmt::Display) -> Problem {
 }
 
 /// Where to go when it is queued; `None`: the form is none of ours.
-async fn taken(console: &Console, visitor: &Visitor, mut parts: Multipart) -> Result<Option<String>, Problem> {
+async fn taken(
+    console: &Console,
+    visitor: &Visitor,
+    headers: &HeaderMap,
+    mut parts: Multipart,
+) -> Result<Option<String>, Problem> {
     let mut said = Query::new();
     for _ in 0..FIELDS {
         let late = |_| off("a field did not come in time");
@@ -62,7 +68,8 @@ async fn taken(console: &Console, visitor: &Visitor, mut parts: Multipart) -> Re
             if !said.get("form").is_some_and(|word| visitor.secret.is_form_word(word)) {
                 return Ok(None);
             }
-            return passed_on(console, visitor, &said, field).await.map(Some);
+            let key = key_of(&said).zip(length(headers, said.len() + 1)).map(|(key, length)| format!("{key}-{length}"));
+            return passed_on(console, visitor, &said, key, field).await.map(Some);
         }
         said.insert(name, text(field).await?);
     }
@@ -81,10 +88,28 @@ async fn text(mut field: Field<'_>) -> Result<String, Problem> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// How long a form with so many parts is without what stands between them, which browsers choose anew each time: it tells another file
+/// in the same form from the same one again, of which the API, to which it is passed on as it comes, knows no length. In bytes.
+fn length(headers: &HeaderMap, parts: usize) -> Option<usize> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let boundary = text(header::CONTENT_TYPE)?.split_once("boundary=")?.1.split(';').next()?.trim().trim_matches('"');
+    text(header::CONTENT_LENGTH)?.parse::<usize>().ok()?.checked_sub(boundary.len() * (parts + 1))
+}
+
+/// The pieces up to the end, `None`. Where they cease without it, the browser has gone: what has come is not taken for a whole source.
+fn whole(pieces: mpsc::Receiver<std::io::Result<Option<Bytes>>>) -> impl Stream<Item = std::io::Result<Bytes>> {
+    stream::try_unfold(pieces, |mut pieces| async move {
+        let gone = || Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the upload was given up"));
+        let piece = pieces.recv().await.unwrap_or_else(gone)?;
+        Ok(piece.map(|piece| (piece, pieces)))
+    })
+}
+
 async fn passed_on(
     console: &Console,
     visitor: &Visitor,
     said: &Query,
+    key: Option<String>,
     mut field: Field<'_>,
 ) -> Result<String, Problem> {
     let part = |name: &str| said.get(name).cloned().filter(|text| !text.is_empty());
@@ -92,22 +117,24 @@ async fn passed_on(
     let env = EnvPath { tenant: needed("tenant")?, app: needed("app")?, env: needed("env")? };
     let message = part("message").map(|text| format!("&message={}", encode(&text))).unwrap_or_default();
     let path = format!("{}?no_cache={}{message}", env.api("/builds"), part("no_cache").is_some());
-    let (pieces, body) = mpsc::channel::<Result<Bytes, std::io::Error>>(WAITING);
-    let request = Request::post(path)
+    let (pieces, body) = mpsc::channel(WAITING);
+    let mut request = Request::post(path)
         .header(header::AUTHORIZATION, visitor.secret.bearer())
-        .header(header::CONTENT_TYPE, "application/octet-stream")
-        .body(Body::from_stream(ReceiverStream::new(body)))
-        .map_err(Problem::broken)?;
+        .header(header::CONTENT_TYPE, "application/octet-stream");
+    if let Some(key) = key {
+        request = request.header(KEY, key);
+    }
+    let request = request.body(Body::from_stream(whole(body))).map_err(Problem::broken)?;
     let sent = async move {
         loop {
             let piece = match timeout(QUIET, field.chunk()).await {
-                Ok(Ok(Some(piece))) => Ok(piece),
-                Ok(Ok(None)) => return,
+                Ok(Ok(piece)) => Ok(piece),
                 Ok(Err(error)) => Err(std::io::Error::other(error)),
                 Err(late) => Err(std::io::Error::other(late)),
             };
+            let ends = !matches!(piece, Ok(Some(_)));
             // Once the API has answered, it takes no more.
-            if pieces.send(piece).await.is_err() {
+            if pieces.send(piece).await.is_err() || ends {
                 return;
             }
         }
@@ -121,5 +148,40 @@ async fn passed_on(
     };
     let answer = super::super::client::json(answer?).await?;
     let build = answer["build"].as_u64().ok_or_else(|| Problem::broken("a build without a number"))?;
-    Ok(format!("/envs/{env}/builds/{build}?did=build-upload"))
+    Ok(done_at(&format!("/envs/{env}/builds/{build}"), visitor, "build-upload"))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_given_up_is_no_whole_source() {
+        for end in [Some(Ok(None)), Some(Err(std::io::Error::other("cut off"))), None] {
+            let is_whole = matches!(end, Some(Ok(None)));
+            let (sender, pieces) = mpsc::channel(WAITING);
+            sender.send(Ok(Some(Bytes::from_static(b"half")))).await.unwrap();
+            if let Some(end) = end {
+                sender.send(end).await.unwrap();
+            }
+            drop(sender);
+            let taken: Vec<_> = whole(pieces).collect().await;
+            assert_eq!((taken.len(), taken.iter().all(Result::is_ok)), (if is_whole { 1 } else { 2 }, is_whole));
+        }
+    }
+
+    #[test]
+    fn a_file_is_told_from_another_whatever_stands_between_the_parts() {
+        let length = |boundary: &str, length: usize| {
+            let kind = format!("multipart/form-data; boundary={boundary}");
+            let headers = [(header::CONTENT_TYPE, kind), (header::CONTENT_LENGTH, length.to_string())];
+            super::length(&headers.into_iter().map(|(name, value)| (name, value.parse().unwrap())).collect(), 2)
+        };
+        assert_eq!(length("edge", 100), Some(88));
+        assert_eq!((length("longer", 106), length("\"edge\"", 100)), (Some(88), Some(88)));
+        assert_ne!(length("edge", 101), Some(88));
+        assert_eq!(length("edge", 1), None);
+    }
 }

@@ -55,17 +55,7 @@ impl Door {
     }
 
     async fn upload(&self) -> Answer {
-        let word = self.session.form_word();
-        let fields = [("form", word.as_str()), ("tenant", "acme"), ("app", "shop"), ("env", "dev"), ("source", "")];
-        let mut body = String::new();
-        for (name, value) in fields {
-            let file = if name == "source" { "; filename=\"source.tar\"" } else { "" };
-            body += &format!("--edge\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{value}\r\n");
-        }
-        let request = Request::post("/upload")
-            .header(header::COOKIE, super::cookie(&self.session))
-            .header(header::CONTENT_TYPE, "multipart/form-data; boundary=edge");
-        self.server.send(request.body(Body::from(body + "--edge--\r\n")).unwrap()).await
+        self.server.upload(&self.session, "", "").await
     }
 
     /// What there is, as the commands tell it to those who see everything.
@@ -75,6 +65,23 @@ impl Door {
 }
 
 impl Server {
+    /// A form with a source, as a browser sends it.
+    pub(super) async fn upload(&self, session: &Secret, key: &str, source: &str) -> Answer {
+        let word = session.form_word();
+        let fields = [("form", word.as_str()), ("key", key), ("tenant", "acme"), ("app", "shop"), ("env", "dev")];
+        let mut body = String::new();
+        for (name, value) in fields.into_iter().chain([("source", source)]) {
+            let file = if name == "source" { "; filename=\"source.tar\"" } else { "" };
+            body += &format!("--edge\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{value}\r\n");
+        }
+        let body = body + "--edge--\r\n";
+        let request = Request::post("/upload")
+            .header(header::COOKIE, super::cookie(session))
+            .header(header::CONTENT_TYPE, "multipart/form-data; boundary=edge")
+            .header(header::CONTENT_LENGTH, body.len());
+        self.send(request.body(Body::from(body)).unwrap()).await
+    }
+
     /// The same, of a server alone.
     pub(super) async fn state(&self) -> Vec<(String, Value)> {
         let mut state = Vec::new();

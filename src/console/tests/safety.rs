@@ -253,3 +253,19 @@ async fn a_log_of_long_lines_shows_the_newest_that_fit() {
     page.shows("the newest").shows("lines before these are not shown");
     server.page(&olga, &format!("{DEV}/logs?lines=many")).await.is(400);
 }
+
+#[tokio::test]
+async fn a_source_that_is_sent_twice_is_built_once_and_that_is_told() {
+    let server = Server::new().await;
+    let olga = server.session("olga").await;
+    let first = server.upload(&olga, "1a2b", "an archive").await;
+    let to = first.header(header::LOCATION).to_owned();
+    server.page(&olga, &to).await.is(200).shows("The build is queued.");
+    let builds = async || server.world.store.list::<crate::domain::Build>("acme/shop/dev/").await.unwrap().len();
+    let begun = builds().await;
+    assert_eq!(server.upload(&olga, "1a2b", "an archive").await.header(header::LOCATION), to);
+    assert_eq!(builds().await, begun);
+    // The same page with another file.
+    let other = server.upload(&olga, "1a2b", "another archive").await;
+    assert_ne!((other.status, other.header(header::LOCATION)), (303, to.as_str()), "{other:?}");
+}
