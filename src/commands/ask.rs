@@ -6,7 +6,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::{Answer, Caller, Command, CommandError, CommandIo, Commands, Control, OnlyIf};
+use super::{Caller, Command, CommandError, CommandIo, Commands, Control, OnlyIf};
 use crate::domain::EnvRef;
 
 /// Bytes of a hash in an entity tag.
