@@ -121,6 +121,12 @@ impl Commands {
         let tenants = self.visible_tenants(caller).await?;
         let mut wanted = self.store.list::<Event>("").await?;
         let last = wanted.last().map_or(0, |event| event.id);
+        if let Some(after) = after.filter(|after| *after > last && last > 0) {
+            // As after a restore of what was before it: who waits for what comes after it would miss all until then.
+            return Err(CommandError::Usage(format!(
+                "there is no event {after}: the newest is {last}; begin anew, without `after`"
+            )));
+        }
         wanted.retain(|event| {
             after.is_none_or(|after| event.id > after) && filter.takes(event) && sees_event(caller, &tenants, event)
         });

@@ -83,7 +83,7 @@ async fn events(
     let filter = query.filter()?;
     if super::wants_stream(&headers) {
         let after = match headers.get("last-event-id").map(|id| id.to_str().unwrap_or_default()) {
-            Some(id) => Some(parse(id)?),
+            Some(id) => Some(parse(id).map_err(|_| not_a_number(id))?),
             None => query.after,
         };
         return stream(&api, &caller, filter, after).await;
@@ -97,6 +97,10 @@ async fn events(
     let items =
         events.iter().map(|event| serde_json::to_value(event.cloud_event(source)).unwrap_or_default()).collect();
     Ok(Json(Events { items, next: events.last().map(|event| event.id).or(query.after) }).into_response())
+}
+
+fn not_a_number(id: &str) -> Problem {
+    Problem::bad_request(format!("Last-Event-ID is {id:?}, and has to be the number of an event"))
 }
 
 async fn stream(api: &Api, caller: &Caller, filter: EventFilter, after: Option<u64>) -> Result<Response, Problem> {

@@ -12,7 +12,10 @@ use axum::{
 };
 use bytes::Bytes;
 use futures::{Stream, stream};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{KEY, done_at, key_of};
 use crate::console::{
@@ -24,7 +27,7 @@ use crate::console::{
 
 /// Pieces of the file that wait to be taken.
 const WAITING: usize = 8;
-/// How long nothing may come.
+/// How long all that stands before the file may take, and how long nothing of the file may come.
 const QUIET: Duration = Duration::from_secs(30);
 /// Longest text of a field, in bytes, and how many fields there are.
 const LONGEST: usize = 4096;
@@ -57,10 +60,10 @@ async fn taken(
     headers: &HeaderMap,
     mut parts: Multipart,
 ) -> Result<Option<String>, Problem> {
-    let mut said = Query::new();
+    let (mut said, deadline) = (Query::new(), Instant::now() + QUIET);
     for _ in 0..FIELDS {
         let late = |_| off("a field did not come in time");
-        let field = timeout(QUIET, parts.next_field()).await.map_err(late)?.map_err(off)?;
+        let field = timeout_at(deadline, parts.next_field()).await.map_err(late)?.map_err(off)?;
         let Some(field) = field else { break };
         let name = field.name().unwrap_or_default().to_owned();
         if name == "source" {
@@ -71,15 +74,15 @@ async fn taken(
             let key = key_of(&said).zip(length(headers, said.len() + 1)).map(|(key, length)| format!("{key}-{length}"));
             return passed_on(console, visitor, &said, key, field).await.map(Some);
         }
-        said.insert(name, text(field).await?);
+        said.insert(name, text(field, deadline).await?);
     }
     Err(off("there is no file in it"))
 }
 
-async fn text(mut field: Field<'_>) -> Result<String, Problem> {
+async fn text(mut field: Field<'_>, deadline: Instant) -> Result<String, Problem> {
     let mut bytes = Vec::new();
     let late = |_| off("a field did not come in time");
-    while let Some(piece) = timeout(QUIET, field.chunk()).await.map_err(late)?.map_err(off)? {
+    while let Some(piece) = timeout_at(deadline, field.chunk()).await.map_err(late)?.map_err(off)? {
         bytes.extend_from_slice(&piece);
         if bytes.len() > LONGEST {
             return Err(off("a field is too long"));
