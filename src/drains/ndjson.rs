@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::{
     domain::{AppName, EnvName, EnvRef, TenantName},
-    logs::{LogRecord, LogSource, LogStream, MAX_TEXT, plain_line},
+    logs::{LogRecord, LogSource, LogStream, plain_text},
 };
 
 /// One line of an environment's log, as a receiver gets it.
@@ -20,7 +20,7 @@ struct Line<'a> {
     stream: LogStream,
     #[serde(skip_serializing_if = "Option::is_none")]
     replica: Option<&'a str>,
-    /// Without control characters.
+    /// Without colours, and with control characters made visible: nothing that an app has written is left out.
     text: String,
 }
 
@@ -35,7 +35,7 @@ pub(super) fn line(env: &EnvRef, record: &LogRecord, out: &mut Vec<u8>) {
         process: &record.process,
         stream: record.stream,
         replica: record.replica.as_deref(),
-        text: plain_line(&record.text, MAX_TEXT),
+        text: plain_text(record.text.trim_end_matches('\r')),
     };
     // Plain strings: nothing that could fail.
     for byte in serde_json::to_vec(&line).unwrap_or_default() {
@@ -68,9 +68,9 @@ mod tests {
             String::from_utf8(out.clone()).unwrap(),
             "{\"time\":\"2030-01-02T03:04:05.678901Z\",\"tenant\":\"acme\",\"app\":\"shop\",\"env\":\"dev\",\"source\":\"app\",\
              \"process\":\"web.2\",\"stream\":\"stderr\",\"replica\":\"abc\",\
-             \"text\":\"\\u003cscript\\u003e\\\"ä\\\" \\u0026\"}\n"
+             \"text\":\"\\u003cscript\\u003e\\\"ä\\\" \\u0026^J\\\\u{9b}2J\\\\u{2028}\"}\n"
         );
         let read: serde_json::Value = serde_json::from_slice(&out).unwrap();
-        assert_eq!(read["text"], "<script>\"ä\" &");
+        assert_eq!(read["text"], "<script>\"ä\" &^J\\u{9b}2J\\u{2028}");
     }
 }

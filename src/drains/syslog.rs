@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use crate::{
     domain::EnvRef,
-    logs::{LogRecord, LogSource, LogStream, plain_line},
+    logs::{LogRecord, LogSource, LogStream, plain_line, plain_text},
 };
 
 /// Longest message, in octets: what RFC 5425 asks receivers to take. The text is cut to fit.
@@ -58,7 +58,7 @@ fn message(env: &EnvRef, record: &LogRecord) -> String {
     }
     message.push_str("] ");
     message.push(BYTE_ORDER_MARK);
-    let text = plain_line(&record.text, LONGEST_MESSAGE);
+    let text = plain_text(record.text.trim_end_matches('\r'));
     let room = LONGEST_MESSAGE - message.len();
     if text.len() <= room {
         message.push_str(&text);
@@ -130,10 +130,14 @@ mod tests {
             (router, format!("<142>{header} router - router {data}] \u{feff}at=info")),
             (berth, format!("<149>{header} web 2 berth {data}] \u{feff}v2 is deployed")),
             (odd, format!("<134>{header} web - app {data} replica=\"a\\\"b\\]c\\\\d\"] \u{feff}")),
+            // What was written over is there.
+            (record("hidden\rseen\r"), format!("<134>{header} web 2 app {data}] \u{feff}hidden^Mseen")),
             // No second message, no terminal's escape, no other direction of text.
             (
                 record("<script>\u{1b}[2Jx\n<13>1 - - - - - -\u{202e}\0\u{9b}31m"),
-                format!("<134>{header} web 2 app {data}] \u{feff}<script>x<13>1 - - - - - -"),
+                format!(
+                    "<134>{header} web 2 app {data}] \u{feff}<script>^[[2Jx^J<13>1 - - - - - -\\u{{202e}}^@\\u{{9b}}31m"
+                ),
             ),
         ] {
             assert_eq!(message(&env(), &record), want);
