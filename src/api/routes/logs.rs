@@ -22,13 +22,15 @@ use crate::{
         problem::{Problem, Refusals},
     },
     commands::{BuildItem, BuildLine, Caller, CommandError},
-    domain::Timestamp,
+    domain::{EnvRef, Timestamp},
     logs::{LogFilter, LogItem, LogQuery, MAX_TAIL, Moment, Search, plain_record},
     places::Place,
 };
 
 /// Lines where nothing is said.
 const USUAL: usize = 100;
+/// Lines that are read at a time.
+const AT_ONCE: usize = 1000;
 const LINES: &str = "application/x-ndjson";
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -117,10 +119,36 @@ async fn show_logs(
         return Ok(stream(items.map(log_event), place));
     }
     let place = api.0.limits.large_answer(&caller.user).await?;
-    let items = api.log_tail(&caller, &env, query.query(None)?).await?;
     let as_json = super::accepts(&headers, LINES);
-    let text: String = items.iter().map(|item| log_line(item, as_json)).collect();
+    let text = page(&api, &caller, &env, query.query(None)?, as_json).await?;
     Ok(whole(text, as_json, place))
+}
+
+/// Lines as text. Those after a known one are read some at a time, so that not all of them are held as what they were read from, too.
+async fn page(
+    api: &Api,
+    caller: &Caller,
+    env: &EnvRef,
+    mut query: LogQuery,
+    as_json: bool,
+) -> Result<String, CommandError> {
+    let (mut text, mut left) = (String::new(), query.lines);
+    loop {
+        let asked = if query.after.is_some() { left.min(AT_ONCE) } else { left };
+        let items = api.log_tail(caller, env, LogQuery { lines: asked, ..query.clone() }).await?;
+        let (mut found, mut last) = (0, None);
+        for item in items {
+            text.push_str(&log_line(&item, as_json));
+            if let LogItem::Record(entry) = &item {
+                (found, last) = (found + 1, entry.cursor().or(last));
+            }
+        }
+        left = left.saturating_sub(found);
+        if found < asked || left == 0 || query.after.is_none() || last.is_none() {
+            return Ok(text);
+        }
+        query.after = last;
+    }
 }
 
 /// The events, which hold a place as long as they are followed.

@@ -4,6 +4,7 @@ use futures::StreamExt;
 use tokio::time::timeout;
 
 use super::*;
+use crate::logs::LogRecord;
 
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -49,4 +50,27 @@ async fn a_stream_of_events_says_that_its_token_is_gone() {
         text.push_str(std::str::from_utf8(&piece.unwrap()).unwrap());
     }
     assert!(text.contains("event: end") && text.contains("was revoked"), "{text:?}");
+}
+
+#[tokio::test]
+async fn a_page_after_a_line_has_each_line_once() {
+    let server = Server::new().await;
+    let vera = server.token("vera").await;
+    let lines = async |query: &str| {
+        let (status, _, text) = server.text(&vera, &format!("{DEV}/logs?{query}"), "application/x-ndjson").await;
+        assert_eq!(status, 200, "{text}");
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let cursor = lines("lines=1").await[0]["cursor"].as_str().unwrap().to_owned();
+    for number in 0..2600 {
+        let record = LogRecord::berth(crate::domain::Timestamp::now(), "web.1", format!("line {number}"));
+        server.world.logs.append_when_ready(&"acme/shop/dev".parse().unwrap(), record).await;
+    }
+    for (asked, come) in [(0, 0), (1, 1), (1000, 1000), (2500, 2500), (10_000, 2600)] {
+        let found = lines(&format!("lines={asked}&after={cursor}")).await;
+        let texts: Vec<_> = found.iter().map(|line| line["text"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(texts, (0..come).map(|number| format!("line {number}")).collect::<Vec<_>>(), "{asked} lines");
+    }
+    let found = lines(&format!("lines=1200&after={cursor}&search=7")).await;
+    assert_eq!(found.len(), (0..2600).filter(|number: &i32| number.to_string().contains('7')).count());
 }
