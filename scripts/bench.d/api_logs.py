@@ -3,12 +3,12 @@
 import http.client
 import json
 import re
+import subprocess
 import threading
 import time
 
 from api_events import MIB, process_memory, reset_peak
 from harness import eventually, say, table
-from streams import Crowd, Stream
 
 # By so much `berth serve` may grow.
 LOGS_GROWTH = 64 * MIB
@@ -67,7 +67,6 @@ class Account:
         self.counted, self.uncounted, self.told, self.ended = 0, False, {}, None
         # How often it was told anything, which a replica's line is compared with.
         self.notices = 0
-        self.moment = time.monotonic()
 
     def take(self, text):
         for item in ITEM.finditer(text):
@@ -118,39 +117,61 @@ class Account:
             self.silent = max(self.silent, self.lacks - self.counted)
 
 
-class EventFollower:
+class Kept:
+    """What has come, in a file; what it says is looked at afterwards, so that the followers take little of the machine that they share."""
+
+    def __init__(self, chaos, name):
+        self.path, self.account, self.size, self.moment = chaos.work / name, Account(), 0, time.monotonic()
+
+    def is_quiet(self):
+        """Whether nothing has come for some time."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size != self.size:
+            self.size, self.moment = size, time.monotonic()
+        return time.monotonic() - self.moment > QUIET
+
+    def look(self):
+        """Takes the account of it, and removes it."""
+        rest = b""
+        with self.path.open("rb") as file:
+            while data := file.read(1 << 24):
+                data = rest + data
+                # An event is two lines and an empty one.
+                end = max(data.rfind(b"\n\n") + 2 if self.events else data.rfind(b"\n") + 1, 0)
+                self.account.take(data[:end])
+                rest = data[end:]
+        self.path.unlink()
+
+
+class EventFollower(Kept):
     """By server-sent events."""
 
-    def __init__(self, bench, env):
-        self.account = Account()
-        self.stream = Stream(bench.platform.api_port, f"/v1/envs/{env}/logs?lines=0", bench.api.bearer, None)
-        if self.stream.read_head() != 200:
-            raise AssertionError(f"a follower of the log was refused: {self.stream.head!r}")
-        # Many events at a time: one by one is too dear in Python.
-        self.stream.read, self.rest = self.read, b""
+    events = True
 
-    def read(self):
-        try:
-            data = self.stream.socket.recv(1 << 20)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.stream.over = True
-            return
-        self.account.moment = time.monotonic()
-        data = self.rest + data
-        end = data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
-        self.rest = data[end:]
-        self.account.take(data[:end])
+    def __init__(self, bench, env, number):
+        super().__init__(bench.chaos, f"events-{number}")
+        head = bench.chaos.work / f"head-{number}"
+        words = ["curl", "-sSfN", "-D", str(head), "-H", "Accept: text/event-stream", "-H", f"Authorization: {bench.api.bearer}", "-o", str(self.path),
+                 f"http://127.0.0.1:{bench.platform.api_port}/v1/envs/{env}/logs?lines=0"]
+        self.process = subprocess.Popen(words)
+        eventually("a follower of the log is answered", lambda: head.exists() and b"\r\n\r\n" in head.read_bytes(), 30)
+        head.unlink()
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(30)
+        self.path.touch()
+        self.look()
 
 
-class PageFollower:
+class PageFollower(Kept):
     """By pages of JSON lines, each after the last line of the one before."""
 
-    def __init__(self, bench, env):
-        self.bench, self.path, self.account, self.pages = bench, f"/v1/envs/{env}/logs", Account(), 0
+    events = False
+
+    def __init__(self, bench, env, number):
+        super().__init__(bench.chaos, f"pages-{number}")
+        self.bench, self.resource, self.file = bench, f"/v1/envs/{env}/logs", self.path.open("wb")
         self.connection = http.client.HTTPConnection("127.0.0.1", bench.platform.api_port, timeout=70)
         self.stopping, self.failed = threading.Event(), None
         # Some line is there: that the app is ready.
@@ -160,7 +181,7 @@ class PageFollower:
 
     def page(self, query):
         """The text, and where the next one begins."""
-        self.connection.request("GET", f"{self.path}?{query}", headers={"Authorization": self.bench.api.bearer, "Accept": "application/x-ndjson"})
+        self.connection.request("GET", f"{self.resource}?{query}", headers={"Authorization": self.bench.api.bearer, "Accept": "application/x-ndjson"})
         answer = self.connection.getresponse()
         text = answer.read()
         if answer.status != 200:
@@ -172,10 +193,8 @@ class PageFollower:
         try:
             while not self.stopping.is_set():
                 text, cursor = self.page(f"lines={PAGE}&after={self.cursor}")
-                if text:
-                    self.pages += 1
-                    self.account.moment = time.monotonic()
-                    self.account.take(text)
+                self.file.write(text)
+                self.file.flush()
                 self.cursor = cursor or self.cursor
                 if text.count(b"\n") < PAGE:
                     self.stopping.wait(0.2)
@@ -186,6 +205,8 @@ class PageFollower:
         self.stopping.set()
         self.thread.join(70)
         self.connection.close()
+        self.file.close()
+        self.look()
 
 
 class LogFanOut:
@@ -208,20 +229,17 @@ class LogFanOut:
 
     def part(self, name, replicas):
         seconds, rate = self.bench.arguments.seconds, LINES_A_SECOND // replicas
-        streams = [EventFollower(self.bench, self.app.env) for _ in range(FOLLOWERS // 2)]
-        pages = [PageFollower(self.bench, self.app.env) for _ in range(FOLLOWERS // 2)]
-        crowd = Crowd([one.stream for one in streams])
+        streams = [EventFollower(self.bench, self.app.env, number) for number in range(FOLLOWERS // 2)]
+        pages = [PageFollower(self.bench, self.app.env, number) for number in range(FOLLOWERS // 2)]
         reset_peak(self.platform)
         before = self.platform.memory()
         try:
             processes = self.begin(name, replicas, f"/go?run={name}&rate={rate}&seconds={seconds}")
             time.sleep(seconds)
-            accounts = [one.account for one in (*streams, *pages)]
-            eventually("the followers have read on to the end", lambda: all(
-                time.monotonic() - one.moment > QUIET for one in accounts), seconds + 120, 0.2)
+            # Each is looked at, for as long as it takes.
+            eventually("the followers have read on to the end", lambda: all([one.is_quiet() for one in (*streams, *pages)]), seconds + 120, 0.2)
         finally:
-            crowd.close()
-            for one in pages:
+            for one in (*streams, *pages):
                 one.close()
         growth = max(0, process_memory(self.platform)[1] - before)
         lines = rate // 100 * 100 * seconds
