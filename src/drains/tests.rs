@@ -208,10 +208,12 @@ async fn exceed(http_drain: bool) {
     let texts = arrived.texts();
     let got = numbers(&texts);
     assert!(got.is_sorted() && got.len() > 50);
-    assert_eq!(6000 - got.len() as u64 + (end - 6000 - log.len() as u64), status.dropped);
+    // What is said of the drain may be overwritten as well.
+    let overwritten = end - 6000 - log.len() as u64;
+    assert_eq!(6000 - got.len() as u64 + overwritten, status.dropped);
     let told = texts.iter().filter_map(|text| text.strip_suffix(" lines were dropped"));
     assert_eq!(told.map(|number| number.parse::<u64>().unwrap()).sum::<u64>(), status.dropped, "{status:?}");
-    assert!(log.iter().any(|record| record.text.starts_with("drain 1 (")));
+    assert!(overwritten > 0 || log.iter().any(|record| record.text.starts_with("drain 1 (")));
     assert!(log.iter().all(|record| !record.text.contains("secret") && !record.text.contains("hunter")));
     assert!(texts.iter().all(|text| !text.contains("has dropped")), "it is told of itself");
 }

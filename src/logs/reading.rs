@@ -198,6 +198,10 @@ impl Reader {
                 return Ok(Some(item));
             }
             if !self.is_at(self.until) {
+                if self.after.is_some() {
+                    // Whoever followed has been handed lines that were not in the files yet: now they are.
+                    self.logs.ask(|reply| Command::Mark(self.env.clone(), reply)).await?;
+                }
                 self.read_page(self.until, PAGE_LINES).await?;
                 continue;
             }
