@@ -136,8 +136,9 @@ class Kept:
         with self.path.open("rb") as file:
             while data := file.read(1 << 24):
                 data = rest + data
-                # An event is two lines and an empty one.
-                end = max(data.rfind(b"\n\n") + 2 if self.events else data.rfind(b"\n") + 1, 0)
+                # What is not whole yet waits for the rest: an event ends with an empty line.
+                mark = b"\n\n" if self.events else b"\n"
+                end = data.rfind(mark) + len(mark) if mark in data else 0
                 self.account.take(data[:end])
                 rest = data[end:]
         self.path.unlink()
