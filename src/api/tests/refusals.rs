@@ -110,3 +110,17 @@ async fn a_change_of_a_webhook_that_others_have_changed_is_refused() {
     server.ask_with(&olga, "DELETE", hook, None, &[("if-match", &now)]).await.is(200);
     server.ask(&vera, "GET", hook, None).await.is(404);
 }
+
+#[tokio::test]
+async fn events_that_are_not_there_yet_are_not_waited_for() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    server.ask(&olga, "PUT", &format!("{DEV}/domains/api.example.com"), None).await.is(200);
+    let newest = server.ask(&olga, "GET", "/v1/events", None).await.is(200).body["next"].as_u64().unwrap();
+    server.ask(&olga, "GET", &format!("/v1/events?after={newest}"), None).await.is(200);
+    let refused = server.ask(&olga, "GET", "/v1/events?after=99999999999", None).await.is(400);
+    assert!(refused.body["detail"].as_str().unwrap().contains("no event 99999999999"), "{refused:?}");
+    let stream = [("accept", "text/event-stream"), ("last-event-id", "abc")];
+    let refused = server.ask_with(&olga, "GET", "/v1/events", None, &stream).await.is(400);
+    assert!(refused.body["detail"].as_str().unwrap().contains("Last-Event-ID is \"abc\""), "{refused:?}");
+}
