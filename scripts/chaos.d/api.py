@@ -11,16 +11,15 @@ from harness import ROOT, eventually, main, run, say
 EXAMPLES = 20
 # What is looked at in each answer. An id may well be one that does not exist: that positive examples are taken is not looked at.
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method"
-# What stands in paths to ask for what is there; nothing is followed.
+# What stands in paths to ask for what is there.
 SEEDED = """
 [parameters]
 "path.tenant" = "acme"
 "path.app" = "shop"
 "path.env" = "dev"
-"query.follow" = false
 """
 # Changes that stay in the store.
-CHEAP = r"/(config|domains|members|require-manifest)(/[^/]*)?$"
+CHEAP = r"/(config|domains|members)(/[^/]*)?$"
 # Requests of a user a second: this one is not to be held up.
 SETTINGS = {"BERTH__API__RATE_PER_USER": "10000"}
 
