@@ -162,6 +162,14 @@ pub struct ProcessStatus {
     pub replicas: Vec<ReplicaStatus>,
 }
 
+impl ProcessStatus {
+    /// Replicas that serve, of whichever release, up to as many as are wanted: a push under way takes nothing from them.
+    pub fn serving(&self) -> u32 {
+        let ready = self.replicas.iter().filter(|replica| replica.health == ReplicaHealth::Ready).count();
+        u32::try_from(ready).unwrap_or(u32::MAX).min(self.wanted)
+    }
+}
+
 /// One replica as it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReplicaStatus {

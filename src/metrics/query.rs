@@ -75,7 +75,7 @@ pub struct Step {
     /// Bytes over the replicas' networks.
     pub received_bytes_per_second: Option<f64>,
     pub sent_bytes_per_second: Option<f64>,
-    /// Replicas wanted at the most, ready at the least.
+    /// Replicas wanted at the most, and how many of them served at the least, of whichever release.
     pub replicas_wanted: Option<f64>,
     pub replicas_ready: Option<f64>,
     /// Replicas that died by themselves.

@@ -18,7 +18,7 @@ use super::{
     text::Process,
 };
 use crate::{
-    deploy::{EnvStatus, Picture},
+    deploy::{EnvStatus, Picture, ProcessStatus},
     disk::DiskFloor,
     domain::{Digest, EnvRef, Environment, Replica, ReplicaState, Timestamp},
     logs::Logs,
@@ -148,8 +148,8 @@ impl Sampler {
         let mut history = self.metrics.lock();
         for status in statuses {
             let env = &status.env;
-            let sum = |count: fn(&crate::deploy::ProcessStatus) -> u32| status.processes.iter().map(count).sum();
-            let (wanted, ready) = (sum(|process| process.wanted), sum(|process| process.ready));
+            let sum = |count: fn(&ProcessStatus) -> u32| status.processes.iter().map(count).sum();
+            let (wanted, ready) = (sum(|process| process.wanted), sum(ProcessStatus::serving));
             let crashes = died.get(env).copied().unwrap_or(0);
             let point = Point {
                 requests: requests.map(|requests| requests.get(env).copied().unwrap_or_default()),
@@ -184,7 +184,7 @@ impl Sampler {
     /// The platform's metrics until the next sample.
     fn tell(&self, statuses: &[Arc<EnvStatus>], picture: &Picture, reading: Option<Reading>) {
         let (builds_queued, builds_running) = self.parts.running.builds();
-        let sum = |count: fn(&crate::deploy::ProcessStatus) -> u32| {
+        let sum = |count: fn(&ProcessStatus) -> u32| {
             statuses.iter().flat_map(|status| &status.processes).map(|process| u64::from(count(process))).sum()
         };
         let (environments_kept, history_bytes) = {
@@ -196,7 +196,7 @@ impl Sampler {
             sampled_at: Some(Timestamp::now()),
             environments: statuses.len(),
             wanted: sum(|process| process.wanted),
-            ready: sum(|process| process.ready),
+            ready: sum(ProcessStatus::serving),
             replicas: by_state(picture.replicas.values().flatten()),
             engine_up: picture.known && picture.error.is_none(),
             registry_up: self.registry_up,

@@ -159,7 +159,7 @@ fn render_work(text: &mut Text, platform: &Platform) {
 fn render_replicas(text: &mut Text, platform: &Platform) {
     text.one("berth_environments", "gauge", "Environments.", platform.environments as f64);
     text.one("berth_replicas_wanted", "gauge", "Replicas that should run.", platform.wanted as f64);
-    text.one("berth_replicas_ready", "gauge", "Replicas of the wanted releases that serve.", platform.ready as f64);
+    text.one("berth_replicas_ready", "gauge", "Replicas that serve, of those wanted.", platform.ready as f64);
     let states = platform.replicas.iter().map(|(state, count)| (*state, *count as f64));
     text.by(["berth_replicas", "gauge", "Containers of replicas by state."], "state", states);
 }

@@ -11,7 +11,7 @@ use tokio::{io::AsyncWriteExt, net::UnixListener};
 
 use super::*;
 use crate::{
-    deploy::{EnvStatus, Picture, ProcessStatus},
+    deploy::{EnvStatus, Picture, ProcessStatus, ReplicaHealth, ReplicaStatus},
     disk::DiskFloor,
     domain::*,
     logs::{LogLimits, Logs},
@@ -47,9 +47,16 @@ impl Running for Told {
     }
 }
 
+fn replica(index: u32, release: u64, health: ReplicaHealth) -> ReplicaStatus {
+    let (started_at, reason) = Default::default();
+    let (release, state) = (ReleaseVersion(release), ReplicaState::Running);
+    ReplicaStatus { index, release, state, health, since: Timestamp::now(), started_at, reason }
+}
+
 fn status(env: &EnvRef, wanted: u32, ready: u32) -> Arc<EnvStatus> {
     let process = "web".parse().unwrap();
-    let processes = vec![ProcessStatus { process, wanted, ready, crash_looping: false, replicas: Vec::new() }];
+    let replicas = (1..=ready).map(|index| replica(index, 1, ReplicaHealth::Ready)).collect();
+    let processes = vec![ProcessStatus { process, wanted, ready, crash_looping: false, replicas }];
     let env = env.clone();
     let (why, waits) = Default::default();
     Arc::new(EnvStatus { env, target: None, current: None, processes, deployment: None, why, waits, settled: true })
@@ -162,6 +169,23 @@ async fn an_interval_is_what_happened_in_it() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
+}
+
+#[tokio::test]
+async fn a_push_under_way_takes_nothing_from_what_serves() {
+    let mut world = World::new().await;
+    world.run_replica().await;
+    // Two are wanted of release 2, of which one starts and none serves yet; those of release 1 still do, and one is more than wanted.
+    for (tick, old) in (START..).zip([3, 2, 1]) {
+        let mut told = Arc::unwrap_or_clone(status(&shop(), 2, 0));
+        told.processes[0].replicas = (1..=old).map(|index| replica(index, 1, ReplicaHealth::Ready)).collect();
+        told.processes[0].replicas.push(replica(1, 2, ReplicaHealth::Starting));
+        *world.running.statuses.lock().unwrap() = vec![Arc::new(told)];
+        world.sampler.sample(tick).await;
+    }
+    let points = all(&world.metrics, &shop());
+    let ready: Vec<_> = points.iter().map(|(_, point)| point.replicas.unwrap().ready).collect();
+    assert_eq!(ready, [2, 2, 1]);
 }
 
 #[tokio::test]
