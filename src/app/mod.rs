@@ -3,6 +3,7 @@
 //! [`cli`] is what is typed on the host. `serve` is the control plane, `data_plane` the router. Only this module names concrete
 //! adapters.
 
+mod allocator;
 mod backup;
 mod check;
 pub mod cli;
@@ -17,6 +18,7 @@ mod engine;
 mod fail_points;
 mod layer;
 mod leftovers;
+mod parts;
 mod pipeline;
 mod reserve;
 mod room;

@@ -6,7 +6,6 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::Context;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -14,13 +13,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    allocator,
     check::Check,
     cli::Place,
     config::Config,
     data_dir::{DataDir, TOKEN_KEY},
     doors::Doors,
-    engine,
     layer::{Layer, STOP_DEADLINE},
+    parts,
     pipeline::BuildPipeline,
     reserve, room,
     routes::RouteFiles,
@@ -35,33 +35,24 @@ use crate::{
     commands::{Commands, Door, Services},
     console,
     control::ControlServer,
-    cron::{Cron, CronParts},
     deploy::{Deployer, NetProber, SystemClock},
     disk::DiskFloor,
     domain::Timestamp,
-    drains::{DrainParts, Drains},
     events::EventHub,
     gc::{Gc, GcParts},
     git::{Git, Repositories},
     keys,
-    logs::{Logs, access::AccessReceiver, collector::Collector},
+    logs::Logs,
     metrics::{Metrics, MetricsParts},
     open_files,
     outbound::Outbound,
-    receive::{Receive, install_hooks},
-    registry::{
-        Credentials, Keeper, ManagedRegistry, ManagedSettings, OciRegistry, Registry, RegistryError, RegistryRoom,
-    },
-    router::table::ACCESS_SOCKET,
+    receive::Receive,
+    registry::{Keeper, Registry, RegistryRoom},
     runtime::{LateRuntime, Runtime, docker::DockerRuntime},
-    ssh::SshServer,
+    ssh::{Admission, SshServer},
     store::Store,
     traces::Traces,
-    webhooks::{WebhookParts, Webhooks},
 };
-
-/// How long the start waits for the stacks to be in the registry.
-const STACKS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Open files that are reckoned with: of one SSH connection, whose git has pipes, and of everything that is no client.
 const FILES_OF_SSH: u64 = 8;
@@ -70,6 +61,7 @@ const FILES: u64 = 2048;
 /// Runs the control plane until SIGTERM or SIGINT.
 pub(super) fn run(place: &Place) -> anyhow::Result<ExitCode> {
     telemetry::init();
+    allocator::give_back_soon();
     #[cfg(feature = "fail-points")]
     super::fail_points::arm()?;
     let config = place.load()?;
@@ -169,11 +161,11 @@ impl Server {
     async fn start(config: &Config, data: &DataDir, store: &Store, traces: &Traces) -> anyhow::Result<Self> {
         let started_at = Timestamp::now();
         let mut ground = Layer::new("ground");
-        let (registry, keeper) = start_registry(config, data, &mut ground).await?;
+        let (registry, keeper) = parts::start_registry(config, data, &mut ground).await?;
         let disk = room::disk_floor(config, data);
-        let engine = start_engine(config, data, store, &disk, &mut ground).await?;
+        let engine = parts::start_engine(config, data, store, &disk, &mut ground).await?;
         let runtime: Arc<dyn Runtime> = Arc::new(engine.clone());
-        let logs = start_logs(config, data, &runtime, &mut ground)?;
+        let logs = parts::start_logs(config, data, &runtime, &mut ground)?;
         let repositories = Repositories::new(data.join("repositories"));
         // Below those who tell it something.
         let (events, hub) = EventHub::start(store.clone(), &config.api_url()).await?;
@@ -197,7 +189,7 @@ impl Server {
         on.repositories.clean()?;
         let deployer = on.start_deployer(&mut work)?;
         let builds = on.start_builds(&deployer, &mut work).await?;
-        let git = find_git(config, data)?;
+        let git = parts::find_git(config, data)?;
         let gc = on.start_collections(keeper, &git, &builds, &mut work);
 
         let tokens = Arc::new(secrets::token_key(&data.join(TOKEN_KEY))?);
@@ -207,11 +199,11 @@ impl Server {
         let repositories = on.repositories.clone();
         let receive = Receive::new(settings, git, repositories, store.clone(), Arc::new(pipeline), stop.clone());
         receive.recover().await?;
-        let cron = start_cron(config, store, &on.runtime, &on.logs, &mut work);
+        let cron = parts::start_cron(config, store, &on.runtime, &on.logs, &mut work);
         let metrics = on.start_metrics(&deployer, &builds, &mut work);
         let outbound = Outbound::new(settings::outbound(config)?)?;
-        let webhooks = start_webhooks(config, store, &outbound, &mut work);
-        let drains = start_drains(config, store, &on.logs, &outbound, &mut work)?;
+        let webhooks = parts::start_webhooks(config, store, &outbound, &mut work);
+        let drains = parts::start_drains(config, store, &on.logs, &outbound, &mut work)?;
         let status = on.status();
         let commands = Commands::new(Services {
             drains,
@@ -268,7 +260,7 @@ impl Ground<'_> {
         };
         let (builds, service) =
             Builds::start(parts, settings::builds(self.config, self.data, &self.disk, self.traces)).await?;
-        look_for_stacks(&builds).await?;
+        parts::look_for_stacks(&builds).await?;
         work.spawn(service.run(work.stop.clone()));
         Ok(builds)
     }
@@ -332,117 +324,13 @@ impl Ground<'_> {
     }
 }
 
-/// The engine, if it comes within a moment. If not, the server goes on without: apps run, whoever asks is told, and it is taken as soon as
-/// it is there.
-async fn start_engine(
-    config: &Config,
-    data: &DataDir,
-    store: &Store,
-    disk: &DiskFloor,
-    ground: &mut Layer,
-) -> anyhow::Result<LateRuntime<DockerRuntime>> {
-    let engine = LateRuntime::new(engine::NOT_YET);
-    let settings = engine::settings(config, data)?;
-    ground.spawn(engine::attend(settings, store.clone(), engine.clone(), disk.clone(), ground.stop.clone()));
-    match timeout(engine::PATIENCE, engine.until_there()).await {
-        Ok(()) => tracing::info!(engine = engine.capabilities().engine, "connected to the engine"),
-        Err(_) => tracing::warn!("no engine answers; starting without it, and taking it up as soon as it does"),
-    }
-    Ok(engine)
-}
-
-/// The registry, and what looks after its room when it is ours.
-async fn start_registry(
-    config: &Config,
-    data: &DataDir,
-    ground: &mut Layer,
-) -> anyhow::Result<(OciRegistry, Option<Keeper>)> {
-    let settings = &config.registry;
-    let mut keeper = None;
-    if settings.managed {
-        let address: std::net::SocketAddr =
-            settings.address.parse().context("registry.address of a managed registry must be ADDRESS:PORT")?;
-        anyhow::ensure!(
-            address.ip().is_loopback(),
-            "a managed registry asks for no password, so it listens on loopback only"
-        );
-        let managed = ManagedRegistry::start(ManagedSettings::new(data.join("registry"), address.port())).await?;
-        keeper = Some(managed.keeper());
-        ground.spawn(managed.run(ground.stop.clone()));
-    }
-    let login = settings.username.clone().zip(settings.password.clone());
-    let credentials = login.map(|(user, password)| Credentials { user, password });
-    Ok((OciRegistry::new(&settings.address, credentials)?, keeper))
-}
-
-/// Pushes would only find out later that the stacks are missing. A registry that does not answer is another matter: what runs is to be
-/// looked after, and the first build asks again.
-async fn look_for_stacks(builds: &Builds) -> anyhow::Result<()> {
-    let away = match timeout(STACKS_DEADLINE, builds.stack_images()).await {
-        Ok(Ok(_)) => return Ok(()),
-        Ok(Err(error)) => match error.downcast_ref() {
-            Some(RegistryError::Unavailable { .. }) => format!("{error:#}"),
-            _ => return Err(error),
-        },
-        Err(_) => format!("it has taken more than {} s", STACKS_DEADLINE.as_secs()),
-    };
-    tracing::warn!(reason = away, "the stacks are not in the registry yet; builds wait for that");
-    Ok(())
-}
-
-fn start_logs(config: &Config, data: &DataDir, runtime: &Arc<dyn Runtime>, ground: &mut Layer) -> anyhow::Result<Logs> {
-    let logs = Logs::open(data.join("logs"), settings::logs(&config.logs))?;
-    let access = AccessReceiver::bind(&data.join("router").join(ACCESS_SOCKET))?;
-    ground.spawn(access.run(logs.clone(), ground.stop.clone()));
-    ground.spawn(Collector::new(runtime.clone(), logs.clone()).run(ground.stop.clone()));
-    Ok(logs)
-}
-
-fn start_cron(config: &Config, store: &Store, runtime: &Arc<dyn Runtime>, logs: &Logs, work: &mut Layer) -> Cron {
-    let settings = settings::cron(config);
-    let (store, runtime, logs) = (store.clone(), runtime.clone(), logs.clone());
-    let (cron, service) = Cron::start(CronParts { store, runtime, logs, clock: Arc::new(SystemClock), settings });
-    work.spawn(service.run(work.stop.clone()));
-    cron
-}
-
-/// Where the logs are sent. They stop before the logs' last flush: what comes after is sent at the next start.
-fn start_drains(
-    config: &Config,
-    store: &Store,
-    logs: &Logs,
-    outbound: &Outbound,
-    work: &mut Layer,
-) -> anyhow::Result<Drains> {
-    let (store, logs, settings) = (store.clone(), logs.clone(), settings::drains(&config.drains));
-    let outbound = outbound.clone();
-    let (drains, service) = Drains::start(DrainParts { store, logs, outbound, settings })?;
-    work.spawn(service.run(work.stop.clone()));
-    Ok(drains)
-}
-
-fn start_webhooks(config: &Config, store: &Store, outbound: &Outbound, work: &mut Layer) -> Webhooks {
-    let settings = settings::webhooks(config);
-    let (store, outbound) = (store.clone(), outbound.clone());
-    let (webhooks, service) = Webhooks::start(WebhookParts { store, outbound, clock: Arc::new(SystemClock), settings });
-    work.spawn(service.run(work.stop.clone()));
-    webhooks
-}
-
-/// git, with our hooks.
-fn find_git(config: &Config, data: &DataDir) -> anyhow::Result<Git> {
-    let hooks = data.join("hooks");
-    install_hooks(&hooks).context("cannot install the git hooks")?;
-    Ok(Git { binary: Git::find()?, hooks, max_input: config.git.max_input_size.0 })
-}
-
 async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::Result<Layer> {
     let mut doors = Layer::new("doors");
     let settings = settings::ssh(config);
     let host_key = keys::host_key(&data.join("keys/ssh_host_ed25519_key"))?;
-    let backend = Arc::new(backend);
+    let (backend, admission) = (Arc::new(backend), Admission::new(settings.limits));
     for address in &config.ssh.listen {
-        let server = SshServer::bind(*address, settings.clone(), host_key.clone(), backend.clone()).await?;
+        let server = SshServer::bind(*address, settings.clone(), host_key.clone(), backend.clone(), &admission).await?;
         doors.spawn(server.run(doors.stop.clone()));
     }
     let (commands, api_settings) = (backend.commands.clone(), settings::api(config));

@@ -75,12 +75,13 @@ pub struct SshServer {
 }
 
 impl SshServer {
-    /// Listens on `address`.
+    /// Listens on `address`, for as many as `admission` lets in: all servers share it.
     pub async fn bind(
         address: SocketAddr,
         settings: SshSettings,
         host_key: PrivateKey,
         backend: Arc<dyn Backend>,
+        admission: &Admission,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             io::Error::new(error.kind(), format!("the SSH port {address} cannot be listened on: {error}"))
@@ -88,7 +89,7 @@ impl SshServer {
         Ok(Self {
             listener,
             config: Arc::new(config(&settings, host_key)),
-            admission: Admission::new(settings.limits),
+            admission: admission.clone(),
             settings,
             backend,
             connections: TaskTracker::new(),

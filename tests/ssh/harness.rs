@@ -21,7 +21,7 @@ use berth::{
     git::{Git, Repositories, wire::WireIo},
     keys,
     receive::{HookRequest, Receive, ReceiveSettings, Verdict, install_hooks},
-    ssh::{self, Access, GitRequest, SshServer, SshSettings},
+    ssh::{self, Access, Admission, GitRequest, SshServer, SshSettings},
     store::{MemoryKv, Store, StoreError},
 };
 use bytes::Bytes;
@@ -234,8 +234,10 @@ impl Server {
             go: CancellationToken::new(),
         });
         let host_key = keys::host_key(&data.join("keys/host_ed25519")).unwrap();
-        let server =
-            SshServer::bind("127.0.0.1:0".parse().unwrap(), settings, host_key, backend.clone()).await.unwrap();
+        let admission = Admission::new(settings.limits);
+        let server = SshServer::bind("127.0.0.1:0".parse().unwrap(), settings, host_key, backend.clone(), &admission)
+            .await
+            .unwrap();
         let control = ControlServer::bind(&socket, backend.clone()).await.unwrap();
         let address = server.address().unwrap();
         let tasks = vec![tokio::spawn(server.run(stop.clone())), tokio::spawn(control.run(stop.clone()))];
