@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
-use super::{EnvRef, Timestamp, UserName};
+use super::{EnvRef, Timestamp, UserName, url::parse_url};
 
 /// Longest URL of a drain, in bytes.
 const LONGEST_URL: usize = 2048;
@@ -109,10 +109,7 @@ impl FromStr for DrainUrl {
         if text.len() > LONGEST_URL {
             return wrong("it is longer than 2048 bytes");
         }
-        let url = match Url::parse(text) {
-            Ok(url) => url,
-            Err(error) => return wrong(&error.to_string()),
-        };
+        let url = parse_url(text).map_err(DrainUrlError)?;
         let scheme = match url.scheme() {
             "syslog" => DrainScheme::Syslog,
             "syslog+tls" => DrainScheme::SyslogTls,
@@ -235,6 +232,7 @@ mod tests {
             "syslog://a%20b:601",
             "https://logs/#hunter2",
             "https://",
+            "https:///logs",
             "https://logs:0",
             "syslog://logs:0",
             &long,

@@ -20,6 +20,7 @@ pub mod process;
 pub mod release;
 pub mod replica;
 pub mod trace;
+mod url;
 pub mod webhook;
 
 pub use access::{Role, TokenScope, Verb};
@@ -42,6 +43,8 @@ pub use release::{
 pub use replica::{CrashLoop, CrashLoops, Limits, Replica, ReplicaId, ReplicaSet, ReplicaState, SetId};
 pub use trace::{NoTraceContext, OpenSpan, TraceContext};
 pub use webhook::{DELIVERIES_KEPT, Webhook, WebhookDelivery, WebhookId, WebhookMark, WebhookRetry, WebhookSecret};
+
+pub use self::url::parse_url;
 
 /// A moment, UTC, nanosecond resolution, RFC 3339 when serialised.
 pub type Timestamp = jiff::Timestamp;

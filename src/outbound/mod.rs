@@ -61,7 +61,7 @@ impl Default for OutboundSettings {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OutboundError {
     /// None of its addresses is public, nor allowed by the operator. Nothing was sent.
-    #[error("{}, which is {fault}; only public addresses are connected to, and those in {ALLOWED_NETWORKS_KEY} of the server's configuration", leads(.host, .address))]
+    #[error("{} {fault}; only public addresses are connected to, and those in {ALLOWED_NETWORKS_KEY} of the server's configuration", leads(.host, .address))]
     Refused { host: String, address: IpAddr, fault: Fault },
     /// The URL itself cannot be used.
     #[error("the URL cannot be used: {0}")]
@@ -82,7 +82,7 @@ pub enum OutboundError {
 }
 
 fn leads(host: &str, address: &IpAddr) -> String {
-    if host == address.to_string() { host.to_owned() } else { format!("{host} leads to {address}") }
+    if host == address.to_string() { format!("{host} is") } else { format!("{host} leads to {address},") }
 }
 
 /// Judges, then connects. Clones share it.

@@ -23,7 +23,7 @@ use url::Url;
 pub use self::service::WebhookService;
 use crate::{
     deploy::Clock,
-    domain::{Event, TenantName, WebhookDelivery, WebhookId, WebhookSecret},
+    domain::{Event, TenantName, WebhookDelivery, WebhookId, WebhookSecret, parse_url},
     outbound::Outbound,
     store::{Store, StoreError},
 };
@@ -157,7 +157,7 @@ impl Webhooks {
 }
 
 fn check_url(text: &str, outbound: &Outbound, allow_http: bool) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("the URL cannot be used: {error}"))?;
+    let url = parse_url(text).map_err(|error| format!("the URL cannot be used: {error}"))?;
     outbound.check_url(&url).map_err(|error| error.to_string())?;
     if url.scheme() == "http" && !allow_http {
         let why =

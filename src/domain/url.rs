@@ -1,0 +1,31 @@
+//! URLs that users give.
+
+use url::Url;
+
+/// Reads a URL more strictly than the URL Standard's parser, which reads `https:///x`, `https:x` and `https:\\x` as `https://x/`: what somebody
+/// forgot would become a host.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    let names_host = text.split_once("://").is_some_and(|(_, rest)| !rest.starts_with(['/', '\\', '?', '#']));
+    if names_host { Ok(url) } else { Err("it names no host after ://".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_was_forgotten_becomes_a_host() {
+        for text in ["https://x", "HTTPS://x/a?b", "http://[::1]:80/", "syslog+tls://x:1"] {
+            assert!(parse_url(text).is_ok(), "{text}");
+        }
+        for text in
+            ["https:///x", "https:x", "https:/x", "https:\\\\x/y://z", "https://\\x", "https://?x", "https://", "x", ""]
+        {
+            assert!(parse_url(text).is_err(), "{text}");
+        }
+    }
+}
