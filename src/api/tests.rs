@@ -1,5 +1,6 @@
 //! The API over services in memory: what each route takes, answers and refuses.
 
+mod forms;
 mod once;
 mod refusals;
 mod streams;
@@ -9,17 +10,14 @@ use std::num::NonZeroU32;
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, Method, Request, StatusCode, header},
+    http::{HeaderMap, Request, StatusCode, header},
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::{Api, Inner, idempotency::Once, limit::Limits, routes};
-use crate::{
-    commands::tests::World,
-    domain::{Timestamp, Webhook, WebhookMark},
-};
+use crate::commands::tests::World;
 
 /// An answer.
 #[derive(Debug)]
@@ -357,206 +355,4 @@ async fn sources_and_images_are_deployed_without_git() {
         .ask(&olga, "POST", &format!("{DEV}/deployments"), Some(json!({"image": "berth/acme/shop:latest"})))
         .await
         .is(400);
-}
-
-#[tokio::test]
-async fn who_may_not_is_told_why_and_what_to_do() {
-    let server = Server::new().await;
-    let (vera, stan, olga) = (server.token("vera").await, server.token("stan").await, server.token("olga").await);
-    let nobody = server.ask("nonsense", "GET", DEV, None).await.is(401);
-    assert!(nobody.headers.contains_key(header::WWW_AUTHENTICATE) && nobody.body["hint"].is_string());
-    let request = Request::get(DEV).body(Body::empty()).unwrap();
-    server.send(request).await.is(401);
-    // A viewer looks on; who is no member does not even learn that it exists.
-    server.ask(&vera, "GET", DEV, None).await.is(200);
-    server.ask(&vera, "PATCH", &format!("{DEV}/scale"), Some(json!({"web": 3}))).await.is(403);
-    server.ask(&vera, "GET", &format!("{DEV}/config"), None).await.is(403);
-    let hidden = server.ask(&stan, "GET", DEV, None).await.is(404);
-    let missing = server.ask(&stan, "GET", "/v1/envs/nobody/shop/dev", None).await.is(404);
-    assert_eq!(hidden.body["type"], missing.body["type"]);
-    server.ask(&olga, "POST", "/v1/tenants", Some(json!({"name": "mine"}))).await.is(403);
-    // A token allows no more than its scope.
-    let read = server.scoped("olga", "--scope read").await;
-    server.ask(&read, "GET", DEV, None).await.is(200);
-    server.ask(&read, "POST", &format!("{DEV}/restart"), None).await.is(403);
-}
-
-#[tokio::test]
-async fn what_is_off_is_told_with_its_place() {
-    let server = Server::new().await;
-    let olga = server.token("olga").await;
-    let scale = format!("{DEV}/scale");
-    let ask = async |kind: &str, body: &str| {
-        let request = Request::patch(&scale).header(header::AUTHORIZATION, format!("Bearer {olga}"));
-        server.send(request.header(header::CONTENT_TYPE, kind).body(Body::from(body.to_owned())).unwrap()).await
-    };
-    let torn = ask("application/json", "{\"web\":\n  oops}").await.is(400);
-    assert_eq!((&torn.body["line"], &torn.body["column"]), (&json!(2), &json!(3)));
-    ask("text/plain", "{}").await.is(415);
-    ask("application/json", "{}").await.is(400);
-    let large = format!("{{\"web\": {}}}", " ".repeat(2 << 20));
-    ask("application/json", &large).await.is(413);
-    let unknown = ask("application/json", "{\"webs\": 1}").await.is(404);
-    assert!(unknown.body["hint"].as_str().unwrap().contains("did you mean web"), "{unknown:?}");
-    server.ask(&olga, "POST", &format!("{DEV}/rollback"), Some(json!({"versoin": 1}))).await.is(400);
-    server.ask(&olga, "GET", "/v1/envs/ACME/shop/dev", None).await.is(400);
-    server.ask(&olga, "GET", &format!("{DEV}/builds/x"), None).await.is(400);
-    server.ask(&olga, "GET", "/v1/envs?limit=no", None).await.is(400);
-    server.ask(&olga, "GET", "/v1/nothing", None).await.is(404);
-    server.ask(&olga, "PUT", "/v1/whoami", None).await.is(405);
-}
-
-#[tokio::test]
-async fn a_change_of_what_others_have_changed_is_refused() {
-    let server = Server::new().await;
-    let olga = server.token("olga").await;
-    for (path, change) in [(format!("{DEV}/config"), json!({"B": "2"})), (format!("{DEV}/scale"), json!({"web": 5}))] {
-        let seen = server.ask(&olga, "GET", &path, None).await.is(200).tag();
-        let again = server.ask_with(&olga, "GET", &path, None, &[("if-none-match", &seen)]).await;
-        assert_eq!(again.status, StatusCode::NOT_MODIFIED);
-        server.ask_with(&olga, "PATCH", &path, Some(change.clone()), &[("if-match", &seen)]).await.is(202);
-        assert_ne!(server.ask(&olga, "GET", &path, None).await.is(200).tag(), seen);
-        server.ask_with(&olga, "PATCH", &path, Some(change.clone()), &[("if-match", &seen)]).await.is(412);
-    }
-    let path = format!("{DEV}/domains/one.example.com");
-    let seen = server.ask(&olga, "GET", &format!("{DEV}/domains"), None).await.is(200).tag();
-    server.ask_with(&olga, "PUT", &path, None, &[("if-match", &seen)]).await.is(200);
-    server.ask_with(&olga, "DELETE", &path, None, &[("if-match", &seen)]).await.is(412);
-    server.ask_with(&olga, "DELETE", &path, None, &[("if-match", "*")]).await.is(200);
-}
-
-#[tokio::test]
-async fn how_deliveries_go_is_no_change_of_a_webhook() {
-    let server = Server::new().await;
-    let olga = server.token("olga").await;
-    let (path, store) = ("/v1/tenants/acme/webhooks/deadbeef", &server.world.store);
-    // It is disabled, so nobody else writes how its deliveries go.
-    let like = store.list::<Webhook>("acme/").await.unwrap().remove(0).record;
-    let webhook = Webhook { id: "deadbeef".parse().unwrap(), enabled: false, ..like };
-    store.transaction().create(&webhook).commit().await.unwrap();
-    let seen = server.ask(&olga, "GET", path, None).await.is(200);
-    let mark = WebhookMark { missed: 7, failing_since: Some(Timestamp::now()), ..WebhookMark::of(&webhook, None) };
-    store.transaction().create(&mark).commit().await.unwrap();
-    let failing = server.ask(&olga, "GET", path, None).await.is(200);
-    assert_eq!((&failing.body["missed"], failing.tag()), (&json!(7), seen.tag()));
-    let on = Some(json!({"enabled": true}));
-    server.ask_with(&olga, "PATCH", path, on.clone(), &[("if-match", &seen.tag())]).await.is(200);
-    server.ask_with(&olga, "PATCH", path, on, &[("if-match", &seen.tag())]).await.is(412);
-    assert_ne!(server.ask(&olga, "GET", path, None).await.is(200).tag(), seen.tag());
-}
-
-#[tokio::test]
-async fn what_is_asked_twice_with_one_key_is_done_once() {
-    let server = Server::new().await;
-    let (olga, dan) = (server.token("olga").await, server.token("dan").await);
-    let key = [("idempotency-key", "3f1c")];
-    let make = async |token: &str, name: &str| {
-        server.ask_with(token, "POST", "/v1/apps", Some(json!({"name": name})), &key).await
-    };
-    let first = make(&olga, "acme/one").await.is(201);
-    let again = make(&olga, "acme/one").await.is(201);
-    assert_eq!((first.body, &again.headers["idempotency-replayed"]), (again.body, &"true".parse().unwrap()));
-    make(&olga, "acme/two").await.is(422);
-    // Another token of hers is not told what came of it, and does not do it again.
-    let (second, read) = (server.token("olga").await, server.scoped("olga", "--scope read").await);
-    for token in [&second, &read] {
-        let other = make(token, "acme/one").await.is(422);
-        assert!(other.body["detail"].as_str().unwrap().contains("another token"), "{other:?}");
-        assert!(!other.body.to_string().contains("manifest"), "{other:?}");
-    }
-    // The key is one's own, and what failed is tried again.
-    make(&dan, "acme/one").await.is(403);
-    make(&dan, "acme/one").await.is(403);
-    let invite = async || {
-        server
-            .ask_with(
-                &olga,
-                "POST",
-                "/v1/tenants/acme/invitations",
-                Some(json!({"role": "viewer"})),
-                &[("idempotency-key", "k")],
-            )
-            .await
-    };
-    let code = invite().await.is(201).body["code"].clone();
-    assert!(code.is_string());
-    // Its secret is shown once, and was not kept.
-    invite().await.is(409);
-    let kept = server.world.store.list::<crate::domain::OnceRequest>("").await.unwrap();
-    let kept = format!("{:?}", kept.iter().map(|one| &one.record).collect::<Vec<_>>());
-    assert!(kept.contains("acme/one") && !kept.contains(code.as_str().unwrap()), "{kept}");
-    // After a restart of a server that had not finished.
-    let kept = server.world.store.list::<crate::domain::OnceRequest>("").await.unwrap();
-    let stored = kept.into_iter().find(|one| one.answer.as_ref().is_some_and(|(_, body)| body.is_some())).unwrap();
-    let torn = crate::domain::OnceRequest { answer: None, server: 1, ..stored.record.clone() };
-    server.world.store.transaction().update(&stored, &torn).commit().await.unwrap();
-    let unknown = make(&olga, "acme/one").await.is(409);
-    assert!(unknown.body["detail"].as_str().unwrap().contains("restarted"), "{unknown:?}");
-}
-
-#[tokio::test]
-async fn lists_come_in_pages() {
-    let server = Server::new().await;
-    let olga = server.token("olga").await;
-    for number in 0..5 {
-        server.ask(&olga, "POST", "/v1/apps", Some(json!({"name": format!("acme/app{number}")}))).await.is(201);
-    }
-    let (mut names, mut cursor) = (Vec::new(), String::new());
-    loop {
-        let page = server.ask(&olga, "GET", &format!("/v1/apps?limit=2{cursor}"), None).await.is(200).body;
-        names.extend(page["items"].as_array().unwrap().iter().map(|app| app["name"].as_str().unwrap().to_owned()));
-        let Some(next) = page["next"].as_str() else { break };
-        cursor = format!("&cursor={next}");
-    }
-    assert_eq!(names, ["acme/app0", "acme/app1", "acme/app2", "acme/app3", "acme/app4", "acme/shop"]);
-    server.ask(&olga, "GET", "/v1/apps?limit=0", None).await.is(400);
-    server.ask(&olga, "GET", "/v1/apps?cursor=x", None).await.is(400);
-}
-
-#[tokio::test]
-async fn answers_bear_an_id_and_are_kept_by_nobody() {
-    let server = Server::new().await;
-    let olga = server.token("olga").await;
-    let own = server.ask_with(&olga, "GET", "/v1/whoami", None, &[("x-request-id", "mine-1")]).await.is(200);
-    assert_eq!(
-        (&own.headers["x-request-id"], &own.headers["cache-control"]),
-        (&"mine-1".parse().unwrap(), &"no-store".parse().unwrap())
-    );
-    let given = server.ask_with(&olga, "GET", "/v1/nothing", None, &[("x-request-id", "a b\"<")]).await.is(404);
-    assert_eq!(given.headers["x-request-id"].len(), 32);
-}
-
-#[tokio::test]
-async fn the_document_and_its_pages_are_served() {
-    let server = Server::new().await;
-    let document = server.send(Request::get("/openapi.json").body(Body::empty()).unwrap()).await.is(200).body;
-    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"), "{}", document["openapi"]);
-    let mut ids = Vec::new();
-    for (path, operations) in document["paths"].as_object().unwrap() {
-        for (method, operation) in operations.as_object().unwrap() {
-            let Ok(_) = method.to_uppercase().parse::<Method>() else { continue };
-            ids.push(operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}")).to_owned());
-            assert!(operation["responses"]["401"].is_object() && operation["summary"].is_string(), "{method} {path}");
-            for (status, answer) in operation["responses"].as_object().unwrap() {
-                assert!(answer["description"].is_string(), "{method} {path} does not say what {status} is");
-            }
-        }
-    }
-    let text = document.to_string();
-    for reference in text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
-        assert!(document["components"]["schemas"][reference].is_object(), "{reference} is not described");
-    }
-    let schemas = &document["components"]["schemas"];
-    assert_eq!(schemas["Page_Build"]["properties"]["items"]["items"]["$ref"], "#/components/schemas/Build");
-    let all = ids.len();
-    ids.sort();
-    ids.dedup();
-    assert_eq!(ids.len(), all, "operation ids are told apart: {ids:?}");
-    for (path, kind) in [("/docs/", "text/html"), ("/docs/swagger-ui.css", "text/css")] {
-        let response = server.router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
-        assert_eq!(response.status(), 200, "{path}");
-        assert!(response.headers()[header::CONTENT_TYPE].to_str().unwrap().starts_with(kind));
-        let policy = response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
-        assert!(policy.starts_with("default-src 'none'; script-src 'self'"), "{policy}");
-    }
 }

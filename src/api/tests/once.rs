@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     api::{idempotency::Answers, problem::Problem},
     commands::{Caller, Door},
-    domain::{Build, Release},
+    domain::{Build, OnceRequest, Release},
     store::open_store,
 };
 
@@ -20,6 +20,55 @@ impl Server {
         let releases = self.world.store.list::<Release>("acme/shop/dev/").await.unwrap();
         (builds.len(), releases.len())
     }
+}
+
+#[tokio::test]
+async fn what_is_asked_twice_with_one_key_is_done_once() {
+    let server = Server::new().await;
+    let (olga, dan) = (server.token("olga").await, server.token("dan").await);
+    let key = [("idempotency-key", "3f1c")];
+    let make = async |token: &str, name: &str| {
+        server.ask_with(token, "POST", "/v1/apps", Some(json!({"name": name})), &key).await
+    };
+    let first = make(&olga, "acme/one").await.is(201);
+    let again = make(&olga, "acme/one").await.is(201);
+    assert_eq!((first.body, &again.headers["idempotency-replayed"]), (again.body, &"true".parse().unwrap()));
+    make(&olga, "acme/two").await.is(422);
+    // Another token of hers is not told what came of it, and does not do it again.
+    let (second, read) = (server.token("olga").await, server.scoped("olga", "--scope read").await);
+    for token in [&second, &read] {
+        let other = make(token, "acme/one").await.is(422);
+        assert!(other.body["detail"].as_str().unwrap().contains("another token"), "{other:?}");
+        assert!(!other.body.to_string().contains("manifest"), "{other:?}");
+    }
+    // The key is one's own, and what failed is tried again.
+    make(&dan, "acme/one").await.is(403);
+    make(&dan, "acme/one").await.is(403);
+    let invite = async || {
+        server
+            .ask_with(
+                &olga,
+                "POST",
+                "/v1/tenants/acme/invitations",
+                Some(json!({"role": "viewer"})),
+                &[("idempotency-key", "k")],
+            )
+            .await
+    };
+    let code = invite().await.is(201).body["code"].clone();
+    assert!(code.is_string());
+    // Its secret is shown once, and was not kept.
+    invite().await.is(409);
+    let kept = server.world.store.list::<OnceRequest>("").await.unwrap();
+    let kept = format!("{:?}", kept.iter().map(|one| &one.record).collect::<Vec<_>>());
+    assert!(kept.contains("acme/one") && !kept.contains(code.as_str().unwrap()), "{kept}");
+    // After a restart of a server that had not finished.
+    let kept = server.world.store.list::<OnceRequest>("").await.unwrap();
+    let stored = kept.into_iter().find(|one| one.answer.as_ref().is_some_and(|(_, body)| body.is_some())).unwrap();
+    let torn = OnceRequest { answer: None, server: 1, ..stored.record.clone() };
+    server.world.store.transaction().update(&stored, &torn).commit().await.unwrap();
+    let unknown = make(&olga, "acme/one").await.is(409);
+    assert!(unknown.body["detail"].as_str().unwrap().contains("restarted"), "{unknown:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,95 @@
 //! What is refused for the token, for what has changed meanwhile, and for names in the query.
 
+use axum::http::Method;
+
 use super::*;
-use crate::domain::User;
+use crate::domain::{Timestamp, User, Webhook, WebhookMark};
+
+#[tokio::test]
+async fn who_may_not_is_told_why_and_what_to_do() {
+    let server = Server::new().await;
+    let (vera, stan, olga) = (server.token("vera").await, server.token("stan").await, server.token("olga").await);
+    let nobody = server.ask("nonsense", "GET", DEV, None).await.is(401);
+    assert!(nobody.headers.contains_key(header::WWW_AUTHENTICATE) && nobody.body["hint"].is_string());
+    let request = Request::get(DEV).body(Body::empty()).unwrap();
+    server.send(request).await.is(401);
+    // A viewer looks on; who is no member does not even learn that it exists.
+    server.ask(&vera, "GET", DEV, None).await.is(200);
+    server.ask(&vera, "PATCH", &format!("{DEV}/scale"), Some(json!({"web": 3}))).await.is(403);
+    server.ask(&vera, "GET", &format!("{DEV}/config"), None).await.is(403);
+    let hidden = server.ask(&stan, "GET", DEV, None).await.is(404);
+    let missing = server.ask(&stan, "GET", "/v1/envs/nobody/shop/dev", None).await.is(404);
+    assert_eq!(hidden.body["type"], missing.body["type"]);
+    server.ask(&olga, "POST", "/v1/tenants", Some(json!({"name": "mine"}))).await.is(403);
+    // A token allows no more than its scope.
+    let read = server.scoped("olga", "--scope read").await;
+    server.ask(&read, "GET", DEV, None).await.is(200);
+    server.ask(&read, "POST", &format!("{DEV}/restart"), None).await.is(403);
+}
+
+#[tokio::test]
+async fn what_is_off_is_told_with_its_place() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    let scale = format!("{DEV}/scale");
+    let ask = async |kind: &str, body: &str| {
+        let request = Request::patch(&scale).header(header::AUTHORIZATION, format!("Bearer {olga}"));
+        server.send(request.header(header::CONTENT_TYPE, kind).body(Body::from(body.to_owned())).unwrap()).await
+    };
+    let torn = ask("application/json", "{\"web\":\n  oops}").await.is(400);
+    assert_eq!((&torn.body["line"], &torn.body["column"]), (&json!(2), &json!(3)));
+    ask("text/plain", "{}").await.is(415);
+    ask("application/json", "{}").await.is(400);
+    let large = format!("{{\"web\": {}}}", " ".repeat(2 << 20));
+    ask("application/json", &large).await.is(413);
+    let unknown = ask("application/json", "{\"webs\": 1}").await.is(404);
+    assert!(unknown.body["hint"].as_str().unwrap().contains("did you mean web"), "{unknown:?}");
+    server.ask(&olga, "POST", &format!("{DEV}/rollback"), Some(json!({"versoin": 1}))).await.is(400);
+    server.ask(&olga, "GET", "/v1/envs/ACME/shop/dev", None).await.is(400);
+    server.ask(&olga, "GET", &format!("{DEV}/builds/x"), None).await.is(400);
+    server.ask(&olga, "GET", "/v1/envs?limit=no", None).await.is(400);
+    server.ask(&olga, "GET", "/v1/nothing", None).await.is(404);
+    server.ask(&olga, "PUT", "/v1/whoami", None).await.is(405);
+}
+
+#[tokio::test]
+async fn a_change_of_what_others_have_changed_is_refused() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    for (path, change) in [(format!("{DEV}/config"), json!({"B": "2"})), (format!("{DEV}/scale"), json!({"web": 5}))] {
+        let seen = server.ask(&olga, "GET", &path, None).await.is(200).tag();
+        let again = server.ask_with(&olga, "GET", &path, None, &[("if-none-match", &seen)]).await;
+        assert_eq!(again.status, StatusCode::NOT_MODIFIED);
+        server.ask_with(&olga, "PATCH", &path, Some(change.clone()), &[("if-match", &seen)]).await.is(202);
+        assert_ne!(server.ask(&olga, "GET", &path, None).await.is(200).tag(), seen);
+        server.ask_with(&olga, "PATCH", &path, Some(change.clone()), &[("if-match", &seen)]).await.is(412);
+    }
+    let path = format!("{DEV}/domains/one.example.com");
+    let seen = server.ask(&olga, "GET", &format!("{DEV}/domains"), None).await.is(200).tag();
+    server.ask_with(&olga, "PUT", &path, None, &[("if-match", &seen)]).await.is(200);
+    server.ask_with(&olga, "DELETE", &path, None, &[("if-match", &seen)]).await.is(412);
+    server.ask_with(&olga, "DELETE", &path, None, &[("if-match", "*")]).await.is(200);
+}
+
+#[tokio::test]
+async fn how_deliveries_go_is_no_change_of_a_webhook() {
+    let server = Server::new().await;
+    let olga = server.token("olga").await;
+    let (path, store) = ("/v1/tenants/acme/webhooks/deadbeef", &server.world.store);
+    // It is disabled, so nobody else writes how its deliveries go.
+    let like = store.list::<Webhook>("acme/").await.unwrap().remove(0).record;
+    let webhook = Webhook { id: "deadbeef".parse().unwrap(), enabled: false, ..like };
+    store.transaction().create(&webhook).commit().await.unwrap();
+    let seen = server.ask(&olga, "GET", path, None).await.is(200);
+    let mark = WebhookMark { missed: 7, failing_since: Some(Timestamp::now()), ..WebhookMark::of(&webhook, None) };
+    store.transaction().create(&mark).commit().await.unwrap();
+    let failing = server.ask(&olga, "GET", path, None).await.is(200);
+    assert_eq!((&failing.body["missed"], failing.tag()), (&json!(7), seen.tag()));
+    let on = Some(json!({"enabled": true}));
+    server.ask_with(&olga, "PATCH", path, on.clone(), &[("if-match", &seen.tag())]).await.is(200);
+    server.ask_with(&olga, "PATCH", path, on, &[("if-match", &seen.tag())]).await.is(412);
+    assert_ne!(server.ask(&olga, "GET", path, None).await.is(200).tag(), seen.tag());
+}
 
 #[tokio::test]
 async fn a_token_for_metrics_is_good_for_nothing_else() {

@@ -156,9 +156,25 @@ async fn passed_on(
 
 #[cfg(test)]
 mod tests {
+    use axum::extract::FromRequest;
     use futures::StreamExt;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stands_before_the_file_comes_in_time_or_not_at_all() {
+        let slow = stream::unfold("--edge\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n", async |piece| {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from(piece)), "x"))
+        });
+        let request = Request::post("/").header(header::CONTENT_TYPE, "multipart/form-data; boundary=edge");
+        let request = request.body(Body::from_stream(slow)).unwrap();
+        let mut parts = Multipart::from_request(request, &()).await.unwrap();
+        let begin = Instant::now();
+        let field = parts.next_field().await.unwrap().unwrap();
+        let problem = timeout(QUIET * 2, text(field, begin + QUIET)).await.expect("it is waited for").unwrap_err();
+        assert!(problem.detail.contains("in time") && begin.elapsed() == QUIET, "{problem:?}");
+    }
 
     #[tokio::test]
     async fn what_was_given_up_is_no_whole_source() {
