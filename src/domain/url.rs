@@ -9,7 +9,8 @@ use url::Url;
 /// What is wrong with it.
 pub fn parse_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
-    let names_host = text.split_once("://").is_some_and(|(_, rest)| !rest.starts_with(['/', '\\', '?', '#']));
+    let rest = text.split_once(':').and_then(|(_, rest)| rest.strip_prefix("//"));
+    let names_host = rest.is_some_and(|rest| !rest.starts_with(['/', '\\', '?', '#']));
     if names_host { Ok(url) } else { Err("it names no host after ://".to_owned()) }
 }
 

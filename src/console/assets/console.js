@@ -178,8 +178,9 @@
   function draw(charts) {
     const style = getComputedStyle(document.documentElement);
     const colours = ["#2a8fd6", "#d9822b", "#b04bc0", "#cf3f38"];
-    const ink = style.getPropertyValue("--pico-muted-color").trim() || "#666";
-    const rule = style.getPropertyValue("--line").trim() || "#ccc";
+    // Asked for at each drawing: the theme may change.
+    const ink = () => style.getPropertyValue("--pico-muted-color").trim() || "#666";
+    const rule = () => style.getPropertyValue("--line").trim() || "#ccc";
     const plots = [...charts.querySelectorAll(".chart")].map((box) => {
       const names = box.dataset.series.split(" ");
       const axis = { stroke: ink, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
@@ -203,6 +204,7 @@
       }
     };
     new ResizeObserver(() => { for (const { box, plot } of plots) plot.setSize({ width: box.clientWidth, height: 170 }); }).observe(charts);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const { plot } of plots) plot.redraw(); });
     load();
     // A point is measured every ten seconds, and nothing tells of it.
     setInterval(() => { if (!document.hidden) { load(); refresh(); } }, 10000);

@@ -2,7 +2,13 @@
 
 use std::{thread, time::Duration};
 
-use super::console::{deployed_site, signed_in};
+use serde_json::json;
+
+use super::{
+    chromium::{Browser, until},
+    console::{deployed_site, signed_in},
+    page::{Size, Theme},
+};
 use crate::{
     Case,
     platform::{DEADLINE, Platform, eventually},
@@ -59,11 +65,35 @@ fn browser_looks_at_every_page(platform: &Platform) {
         browser.open(&path);
         browser.see(text);
         browser.looked_at(name);
+        if name == "metrics" {
+            charts_follow_the_theme(&browser);
+        }
     }
     browser.open(&format!("/envs/{app}/nothing"));
     browser.see("404");
     browser.looked_at("not-found");
     browser.finish_but_for(&["status of 404"]);
+}
+
+/// Charts are drawn, not styled: their lines have the colour of the theme that one changes to, without being opened again.
+fn charts_follow_the_theme(browser: &Browser) {
+    // Whether there are lines in the light theme's colour, and in the dark one's.
+    let lines = "
+        const canvas = document.querySelector('.chart canvas'), found = [false, false];
+        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        for (let at = 0; at < data.length; at += 4) {
+            if (data[at + 3] < 250) continue;
+            const near = (colour) => colour.every((one, channel) => Math.abs(data[at + channel] - one) < 3);
+            found[0] ||= near([0xd7, 0xdc, 0xe3]);
+            found[1] ||= near([0x33, 0x3c, 0x47]);
+        }
+        return found";
+    for (theme, drawn) in [(Theme::Light, [true, false]), (Theme::Dark, [false, true]), (Theme::Light, [true, false])] {
+        browser.look(Size::Desktop, theme);
+        until(&format!("the chart is drawn in {}", theme.name()), || {
+            (browser.script(lines) == json!(drawn)).then_some(())
+        });
+    }
 }
 
 fn browser_looks_at_the_pages_of_operators(platform: &Platform) {

@@ -50,7 +50,7 @@ impl Size {
 }
 
 impl Theme {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Light => "light",
             Self::Dark => "dark",
