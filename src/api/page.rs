@@ -1,11 +1,14 @@
 //! Pages of lists, by cursor: what is made or removed meanwhile neither doubles nor hides anything else.
 
+use std::{fmt::Display, str::FromStr};
+
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{entity::view, problem::Problem};
+use crate::commands::Part;
 
 /// Items of a page where nothing is said, and at the most.
 const USUAL: usize = 100;
@@ -44,16 +47,47 @@ fn key(item: &Value, fields: &[&str]) -> String {
 }
 
 impl PageQuery {
+    fn limit(&self) -> Result<usize, Problem> {
+        let limit = self.limit.unwrap_or(USUAL);
+        if (1..=MOST).contains(&limit) {
+            return Ok(limit);
+        }
+        Err(Problem::bad_request(format!("limit is {limit}, and has to be from 1 to {MOST}")))
+    }
+
+    /// What is to be asked of a command that can list by parts, by names of kind `N`: the page, and one more if there is one. See [`Self::cut`].
+    ///
+    /// # Errors
+    /// When the cursor or the limit is none.
+    pub(super) fn part<N: FromStr + Display>(&self) -> Result<Part, Problem> {
+        let name = |cursor: &String| {
+            let text = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
+            text.parse::<N>().ok().map(|name| name.to_string())
+        };
+        let after = match &self.cursor {
+            Some(cursor) => {
+                name(cursor).ok_or_else(|| Problem::bad_request("this cursor is none; begin again without it"))?
+            }
+            None => String::new(),
+        };
+        Ok(Part { after, most: self.limit()? + 1 })
+    }
+
+    /// The page of such a part, whose items have their name in `field`.
+    ///
+    /// # Errors
+    /// When the limit is none, or it is no list.
+    pub(super) fn cut<V: DeserializeOwned>(&self, part: Value, field: &str) -> Result<Page<V>, Problem> {
+        Self { cursor: None, ..*self }.page(part, &[field])
+    }
+
     /// The page of what a command has listed. `fields` tell one item from all others.
     ///
     /// # Errors
     /// When the cursor or the limit is none, or the item that the cursor stands for is gone.
     pub(super) fn page<V: DeserializeOwned>(&self, list: Value, fields: &[&str]) -> Result<Page<V>, Problem> {
         let Value::Array(mut items) = list else { return Err(Problem::broken("what was listed is no list")) };
-        let limit = self.limit.unwrap_or(USUAL);
-        if !(1..=MOST).contains(&limit) {
-            return Err(Problem::bad_request(format!("limit is {limit}, and has to be from 1 to {MOST}")));
-        }
+        let limit = self.limit()?;
         if let Some(after) = &self.cursor {
             let gone =
                 || Problem::bad_request("this cursor is none, or what it stands for is gone; begin again without it");

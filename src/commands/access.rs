@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, convert::Infallible, sync::PoisonError};
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::{Caller, CommandError, Commands, now};
+use super::{Caller, CommandError, Commands, Part, now};
 use crate::{
     domain::{App, AppRef, EnvRef, Environment, EventKind, Role, Tenant, TenantName, UserTokens, Verb},
     store::{NewEvent, Stored},
@@ -95,15 +95,26 @@ impl Commands {
         Ok(tenants.filter(|tenant| caller.sees(tenant)).map(|tenant| tenant.record.name).collect())
     }
 
-    /// The environments below `prefix` that the caller may know of.
+    /// The part asked for of the environments below `prefix` that the caller may know of. Those of other tenants are not even read.
     pub(super) async fn visible_environments(
         &self,
         caller: &Caller,
         prefix: &str,
+        part: &Part,
     ) -> Result<Vec<Stored<Environment>>, CommandError> {
-        let tenants = self.visible_tenants(caller).await?;
-        let environments = self.store.list::<Environment>(prefix).await?.into_iter();
-        Ok(environments.filter(|env| tenants.contains(&env.name.tenant)).collect())
+        let tenants = self.visible_tenants(caller).await?.into_iter().map(|tenant| format!("{tenant}/"));
+        // In the order of keys, in which `acme-2/` comes before `acme/`.
+        let tenants: BTreeSet<String> =
+            tenants.filter(|tenant| prefix.is_empty() || prefix.starts_with(tenant)).collect();
+        let mut found = Vec::new();
+        for tenant in &tenants {
+            let below = if prefix.is_empty() { tenant } else { prefix };
+            found.extend(self.store.list_after::<Environment>(below, &part.after, part.most - found.len()).await?);
+            if found.len() >= part.most {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// The tenant, if the caller may do `verb` there. Whether it does not exist or is not the caller's looks the same.

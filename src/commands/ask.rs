@@ -18,6 +18,21 @@ pub(crate) fn etag(value: &Value) -> String {
     format!("\"{}\"", hex::encode(&hash[..TAG_BYTES]))
 }
 
+/// Which part of a list by name is asked for; as a rule, all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// What comes after this name.
+    pub after: String,
+    /// At most so many.
+    pub most: usize,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self { after: String::new(), most: usize::MAX }
+    }
+}
+
 /// One request.
 pub(crate) struct Ask {
     command: Command,

@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
-    Answer, Caller, CommandError, Commands,
+    Answer, Caller, CommandError, Commands, Part,
     apps::{need_confirmation, new_environment},
     error::{keep_trying, logged},
     nouns, now,
@@ -43,7 +43,7 @@ impl Commands {
     pub(super) async fn envs(&self, caller: &Caller, command: nouns::Envs) -> Result<Answer, CommandError> {
         match command {
             nouns::Envs::Create { env } => self.create_env(caller, &env).await,
-            nouns::Envs::List { app } => self.list_envs(caller, app).await,
+            nouns::Envs::List { app, part } => self.list_envs(caller, app, &part).await,
             nouns::Envs::Destroy { env, confirm } => {
                 self.env_for(caller, Verb::Destroy, &env).await?;
                 need_confirmation(&env.to_string(), confirm.as_deref())?;
@@ -82,7 +82,7 @@ impl Commands {
         Ok(())
     }
 
-    async fn list_envs(&self, caller: &Caller, app: Option<AppRef>) -> Result<Answer, CommandError> {
+    async fn list_envs(&self, caller: &Caller, app: Option<AppRef>, part: &Part) -> Result<Answer, CommandError> {
         let prefix = match &app {
             Some(name) => {
                 self.app_for(caller, Verb::Read, name).await?;
@@ -91,7 +91,7 @@ impl Commands {
             None => String::new(),
         };
         let (mut rows, mut values) = (Vec::new(), Vec::new());
-        for env in self.visible_environments(caller, &prefix).await? {
+        for env in self.visible_environments(caller, &prefix, part).await? {
             let release = env.current.map_or_else(|| "-".to_owned(), |version| version.to_string());
             let url = self.deployer.url(&env.name);
             let branch = env.deploy_branch.as_deref().map(|branch| crate::git::short_branch(branch).to_owned());

@@ -46,7 +46,7 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use ask::{Ask, etag};
+pub(crate) use ask::{Ask, Part, etag};
 pub use error::CommandError;
 pub use gc::Collections;
 pub use io::{CommandIo, Control, OnlyIf, Pty};
@@ -272,9 +272,9 @@ impl Commands {
             Command::Tenants(command) => self.tenants(caller, command, &io.only_if.clone()).await?,
             Command::Apps(command) => self.apps(caller, command).await?,
             Command::Envs(command) => self.envs(caller, command).await?,
-            Command::Ps { env: Some(env), why } => self.ps(caller, &env, why).await?,
-            Command::Ps { env: None, why: false } => self.ps_all(caller).await?,
-            Command::Ps { env: None, why: true } => self.why_all(caller).await?,
+            Command::Ps { env: Some(env), why, .. } => self.ps(caller, &env, why).await?,
+            Command::Ps { env: None, why: false, part } => self.ps_all(caller, &part).await?,
+            Command::Ps { env: None, why: true, part } => self.why_all(caller, &part).await?,
             Command::Scale(args) => self.scale(caller, args, io).await?,
             Command::Restart { env } => self.restart(caller, &env, io).await?,
             Command::Logs(args) => return self.show_logs(caller, args, json, io).await.map(|()| None),

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 
+use super::Part;
 use crate::{
     domain::{AppRef, BuildNumber, EnvRef, JobName, ReleaseVersion, Role, TenantName, TokenScope, UserName, WebhookId},
     events::KindFilter,
@@ -136,7 +137,11 @@ pub(crate) enum Envs {
     /// Make an environment: `envs create acme/shop/staging`
     Create { env: EnvRef },
     /// List environments
-    List { app: Option<AppRef> },
+    List {
+        app: Option<AppRef>,
+        #[arg(skip)]
+        part: Part,
+    },
     /// Destroy an environment with its history
     Destroy {
         env: EnvRef,

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
-    help,
+    Part, help,
     nouns::{
         Apps, Builds, Config, Cron, Deploy, Deployments, Domains, Drains, Envs, Events, Keys, LogsArgs, MetricsArgs,
         Releases, Scale, Tenants, Tokens, Webhooks,
@@ -61,6 +61,8 @@ pub(crate) enum Command {
         /// What each process type waits for, since when and until when (without ENV: in all your environments)
         #[arg(long)]
         why: bool,
+        #[arg(skip)]
+        part: Part,
     },
     /// Set the number of replicas: `scale acme/shop/dev web=3 worker=1`
     Scale(Scale),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    Answer, Caller, CommandError, CommandIo, Commands, access::did_you_mean, answer, io::interrupted, nouns, now,
+    Answer, Caller, CommandError, CommandIo, Commands, Part, access::did_you_mean, answer, io::interrupted, nouns, now,
 };
 use crate::{
     deploy::{EnvStatus, ReplicaStatus, WaitStatus},
@@ -121,9 +121,9 @@ impl Commands {
     }
 
     /// `ps` of everything that the caller sees.
-    pub(super) async fn ps_all(&self, caller: &Caller) -> Result<Answer, CommandError> {
+    pub(super) async fn ps_all(&self, caller: &Caller, part: &Part) -> Result<Answer, CommandError> {
         let (mut rows, mut values) = (Vec::new(), Vec::new());
-        for env in self.visible_environments(caller, "").await? {
+        for env in self.visible_environments(caller, "", part).await? {
             let status = self.deployer.status(&env.name).await?;
             let release = status.current.map_or_else(|| "-".to_owned(), |version| version.to_string());
             let counts: Vec<String> =
@@ -141,8 +141,8 @@ impl Commands {
 
     /// `ps --why` of everything that the caller sees: what is waited for, environment by environment. Of a single one, all there is
     /// to say for people; programs get a list in any case.
-    pub(super) async fn why_all(&self, caller: &Caller) -> Result<Answer, CommandError> {
-        let environments = self.visible_environments(caller, "").await?;
+    pub(super) async fn why_all(&self, caller: &Caller, part: &Part) -> Result<Answer, CommandError> {
+        let environments = self.visible_environments(caller, "", part).await?;
         let single = environments.len() == 1;
         let (mut human, mut values, mut quiet) = (String::new(), Vec::new(), 0_usize);
         for env in &environments {

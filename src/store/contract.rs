@@ -16,6 +16,7 @@ fn put(key: &str, value: &str) -> Write {
 /// When the adapter breaks the contract.
 pub async fn check(kv: &dyn Kv) {
     reads_what_was_written(kv).await;
+    scans_in_parts(kv).await;
     guards_hold_or_nothing_happens(kv).await;
     watches_replay_then_follow(kv).await;
     concurrent_increments_lose_nothing(kv).await;
@@ -32,6 +33,23 @@ async fn reads_what_was_written(kv: &dyn Kv) {
     kv.commit(vec![], vec![Write::Delete("a/1".into())]).await.expect("commit");
     assert_eq!(kv.get("a/1").await.expect("get"), None);
     assert_eq!(kv.scan("c").await.expect("scan"), vec![]);
+}
+
+async fn scans_in_parts(kv: &dyn Kv) {
+    let keys = ["p-/0", "p/1", "p/2", "p/3", "q/1"];
+    kv.commit(vec![], keys.iter().map(|key| put(key, "x")).collect()).await.expect("commit");
+    for (after, most, found) in [
+        ("", 2, &["p/1", "p/2"][..]),
+        ("p/1", usize::MAX, &["p/2", "p/3"]),
+        // One that is not there any more.
+        ("p/15", 1, &["p/2"]),
+        ("p/3", 9, &[]),
+        ("q", 9, &[]),
+        ("a", 0, &[]),
+    ] {
+        let entries = kv.scan_after("p/", after, most).await.expect("scan");
+        assert_eq!(entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), found, "{most} after {after}");
+    }
 }
 
 async fn guards_hold_or_nothing_happens(kv: &dyn Kv) {

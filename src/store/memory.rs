@@ -1,16 +1,16 @@
 //! The in-memory adapter: for tests, and the heart of the disk adapter's watches.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{ops::Bound, sync::Arc};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use tokio::sync::Mutex;
 
-use super::{Change, Entry, Guard, Kv, KvError, Revision, Write, watch::Watches};
+use super::{Change, Entry, Guard, Kv, KvError, Revision, Write, migrations::Contents, watch::Watches};
 
 #[derive(Default)]
 struct State {
-    entries: BTreeMap<String, (Vec<u8>, Revision)>,
+    entries: Contents,
     revision: Revision,
 }
 
@@ -36,6 +36,18 @@ pub(super) fn broken_guard(guards: &[Guard], revision_of: impl Fn(&str) -> Optio
     })
 }
 
+/// What [`Kv::scan_after`] answers, of everything there is.
+pub(super) fn entries_after(contents: &Contents, prefix: &str, after: &str, most: usize) -> Vec<Entry> {
+    let from = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
+    let found = contents.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
+    let entry = |(key, (value, revision)): (&String, &(Vec<u8>, Revision))| Entry {
+        key: key.clone(),
+        value: value.clone(),
+        revision: *revision,
+    };
+    found.take(most).map(entry).collect()
+}
+
 #[async_trait]
 impl Kv for MemoryKv {
     async fn get(&self, key: &str) -> Result<Option<Entry>, KvError> {
@@ -45,12 +57,11 @@ impl Kv for MemoryKv {
     }
 
     async fn scan(&self, prefix: &str) -> Result<Vec<Entry>, KvError> {
-        let state = self.state.lock().await;
-        let from = state.entries.range(prefix.to_owned()..);
-        let found = from.take_while(|(key, _)| key.starts_with(prefix));
-        Ok(found
-            .map(|(key, (value, revision))| Entry { key: key.clone(), value: value.clone(), revision: *revision })
-            .collect())
+        self.scan_after(prefix, "", usize::MAX).await
+    }
+
+    async fn scan_after(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<Entry>, KvError> {
+        Ok(entries_after(&self.state.lock().await.entries, prefix, after, most))
     }
 
     async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Revision, KvError> {

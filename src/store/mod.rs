@@ -100,6 +100,11 @@ pub trait Kv: Send + Sync {
     async fn get(&self, key: &str) -> Result<Option<Entry>, KvError>;
     /// All entries whose key begins with `prefix`, in key order.
     async fn scan(&self, prefix: &str) -> Result<Vec<Entry>, KvError>;
+    /// The first `most` of them whose key is after `after`.
+    async fn scan_after(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<Entry>, KvError> {
+        let found = self.scan(prefix).await?.into_iter();
+        Ok(found.filter(|entry| entry.key.as_str() > after).take(most).collect())
+    }
     /// Does all writes if all guards hold, else none. Durable when it returns.
     async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Revision, KvError>;
     /// Changes to keys below `prefix` after revision `from`, then on as they come.

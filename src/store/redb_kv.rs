@@ -21,7 +21,7 @@ use super::{
     Change, Entry, Guard, Kv, KvError, Revision, Write,
     disk::{Changes, Disk, apply_to, resealed},
     durable::{MakeDurable, SyncedFiles},
-    memory::broken_guard,
+    memory::{broken_guard, entries_after},
     migrations::{Contents, MIGRATIONS, Migration},
     watch::Watches,
 };
@@ -322,15 +322,11 @@ impl Kv for RedbKv {
     }
 
     async fn scan(&self, prefix: &str) -> Result<Vec<Entry>, KvError> {
-        let committed = self.read();
-        let from = committed.contents.range(prefix.to_owned()..);
-        let found = from.take_while(|(key, _)| key.starts_with(prefix));
-        let entry = |(key, (value, revision)): (&String, &(Vec<u8>, Revision))| Entry {
-            key: key.clone(),
-            value: value.clone(),
-            revision: *revision,
-        };
-        Ok(found.map(entry).collect())
+        self.scan_after(prefix, "", usize::MAX).await
+    }
+
+    async fn scan_after(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<Entry>, KvError> {
+        Ok(entries_after(&self.read().contents, prefix, after, most))
     }
 
     async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Revision, KvError> {

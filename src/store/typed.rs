@@ -103,6 +103,17 @@ impl Store {
         self.kv.scan(&full_key::<R>(prefix)).await?.iter().map(decode).collect()
     }
 
+    /// The first `most` of these whose key (without the kind) is after `after`.
+    pub async fn list_after<R: Record>(
+        &self,
+        prefix: &str,
+        after: &str,
+        most: usize,
+    ) -> Result<Vec<Stored<R>>, StoreError> {
+        let (prefix, after) = (full_key::<R>(prefix), full_key::<R>(after));
+        self.kv.scan_after(&prefix, &after, most).await?.iter().map(decode).collect()
+    }
+
     /// Begins a transaction.
     pub fn transaction(&self) -> Transaction {
         Transaction { kv: self.kv.clone(), guards: Vec::new(), writes: Vec::new(), failure: None }

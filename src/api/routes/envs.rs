@@ -27,9 +27,10 @@ use crate::{
         },
     },
     commands::{
-        Ask, Caller, Command,
+        Ask, Caller, Command, Part,
         nouns::{self, Cron, Envs},
     },
+    domain::EnvRef,
 };
 
 /// Runs of cron jobs that are listed.
@@ -63,8 +64,9 @@ async fn list_envs(
     Asked(page): Asked<PageQuery>,
 ) -> Result<Json<Page<EnvironmentRow>>, Problem> {
     let app = query.app.as_deref().map(parse).transpose()?;
-    let list = api.ask(caller, Ask::new(Command::Envs(Envs::List { app }))).await?;
-    Ok(Json(page.page(list, &["name"])?))
+    let part = page.part::<EnvRef>()?;
+    let list = api.ask(caller, Ask::new(Command::Envs(Envs::List { app, part }))).await?;
+    Ok(Json(page.cut(list, "name")?))
 }
 
 /// Make an environment (owners)
@@ -97,8 +99,9 @@ async fn list_running(
     Asked(query): Asked<RunningQuery>,
     Asked(page): Asked<PageQuery>,
 ) -> Result<Json<Page<Running>>, Problem> {
-    let list = api.ask(caller, Ask::new(Command::Ps { env: None, why: query.why })).await?;
-    Ok(Json(page.page(list, &["env"])?))
+    let part = page.part::<EnvRef>()?;
+    let list = api.ask(caller, Ask::new(Command::Ps { env: None, why: query.why, part })).await?;
+    Ok(Json(page.cut(list, "env")?))
 }
 
 /// An environment, what runs in it, and what it waits for
@@ -108,7 +111,8 @@ async fn show_env(
     caller: Caller,
     Names(path): Names<EnvPath>,
 ) -> Result<Json<Environment>, Problem> {
-    Ok(Json(view(api.ask(caller, Ask::new(Command::Ps { env: Some(path.env()), why: true })).await?)?))
+    let ps = Command::Ps { env: Some(path.env()), why: true, part: Part::default() };
+    Ok(Json(view(api.ask(caller, Ask::new(ps)).await?)?))
 }
 
 /// Destroy an environment with its history (owners)

@@ -3,6 +3,7 @@
 use axum::http::Method;
 
 use super::*;
+use crate::domain::Environment;
 
 #[tokio::test]
 async fn lists_come_in_pages() {
@@ -21,6 +22,46 @@ async fn lists_come_in_pages() {
     assert_eq!(names, ["acme/app0", "acme/app1", "acme/app2", "acme/app3", "acme/app4", "acme/shop"]);
     server.ask(&olga, "GET", "/v1/apps?limit=0", None).await.is(400);
     server.ask(&olga, "GET", "/v1/apps?cursor=x", None).await.is(400);
+}
+
+#[tokio::test]
+async fn environments_come_in_pages_whatever_is_made_or_removed_meanwhile() {
+    let server = Server::new().await;
+    let (olga, stan) = (server.token("olga").await, server.token("stan").await);
+    for app in ["acme/shop-2", "acme/a"] {
+        server.ask(&olga, "POST", "/v1/apps", Some(json!({"name": app}))).await.is(201);
+    }
+    for env in ["acme/shop/b", "acme/shop/c", "acme/shop/a"] {
+        server.ask(&olga, "POST", "/v1/envs", Some(json!({"name": env}))).await.is(201);
+    }
+    for (path, field) in [("/v1/envs", "name"), ("/v1/running", "env")] {
+        let names = |page: &Value| -> Vec<String> {
+            page["items"].as_array().unwrap().iter().map(|item| item[field].as_str().unwrap().to_owned()).collect()
+        };
+        let all = names(&server.ask(&olga, "GET", path, None).await.is(200).body);
+        assert!(all.len() >= 4 && all.contains(&"acme/shop/dev".to_owned()), "{all:?}");
+        let (mut found, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+        loop {
+            let page = server.ask(&olga, "GET", &format!("{path}?limit=2{cursor}"), None).await.is(200).body;
+            (found, pages) = ([found, names(&page)].concat(), pages + 1);
+            let Some(next) = page["next"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!((&found, pages), (&all, all.len().div_ceil(2)), "{path}");
+        let others = names(&server.ask(&stan, "GET", path, None).await.is(200).body);
+        assert!(others.iter().all(|name| !name.starts_with("acme/")), "{others:?}");
+        server.ask(&olga, "GET", &format!("{path}?limit=0"), None).await.is(400);
+        server.ask(&olga, "GET", &format!("{path}?cursor=x"), None).await.is(400);
+    }
+    // What the cursor stands for is gone; the list goes on behind it.
+    let first = server.ask(&olga, "GET", "/v1/envs?app=acme/shop&limit=1", None).await.is(200).body;
+    assert_eq!(first["items"][0]["name"], "acme/shop/a");
+    let store = &server.world.store;
+    let gone = store.need::<Environment>(&"acme/shop/a".parse().unwrap()).await.unwrap();
+    store.transaction().delete(&gone).commit().await.unwrap();
+    let path = format!("/v1/envs?app=acme/shop&cursor={}", first["next"].as_str().unwrap());
+    let rest = server.ask(&olga, "GET", &path, None).await.is(200).body;
+    assert_eq!((&rest["items"][0]["name"], &rest["items"][1]["name"]), (&json!("acme/shop/b"), &json!("acme/shop/c")));
 }
 
 #[tokio::test]
