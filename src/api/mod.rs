@@ -19,6 +19,7 @@ mod views;
 
 use std::sync::Arc;
 
+pub(crate) use server::one_host;
 pub use server::{ApiServer, ApiSettings, Connections, router};
 
 use crate::commands::Commands;

@@ -49,7 +49,7 @@ use crate::{
     receive::Receive,
     registry::{Keeper, Registry, RegistryRoom},
     runtime::{LateRuntime, Runtime, docker::DockerRuntime},
-    ssh::{Admission, SshServer},
+    ssh::SshServer,
     store::Store,
     traces::Traces,
 };
@@ -328,11 +328,9 @@ async fn open_doors(config: &Config, data: &DataDir, backend: Doors) -> anyhow::
     let mut doors = Layer::new("doors");
     let settings = settings::ssh(config);
     let host_key = keys::host_key(&data.join("keys/ssh_host_ed25519_key"))?;
-    let (backend, admission) = (Arc::new(backend), Admission::new(settings.limits));
-    for address in &config.ssh.listen {
-        let server = SshServer::bind(*address, settings.clone(), host_key.clone(), backend.clone(), &admission).await?;
-        doors.spawn(server.run(doors.stop.clone()));
-    }
+    let backend = Arc::new(backend);
+    let server = SshServer::bind(&config.ssh.listen, settings, host_key, backend.clone()).await?;
+    doors.spawn(server.run(doors.stop.clone()));
     let (commands, api_settings) = (backend.commands.clone(), settings::api(config));
     let (url, ssh) = (commands.settings.api_url.clone(), commands.program(Door::Ssh));
     let site = console::beside(api::router(commands, &api_settings), &url, &ssh);

@@ -12,7 +12,7 @@ use crate::{
     deploy::{EnvStatus, ReplicaStatus, WaitStatus},
     domain::{EnvRef, Environment, EventKind, ProcessType, Release, Timestamp, Verb},
     manifest::MAX_REPLICAS,
-    store::NewEvent,
+    store::{NewEvent, StoreError},
 };
 
 /// How long `scale` and `restart` wait for what they asked for.
@@ -120,11 +120,19 @@ impl Commands {
         Ok(Answer::new(human, json))
     }
 
+    /// How one of several environments is, which may have been destroyed since they were listed.
+    async fn status_of(&self, env: &EnvRef) -> Result<EnvStatus, CommandError> {
+        match self.deployer.status(env).await {
+            Err(StoreError::Missing(_)) => Ok(EnvStatus::unknown(env.clone(), "it has just been destroyed")),
+            status => Ok(status?),
+        }
+    }
+
     /// `ps` of everything that the caller sees.
     pub(super) async fn ps_all(&self, caller: &Caller, part: &Part) -> Result<Answer, CommandError> {
         let (mut rows, mut values) = (Vec::new(), Vec::new());
         for env in self.visible_environments(caller, "", part).await? {
-            let status = self.deployer.status(&env.name).await?;
+            let status = self.status_of(&env.name).await?;
             let release = status.current.map_or_else(|| "-".to_owned(), |version| version.to_string());
             let counts: Vec<String> =
                 status.processes.iter().map(|p| format!("{}: {}/{}", p.process, p.ready, p.wanted)).collect();
@@ -143,10 +151,10 @@ impl Commands {
     /// to say for people; programs get a list in any case.
     pub(super) async fn why_all(&self, caller: &Caller, part: &Part) -> Result<Answer, CommandError> {
         let environments = self.visible_environments(caller, "", part).await?;
-        let single = environments.len() == 1;
+        let single = environments.len() == 1 && *part == Part::default();
         let (mut human, mut values, mut quiet) = (String::new(), Vec::new(), 0_usize);
         for env in &environments {
-            let status = self.deployer.status(&env.name).await?;
+            let status = self.status_of(&env.name).await?;
             let json = json!({"env": env.name, "release": status.current, "settled": status.settled, "waiting": status.waits, "why": status.why});
             values.push(json);
             if status.settled && status.waits.is_empty() && status.why.is_empty() {

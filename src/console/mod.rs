@@ -51,6 +51,7 @@ pub fn beside(api: Router, url: &str, ssh: &str) -> Router {
         .merge(assets::routes())
         .fallback(elsewhere)
         .layer(CatchPanicLayer::custom(|_| shell::broken()))
+        .layer(middleware::from_fn(crate::api::one_host))
         .layer(middleware::from_fn(dress))
         .with_state(console)
 }

@@ -233,7 +233,7 @@ pub enum CancelFailure {
 
 impl EnvStatus {
     /// The status of an environment nothing is known of yet.
-    pub(super) fn unknown(env: EnvRef, why: &str) -> Self {
+    pub(crate) fn unknown(env: EnvRef, why: &str) -> Self {
         Self {
             env,
             target: None,

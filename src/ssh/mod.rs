@@ -15,7 +15,7 @@ mod session;
 
 use async_trait::async_trait;
 
-pub use admission::{Admission, ConnectionLimits};
+pub use admission::ConnectionLimits;
 pub use server::{SshServer, SshSettings};
 
 use crate::{

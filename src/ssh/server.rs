@@ -2,6 +2,10 @@
 
 use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream, select_all},
+};
 use russh::{
     Disconnect, MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex,
     keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey},
@@ -61,7 +65,7 @@ impl Default for SshSettings {
 
 /// The SSH server, listening.
 pub struct SshServer {
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     settings: SshSettings,
     config: Arc<Config>,
     backend: Arc<dyn Backend>,
@@ -75,21 +79,23 @@ pub struct SshServer {
 }
 
 impl SshServer {
-    /// Listens on `address`, for as many as `admission` lets in: all servers share it.
+    /// Listens on all the addresses; the limits are for all of them together.
     pub async fn bind(
-        address: SocketAddr,
+        addresses: &[SocketAddr],
         settings: SshSettings,
         host_key: PrivateKey,
         backend: Arc<dyn Backend>,
-        admission: &Admission,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await.map_err(|error| {
-            io::Error::new(error.kind(), format!("the SSH port {address} cannot be listened on: {error}"))
-        })?;
+        let mut listeners = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            listeners.push(TcpListener::bind(address).await.map_err(|error| {
+                io::Error::new(error.kind(), format!("the SSH port {address} cannot be listened on: {error}"))
+            })?);
+        }
         Ok(Self {
-            listener,
+            listeners,
             config: Arc::new(config(&settings, host_key)),
-            admission: admission.clone(),
+            admission: Admission::new(settings.limits),
             settings,
             backend,
             connections: TaskTracker::new(),
@@ -99,17 +105,19 @@ impl SshServer {
     }
 
     /// Where it listens.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.listeners.iter().map(TcpListener::local_addr).collect()
     }
 
     /// Serves until `shutdown`: then nothing new is accepted, idle connections are closed, running sessions may finish within the
     /// grace time, and what is left is ended.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        // None of them waits for ever while another is busy.
+        let mut accepted = select_all(std::mem::take(&mut self.listeners).into_iter().map(connections));
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                accepted = self.listener.accept() => match accepted {
+                Some(accepted) = accepted.next() => match accepted {
                     Ok((socket, peer)) => self.accept(socket, peer, &shutdown),
                     Err(error) => {
                         // Out of file descriptors, most likely; give connections a moment to close.
@@ -119,7 +127,7 @@ impl SshServer {
                 },
             }
         }
-        drop(self.listener);
+        drop(accepted);
         self.connections.close();
         self.sessions.close();
         let finished = async {
@@ -160,6 +168,11 @@ impl SshServer {
             }
         });
     }
+}
+
+/// The connections to an address, as they come.
+fn connections(listener: TcpListener) -> BoxStream<'static, io::Result<(TcpStream, SocketAddr)>> {
+    stream::unfold(listener, async |listener| Some((listener.accept().await, listener))).boxed()
 }
 
 fn turn_away(socket: &TcpStream, peer: SocketAddr, reason: TurnedAway) {

@@ -148,6 +148,31 @@ async fn connections_that_wait_to_log_in_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_limits_hold_for_all_addresses_together() {
+    let limits = ConnectionLimits { unauthenticated: 1, waiting: 0, ..ConnectionLimits::default() };
+    let server = Server::with(SshSettings { limits, ..SshSettings::default() }, false).await;
+    for [first, second] in
+        [[server.address, server.other_address], [server.other_address, server.address], [server.other_address; 2]]
+    {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut held = loop {
+            let (mut stream, mut begin) = (TcpStream::connect(first).await.unwrap(), [0; 9]);
+            // Whoever was there before may not have gone yet.
+            match timeout(Duration::from_secs(5), stream.read_exact(&mut begin)).await.unwrap() {
+                Ok(_) if &begin == b"SSH-2.0-B" => break stream,
+                _ => assert!(Instant::now() < deadline, "there is no room again"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let mut refused = TcpStream::connect(second).await.unwrap();
+        let mut said = String::new();
+        let _ = timeout(Duration::from_secs(5), refused.read_to_string(&mut said)).await.unwrap();
+        assert!(said.contains("too many connections"), "{said:?}");
+        held.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_user_does_not_take_all_connections() {
     let limits = ConnectionLimits { total: 3, per_user: 2, ..ConnectionLimits::default() };
     let server = Server::with(SshSettings { limits, ..SshSettings::default() }, false).await;

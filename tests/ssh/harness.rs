@@ -21,7 +21,7 @@ use berth::{
     git::{Git, Repositories, wire::WireIo},
     keys,
     receive::{HookRequest, Receive, ReceiveSettings, Verdict, install_hooks},
-    ssh::{self, Access, Admission, GitRequest, SshServer, SshSettings},
+    ssh::{self, Access, GitRequest, SshServer, SshSettings},
     store::{MemoryKv, Store, StoreError},
 };
 use bytes::Bytes;
@@ -144,6 +144,7 @@ pub fn env() -> EnvRef {
 pub struct Server {
     pub directory: tempfile::TempDir,
     pub address: SocketAddr,
+    pub other_address: SocketAddr,
     pub store: Store,
     pub repositories: Repositories,
     pub pipeline: Arc<TestPipeline>,
@@ -234,14 +235,13 @@ impl Server {
             go: CancellationToken::new(),
         });
         let host_key = keys::host_key(&data.join("keys/host_ed25519")).unwrap();
-        let admission = Admission::new(settings.limits);
-        let server = SshServer::bind("127.0.0.1:0".parse().unwrap(), settings, host_key, backend.clone(), &admission)
-            .await
-            .unwrap();
+        let anywhere = "127.0.0.1:0".parse().unwrap();
+        let server = SshServer::bind(&[anywhere; 2], settings, host_key, backend.clone()).await.unwrap();
         let control = ControlServer::bind(&socket, backend.clone()).await.unwrap();
-        let address = server.address().unwrap();
+        let [address, other_address] = server.addresses().unwrap()[..] else { panic!("it listens at two") };
         let tasks = vec![tokio::spawn(server.run(stop.clone())), tokio::spawn(control.run(stop.clone()))];
-        let server = Self { directory, address, store, repositories, pipeline, backend, receive, stop, tasks };
+        let server =
+            Self { directory, address, other_address, store, repositories, pipeline, backend, receive, stop, tasks };
         server.user("alice", Some(Role::Developer)).await;
         server
     }

@@ -24,6 +24,22 @@ async fn lists_come_in_pages() {
     server.ask(&olga, "GET", "/v1/apps?cursor=x", None).await.is(400);
 }
 
+impl Server {
+    /// What a list names, page by page; each but the last is full.
+    async fn names(&self, token: &str, path: &str, limit: usize, field: &str) -> Vec<String> {
+        let (mut names, mut cursor) = (Vec::new(), String::new());
+        let begins = if path.contains('?') { '&' } else { '?' };
+        loop {
+            let page = self.ask(token, "GET", &format!("{path}{begins}limit={limit}{cursor}"), None).await.is(200).body;
+            let items = page["items"].as_array().unwrap();
+            names.extend(items.iter().map(|item| item[field].as_str().unwrap().to_owned()));
+            let Some(next) = page["next"].as_str() else { return names };
+            assert_eq!(items.len(), limit, "{page}");
+            cursor = format!("&cursor={next}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn environments_come_in_pages_whatever_is_made_or_removed_meanwhile() {
     let server = Server::new().await;
@@ -40,23 +56,30 @@ async fn environments_come_in_pages_whatever_is_made_or_removed_meanwhile() {
         };
         let all = names(&server.ask(&olga, "GET", path, None).await.is(200).body);
         assert!(all.len() >= 4 && all.contains(&"acme/shop/dev".to_owned()), "{all:?}");
-        let (mut found, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
-        loop {
-            let page = server.ask(&olga, "GET", &format!("{path}?limit=2{cursor}"), None).await.is(200).body;
-            (found, pages) = ([found, names(&page)].concat(), pages + 1);
-            let Some(next) = page["next"].as_str() else { break };
-            cursor = format!("&cursor={next}");
-        }
-        assert_eq!((&found, pages), (&all, all.len().div_ceil(2)), "{path}");
+        assert_eq!(server.names(&olga, path, 2, field).await, all, "{path}");
         let others = names(&server.ask(&stan, "GET", path, None).await.is(200).body);
         assert!(others.iter().all(|name| !name.starts_with("acme/")), "{others:?}");
         server.ask(&olga, "GET", &format!("{path}?limit=0"), None).await.is(400);
         server.ask(&olga, "GET", &format!("{path}?cursor=x"), None).await.is(400);
     }
+    // Over several tenants, in the order of the store's keys, in which `acme-2/` comes before `acme/`.
+    let (opal, store) = (server.token("opal").await, &server.world.store);
+    server.ask(&opal, "POST", "/v1/tenants", Some(json!({"name": "acme-2"}))).await.is(201);
+    server.ask(&opal, "POST", "/v1/apps", Some(json!({"name": "acme-2/shop"}))).await.is(201);
+    server.ask(&opal, "POST", "/v1/envs", Some(json!({"name": "acme-2/shop/x"}))).await.is(201);
+    let keys: Vec<_> = store.list::<Environment>("").await.unwrap().iter().map(|env| env.name.to_string()).collect();
+    assert!(keys.windows(2).any(|two| two[0].starts_with("acme-2/") && two[1].starts_with("acme/")), "{keys:?}");
+    for limit in 1..=keys.len() {
+        assert_eq!(server.names(&opal, "/v1/envs", limit, "name").await, keys, "{limit} at a time");
+    }
+    // What is destroyed while the others are asked how they are hides nothing.
+    *server.world.deployer.gone.lock().unwrap() = Some(keys[1].parse().unwrap());
+    for path in ["/v1/running", "/v1/running?why=true"] {
+        assert_eq!(server.names(&opal, path, 1, "env").await, keys);
+    }
     // What the cursor stands for is gone; the list goes on behind it.
     let first = server.ask(&olga, "GET", "/v1/envs?app=acme/shop&limit=1", None).await.is(200).body;
     assert_eq!(first["items"][0]["name"], "acme/shop/a");
-    let store = &server.world.store;
     let gone = store.need::<Environment>(&"acme/shop/a".parse().unwrap()).await.unwrap();
     store.transaction().delete(&gone).commit().await.unwrap();
     let path = format!("/v1/envs?app=acme/shop&cursor={}", first["next"].as_str().unwrap());

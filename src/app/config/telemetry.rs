@@ -6,6 +6,8 @@ use anyhow::{Context, ensure};
 use serde::Deserialize;
 use url::Url;
 
+use crate::domain::parse_url;
+
 /// Traces of pushes.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -56,7 +58,8 @@ impl Telemetry {
             return Ok(None);
         }
         // Without what was said, which may hold a password.
-        let mut url = Url::parse(text.trim()).with_context(|| format!("{name} is not a URL"))?;
+        let mut url =
+            parse_url(text.trim()).map_err(anyhow::Error::msg).with_context(|| format!("{name} is not a URL"))?;
         ensure!(matches!(url.scheme(), "http" | "https"), "{name} must begin with http:// or https://");
         let secret = !url.username().is_empty() || url.password().is_some();
         ensure!(!secret, "{name} must not hold a user or a password; put what is secret into telemetry.headers");

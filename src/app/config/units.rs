@@ -3,7 +3,8 @@
 use std::{fmt, str::FromStr};
 
 use serde::Deserialize;
-use url::Url;
+
+use crate::domain::parse_url;
 
 /// A number of bytes, written `512Mi`, `2Gi`, `10M` or as a plain number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -65,7 +66,7 @@ impl FromStr for PublicUrl {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let off = |why: &str| format!("{text:?} {why}; write it as https://berth.example.com");
-        let url = Url::parse(text).map_err(|error| off(&format!("is not a URL ({error})")))?;
+        let url = parse_url(text).map_err(|error| off(&format!("is not a URL ({error})")))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(off("begins with neither http:// nor https://"));
         }
@@ -121,6 +122,7 @@ mod tests {
             ("berth.example.com", "not a URL"),
             ("ftp://berth.example.com", "neither"),
             ("https://", "not a URL"),
+            ("https:///berth.example.com", "no host"),
             ("https://ann:secret@berth.example.com", "password"),
             ("https://example.com/berth", "path"),
             ("https://berth.example.com/?a=b", "query"),

@@ -64,12 +64,14 @@ pub struct FakeDeployer {
     pub retired: Mutex<Vec<EnvRef>>,
     /// What `status` says is waited for; then nothing is settled.
     pub waits: Mutex<Vec<String>>,
+    /// Destroyed between a listing and the question how it is.
+    pub gone: Mutex<Option<EnvRef>>,
 }
 
 impl FakeDeployer {
     pub fn new(store: Store) -> Self {
         let (nudged, retired, waits) = Default::default();
-        Self { store, fails: Mutex::default(), nudged, retired, waits }
+        Self { store, fails: Mutex::default(), nudged, retired, waits, gone: Mutex::default() }
     }
 
     async fn change(
@@ -199,6 +201,9 @@ impl Deployments for FakeDeployer {
     }
 
     async fn status(&self, env: &EnvRef) -> Result<EnvStatus, StoreError> {
+        if self.gone.lock().unwrap().as_ref() == Some(env) {
+            return Err(StoreError::Missing(env.to_string()));
+        }
         let record = self.store.need::<Environment>(env).await?.record;
         let release = match record.current {
             Some(version) => Some(self.store.need::<Release>(&(env.clone(), version)).await?.record),

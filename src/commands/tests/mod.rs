@@ -159,7 +159,7 @@ pub(crate) struct World {
     pub(crate) commands: Commands,
     pub(crate) store: Store,
     registry: FakeRegistry,
-    deployer: Arc<FakeDeployer>,
+    pub deployer: Arc<FakeDeployer>,
     builds: Arc<FakeBuilds>,
     pub(crate) logs: Logs,
     _directory: tempfile::TempDir,

@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    http::{Request, header},
+    http::{Request, Version, header},
 };
 
 use super::{DEV, OF_DEV, Server, cookie};
@@ -73,6 +73,25 @@ async fn a_form_of_another_session_or_site_does_nothing() {
     let own = [("sec-fetch-site", "same-origin"), ("origin", "http://localhost:7000"), ("host", "localhost:7000")];
     server.post(Some(&olga), "/do/scale", &form, &own).await.leads_to("/envs/acme/shop/dev?did=scale");
     assert_ne!(server.world.store.revision().await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_request_names_one_host() {
+    let server = Server::new().await;
+    for path in ["/sign-in", "/openapi.json"] {
+        for (version, hosts, status) in [
+            (Version::HTTP_11, &["a"][..], 200),
+            (Version::HTTP_10, &[], 200),
+            (Version::HTTP_11, &[], 400),
+            (Version::HTTP_11, &["a", "b"], 400),
+            (Version::HTTP_10, &["a", "a"], 400),
+        ] {
+            let request =
+                hosts.iter().fold(Request::get(path).version(version), |request, host| request.header("host", *host));
+            let answer = server.send_as_is(request.body(Body::empty()).unwrap()).await.is(status);
+            assert!(answer.headers.contains_key("x-request-id"), "{path}: {answer:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ pub enum Size {
 }
 
 /// Which colours the user prefers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Theme {
     Light,
     Dark,
