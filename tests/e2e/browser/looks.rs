@@ -80,7 +80,10 @@ fn charts_follow_the_theme(browser: &Browser) {
     // Whether there are lines in the light theme's colour, and in the dark one's.
     let lines = "
         const canvas = document.querySelector('.chart canvas'), found = [false, false];
-        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        // A copy: the browser complains of canvases that are drawn on and read again and again.
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
         for (let at = 0; at < data.length; at += 4) {
             if (data[at + 3] < 250) continue;
             const near = (colour) => colour.every((one, channel) => Math.abs(data[at + channel] - one) < 3);
