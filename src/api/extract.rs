@@ -18,6 +18,13 @@ const MAX_BODY: usize = 1 << 20;
 /// How long it may take to come.
 const BODY_TIME: Duration = Duration::from_secs(60);
 
+/// What a library says of a number, for people.
+pub(super) fn in_plain_words(text: &str) -> String {
+    text.replace("invalid digit found in string", "it is no whole number")
+        .replace("cannot parse integer from empty string", "it is empty, and should be a whole number")
+        .replace("number too large to fit in target type", "the number is too large")
+}
+
 fn unauthenticated(detail: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, detail)
         .with_hint("make a token with `ssh … tokens create NAME`, and send it as `Authorization: Bearer TOKEN`")
@@ -40,8 +47,12 @@ impl FromRequestParts<Api> for Scraper {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
-        let header = parts.headers.get(header::AUTHORIZATION);
-        let header = header.ok_or_else(|| unauthenticated("the request has no Authorization header"))?;
+        let mut headers = parts.headers.get_all(header::AUTHORIZATION).iter();
+        let header = headers.next().ok_or_else(|| unauthenticated("the request has no Authorization header"))?;
+        // A proxy before us may have judged the other one.
+        if headers.next().is_some() {
+            return Err(unauthenticated("the request has several Authorization headers, and one is needed"));
+        }
         let secret = header.to_str().ok().and_then(|text| text.split_once(' '));
         let secret =
             secret.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, secret)| secret.trim());
@@ -84,7 +95,11 @@ impl<T: DeserializeOwned> FromRequestParts<Api> for Asked<T> {
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
         match Query::from_request_parts(parts, api).await {
             Ok(Query(query)) => Ok(Self(query)),
-            Err(error) => Err(Problem::bad_request(format!("the query is off: {}", error.body_text()))),
+            Err(error) => {
+                let text = error.body_text();
+                let text = in_plain_words(text.trim_start_matches("Failed to deserialize query string: "));
+                Err(Problem::bad_request(format!("the query is off: {text}")))
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::problem::Problem;
+use super::{extract::in_plain_words, problem::Problem};
 use crate::domain::{AppName, AppRef, BuildNumber, EnvName, EnvRef, ReleaseVersion, TenantName};
 
 /// A tenant's path.
@@ -93,5 +93,5 @@ impl PartPath {
 
 /// A name, or what keeps the text from being one.
 pub(super) fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Problem> {
-    text.parse().map_err(|error: T::Err| Problem::bad_request(error.to_string()))
+    text.parse().map_err(|error: T::Err| Problem::bad_request(in_plain_words(&error.to_string())))
 }

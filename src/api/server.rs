@@ -28,10 +28,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use super::{Api, Inner, idempotency::Once, limit::Limits, problem::Problem, routes};
 use crate::{
     commands::Commands,
+    domain::parse_url,
     events::Pace,
     places::{Place, Places},
 };
@@ -108,13 +110,28 @@ impl ApiServer {
     }
 }
 
-/// A request of HTTP/1.1 names one host (RFC 9112, section 3.2): a proxy before us may have read another one of several.
+/// A request of HTTP/1.1 names one host, which can be one (RFC 9112, section 3.2): a proxy before us may have read another one of several.
 pub(crate) async fn one_host(request: Request, next: middleware::Next) -> Response {
-    let hosts = request.headers().get_all(header::HOST).iter().count();
-    if hosts == 1 || (hosts == 0 && request.version() == Version::HTTP_10) {
-        return next.run(request).await;
+    let hosts: Vec<_> = request.headers().get_all(header::HOST).iter().collect();
+    let detail = match hosts[..] {
+        [host] if host.to_str().is_ok_and(is_host) => None,
+        [_] => Some("the Host header names no host".to_owned()),
+        [] if request.version() == Version::HTTP_10 => None,
+        _ => Some(format!("the request has {} Host headers, and one is needed", hosts.len())),
+    };
+    match detail {
+        None => next.run(request).await,
+        Some(detail) => Problem::bad_request(detail).into_response(),
     }
-    Problem::bad_request(format!("the request has {hosts} Host headers, and one is needed")).into_response()
+}
+
+/// Whether it is a host, perhaps with a port, and nothing else that a URL can have.
+fn is_host(text: &str) -> bool {
+    let bare = |url: &Url| {
+        let nobody = url.username().is_empty() && url.password().is_none();
+        nobody && url.path() == "/" && url.query().is_none() && url.fragment().is_none()
+    };
+    parse_url(&format!("http://{text}")).is_ok_and(|url| bare(&url)) && !text.ends_with('/')
 }
 
 /// Places of connections, so that no address can take all of them. Clones share them.

@@ -146,7 +146,7 @@ impl Commands {
         let replicas = statuses.ok().map(|statuses| {
             let processes = statuses.iter().flat_map(|status| &status.processes);
             processes.fold((0, 0), |(wanted, healthy), one| {
-                (wanted + u64::from(one.wanted), healthy + u64::from(one.ready.min(one.wanted)))
+                (wanted + u64::from(one.wanted), healthy + u64::from(one.serving()))
             })
         });
         Ok(Counts { tenants, apps, environments, replicas })

@@ -114,7 +114,7 @@ impl Commands {
         let json = json!({
             "env": env, "release": status.current, "target": status.target, "url": url, "deployment": status.deployment,
             "settled": status.settled, "waiting": status.waits, "why": status.why,
-            "processes": status.processes.iter().map(|process| (process.process.to_string(), json!({"wanted": process.wanted, "ready": process.ready}))).collect::<serde_json::Map<_, _>>(),
+            "processes": status.processes.iter().map(|process| (process.process.to_string(), json!({"wanted": process.wanted, "ready": process.serving()}))).collect::<serde_json::Map<_, _>>(),
             "replicas": replicas.iter().map(|(process, replica)| replica_value(process, replica)).collect::<Vec<_>>(),
         });
         Ok(Answer::new(human, json))
@@ -135,12 +135,12 @@ impl Commands {
             let status = self.status_of(&env.name).await?;
             let release = status.current.map_or_else(|| "-".to_owned(), |version| version.to_string());
             let counts: Vec<String> =
-                status.processes.iter().map(|p| format!("{}: {}/{}", p.process, p.ready, p.wanted)).collect();
+                status.processes.iter().map(|p| format!("{}: {}/{}", p.process, p.serving(), p.wanted)).collect();
             rows.push(vec![env.name.to_string(), release, counts.join(", "), status.waits.join("; ")]);
             let processes: Vec<Value> = status
                 .processes
                 .iter()
-                .map(|p| json!({"process": p.process, "ready": p.ready, "wanted": p.wanted}))
+                .map(|p| json!({"process": p.process, "ready": p.serving(), "wanted": p.wanted}))
                 .collect();
             values.push(json!({"env": env.name, "release": status.current, "settled": status.settled, "processes": processes, "waiting": status.waits}));
         }

@@ -15,6 +15,8 @@ pub(super) struct Form {
     values: Vec<(String, String)>,
     word: String,
     look: Look,
+    /// What a field of text may be meant to say, by its name.
+    suggestions: Vec<(&'static str, Vec<String>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +39,7 @@ impl Form {
 
     pub(super) fn new(visitor: &Visitor, action: &'static Action, values: &[(&str, &str)]) -> Self {
         let values = values.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self { action, values, word: visitor.secret.form_word(), look: Look::Whole }
+        Self { action, values, word: visitor.secret.form_word(), look: Look::Whole, suggestions: Vec::new() }
     }
 
     /// Only the button; for what should be thought about, a link to where one is asked.
@@ -49,6 +51,19 @@ impl Form {
     /// A link to where it is filled in.
     pub(super) fn linked(self) -> Self {
         Self { look: Look::Link, ..self }
+    }
+
+    /// With what a field of text may be meant to say; filled in where that is one thing alone.
+    pub(super) fn suggesting(mut self, field: &'static str, texts: Vec<String>) -> Self {
+        if let [only] = &texts[..] {
+            self.values.push((field.to_owned(), only.clone()));
+        }
+        self.suggestions.push((field, texts));
+        self
+    }
+
+    fn suggested(&self, name: &str) -> &[String] {
+        self.suggestions.iter().find(|(field, _)| *field == name).map_or(&[], |(_, texts)| texts)
     }
 
     fn value(&self, name: &str) -> &str {

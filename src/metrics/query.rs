@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::point::{INTERVAL, KEPT, Point, Requests};
+use super::point::{INTERVAL, KEPT, Point, Replicas, Requests};
 use crate::{
     domain::{EnvRef, Timestamp},
     router::meter::{LATENCY_BOUNDS, LATENCY_BUCKETS},
@@ -38,7 +38,7 @@ pub struct MetricsView {
     pub to: Timestamp,
     /// Seconds of each step.
     pub step: u32,
-    /// The last minute before `to`.
+    /// The last minute before `to`; its replicas are those of the last ten seconds.
     pub now: Step,
     /// All of it as one.
     pub total: Step,
@@ -75,11 +75,18 @@ pub struct Step {
     /// Bytes over the replicas' networks.
     pub received_bytes_per_second: Option<f64>,
     pub sent_bytes_per_second: Option<f64>,
-    /// Replicas wanted at the most, and how many of them served at the least, of whichever release.
+    /// Replicas wanted, and how many of them served, of whichever release: both of the moment when most were missing; the newest such one.
     pub replicas_wanted: Option<f64>,
     pub replicas_ready: Option<f64>,
     /// Replicas that died by themselves.
     pub crashes: Option<f64>,
+}
+
+impl Step {
+    fn tell_replicas(&mut self, replicas: Option<Replicas>) {
+        self.replicas_wanted = replicas.map(|replicas| replicas.wanted.into());
+        self.replicas_ready = replicas.map(|replicas| replicas.ready.into());
+    }
 }
 
 macro_rules! series {
@@ -139,7 +146,7 @@ impl MetricsQuery {
             );
         }
         let step = match self.step {
-            Some(0) => return Err("`step` must be at least 10 seconds".to_owned()),
+            Some(..INTERVAL) => return Err(format!("`step` must be at least {INTERVAL} seconds")),
             Some(seconds) => seconds.div_ceil(INTERVAL),
             None => (to - from).div_ceil(STEPS),
         };
@@ -168,10 +175,17 @@ pub(super) fn view(env: &EnvRef, range: Range, points: &[(u32, Point)]) -> Metri
         from: moment(range.from),
         to: moment(range.to),
         step: range.step * INTERVAL,
-        now: fold(within(range.to.saturating_sub(NOW), range.to)),
+        now: newest(within(range.to.saturating_sub(NOW), range.to)),
         total: fold(within(range.from, range.to)),
         series,
     }
+}
+
+/// The same of what is now: with the replicas of the newest point.
+fn newest(points: &[(u32, Point)]) -> Step {
+    let mut step = fold(points);
+    step.tell_replicas(points.iter().rev().find_map(|(_, point)| point.replicas));
+    step
 }
 
 /// Several points as one: counts are added, gauges averaged or the most of them taken.
@@ -190,10 +204,10 @@ fn fold(points: &[(u32, Point)]) -> Step {
         step.received_bytes_per_second = rate(used.iter().map(|used| used.received as f64));
         step.sent_bytes_per_second = rate(used.iter().map(|used| used.sent as f64));
     }
-    let replicas: Vec<_> = points.iter().filter_map(|(_, point)| point.replicas).collect();
+    let replicas: Vec<Replicas> = points.iter().filter_map(|(_, point)| point.replicas).collect();
     if !replicas.is_empty() {
-        step.replicas_wanted = most(replicas.iter().map(|replicas| f64::from(replicas.wanted)));
-        step.replicas_ready = replicas.iter().map(|replicas| f64::from(replicas.ready)).reduce(f64::min);
+        let worst = replicas.iter().max_by_key(|replicas| replicas.wanted.saturating_sub(replicas.ready));
+        step.tell_replicas(worst.copied());
         step.crashes = Some(replicas.iter().map(|replicas| f64::from(replicas.crashes)).sum());
     }
     step

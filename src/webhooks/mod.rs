@@ -152,19 +152,30 @@ impl Webhooks {
     /// # Errors
     /// What is wrong with it.
     pub fn check_url(&self, text: &str) -> Result<Url, String> {
-        check_url(text, &self.outbound, self.settings.allow_http)
+        let url = check_url(text, &self.outbound, self.settings.allow_http)?;
+        if url.fragment().is_some() {
+            return Err(unusable("it has a fragment (#), which is never sent"));
+        }
+        if url.port() == Some(0) {
+            return Err(unusable("there is no port 0"));
+        }
+        Ok(url)
     }
 }
 
 fn check_url(text: &str, outbound: &Outbound, allow_http: bool) -> Result<Url, String> {
-    let url = parse_url(text).map_err(|error| format!("the URL cannot be used: {error}"))?;
+    let url = parse_url(text).map_err(|error| unusable(&error))?;
     outbound.check_url(&url).map_err(|error| error.to_string())?;
     if url.scheme() == "http" && !allow_http {
         let why =
             "it must begin with https://, or the operator must set webhooks.allow_http in the server's configuration";
-        return Err(format!("the URL cannot be used: {why}"));
+        return Err(unusable(why));
     }
     Ok(url)
+}
+
+fn unusable(why: &str) -> String {
+    format!("the URL cannot be used: {why}")
 }
 
 /// Where a URL leads to, without what may be secret in it: user name, password, query, fragment, and the path, as many receivers have their

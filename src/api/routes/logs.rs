@@ -31,7 +31,7 @@ use crate::{
 const USUAL: usize = 100;
 /// Lines that are read at a time.
 const AT_ONCE: usize = 1000;
-const LINES: &str = "application/x-ndjson";
+pub(super) const LINES: &str = "application/x-ndjson";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 pub(super) fn routes() -> OpenApiRouter<Api> {

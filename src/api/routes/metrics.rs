@@ -13,6 +13,8 @@ use crate::{
         problem::{Problem, Refusals},
     },
     commands::Caller,
+    domain::Timestamp,
+    logs::Moment,
     metrics::{MetricsQuery, MetricsView},
 };
 
@@ -31,11 +33,11 @@ pub(super) fn platform() -> OpenApiRouter<Api> {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct RangeQuery {
-    /// From when on (RFC 3339); an hour before `to` where nothing is said. 24 hours are kept
+    /// From when on (RFC 3339), or how long ago (`10m`); an hour before `to` where nothing is said. 24 hours are kept
     from: Option<String>,
     /// Until when; now where nothing is said
     to: Option<String>,
-    /// Seconds of one step, made a multiple of 10
+    /// Seconds of one step, made a multiple of 10; 10 at least
     step: Option<u32>,
 }
 
@@ -47,7 +49,9 @@ async fn show_metrics(
     Names(path): Names<EnvPath>,
     Asked(query): Asked<RangeQuery>,
 ) -> Result<Json<MetricsView>, Problem> {
-    let moment = |text: Option<&String>| text.map(|text| parse(text)).transpose();
+    let now = Timestamp::now();
+    let moment =
+        |text: Option<&String>| text.map(|text| parse::<Moment>(text).map(|moment| moment.at(now))).transpose();
     let query = MetricsQuery { from: moment(query.from.as_ref())?, to: moment(query.to.as_ref())?, step: query.step };
     Ok(Json(api.metrics(&caller, &path.env(), query).await?))
 }

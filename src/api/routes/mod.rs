@@ -38,6 +38,8 @@ use utoipa_axum::router::OpenApiRouter;
 use super::{Api, entity::view, idempotency::Answers, problem::Problem};
 use crate::commands::{Ask, Caller, CommandError};
 
+/// Media type of server-sent events.
+const EVENTS: &str = "text/event-stream";
 /// Header that carries the request's id, given by the client or by us.
 const REQUEST_ID: &str = "x-request-id";
 
@@ -114,7 +116,8 @@ async fn dress(request: Request, next: middleware::Next) -> Response {
     use axum::http::{HeaderValue, header};
 
     let harmless = |id: &&HeaderValue| {
-        id.len() <= 64 && id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+        (1..=64).contains(&id.len())
+            && id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
     };
     let given = request.headers().get(REQUEST_ID).filter(harmless).cloned();
     let id = given.or_else(|| HeaderValue::from_str(&format!("{:032x}", rand::random::<u128>())).ok());
@@ -173,15 +176,27 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Whether the client wants server-sent events.
 fn wants_stream(headers: &HeaderMap) -> bool {
-    accepts(headers, "text/event-stream")
+    accepts(headers, EVENTS)
 }
 
-/// Whether the client names this media type among those that it accepts.
+/// Whether the client names this media type among those that it accepts, and likes none better of those that logs and events come in.
 fn accepts(headers: &HeaderMap, kind: &str) -> bool {
+    let quality = |kind| quality(headers, kind).unwrap_or(0.0);
+    quality(kind) > 0.0
+        && [EVENTS, logs::LINES, "application/json", "text/plain"]
+            .into_iter()
+            .all(|other| quality(other) <= quality(kind))
+}
+
+/// How much the client likes a media type that it names, from 0 (not at all) to 1 (RFC 9110, section 12.4.2).
+fn quality(headers: &HeaderMap, kind: &str) -> Option<f32> {
     let accepted = headers.get_all(axum::http::header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accepted
-        .flat_map(|value| value.split(','))
-        .any(|one| one.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(kind))
+    accepted.flat_map(|value| value.split(',')).find_map(|one| {
+        let mut parts = one.split(';').map(str::trim);
+        parts.next().filter(|name| name.eq_ignore_ascii_case(kind))?;
+        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+        Some(weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0)))
+    })
 }
 
 /// How long a client waits for what it cannot follow.

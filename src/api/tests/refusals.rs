@@ -28,6 +28,37 @@ async fn who_may_not_is_told_why_and_what_to_do() {
 }
 
 #[tokio::test]
+async fn what_a_client_likes_best_is_what_it_gets() {
+    let server = Server::new().await;
+    let vera = server.token("vera").await;
+    for (accept, kind) in [
+        ("text/event-stream", "text/event-stream"),
+        ("text/event-stream;q=0, text/plain", "text/plain; charset=utf-8"),
+        ("application/x-ndjson;q=0.1, text/plain;q=1", "text/plain; charset=utf-8"),
+        ("text/plain;q=0.5, application/x-ndjson", "application/x-ndjson"),
+        ("*/*", "text/plain; charset=utf-8"),
+    ] {
+        let request = Request::get(format!("{DEV}/logs")).header(header::AUTHORIZATION, format!("Bearer {vera}"));
+        let request = request.header(header::ACCEPT, accept).body(Body::empty()).unwrap();
+        let response = server.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(
+            (response.status(), &response.headers()[header::CONTENT_TYPE]),
+            (StatusCode::OK, &kind.parse().unwrap()),
+            "{accept}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn one_request_shows_one_token() {
+    let server = Server::new().await;
+    let vera = format!("Bearer {}", server.token("vera").await);
+    let request =
+        Request::get("/v1/whoami").header(header::AUTHORIZATION, &vera).header(header::AUTHORIZATION, "Bearer x");
+    server.send(request.body(Body::empty()).unwrap()).await.is(401);
+}
+
+#[tokio::test]
 async fn what_is_off_is_told_with_its_place() {
     let server = Server::new().await;
     let olga = server.token("olga").await;
@@ -47,7 +78,16 @@ async fn what_is_off_is_told_with_its_place() {
     server.ask(&olga, "POST", &format!("{DEV}/rollback"), Some(json!({"versoin": 1}))).await.is(400);
     server.ask(&olga, "GET", "/v1/envs/ACME/shop/dev", None).await.is(400);
     server.ask(&olga, "GET", &format!("{DEV}/builds/x"), None).await.is(400);
-    server.ask(&olga, "GET", "/v1/envs?limit=no", None).await.is(400);
+    for (path, why) in [
+        ("/v1/envs?limit=no", "limit: it is no whole number"),
+        ("/v1/events?after=no", "it is no whole number"),
+        ("/v1/envs/acme/shop/dev/metrics?from=soon", "write how long ago"),
+        ("/v1/envs/acme/shop/dev/metrics?step=9", "at least 10 seconds"),
+    ] {
+        let off = server.ask(&olga, "GET", path, None).await.is(400);
+        assert!(off.body["detail"].as_str().unwrap().contains(why), "{off:?}");
+    }
+    server.ask(&olga, "GET", &format!("{DEV}/metrics?from=10m"), None).await.is(200);
     server.ask(&olga, "GET", "/v1/nothing", None).await.is(404);
     server.ask(&olga, "PUT", "/v1/whoami", None).await.is(405);
 }

@@ -79,6 +79,7 @@ pub(in crate::api) struct Wait {
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct Process {
     wanted: u32,
+    /// How many of these serve, of whichever release
     ready: u32,
 }
 
@@ -124,6 +125,7 @@ pub(in crate::api) struct Running {
 #[serde(deny_unknown_fields)]
 struct RunningProcess {
     process: String,
+    /// How many of those wanted serve, of whichever release
     ready: u32,
     wanted: u32,
 }

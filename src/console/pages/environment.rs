@@ -12,9 +12,9 @@ use crate::console::{
     Console,
     client::Page,
     forms::{COUNT, Form},
-    model::{Build, Deployment, Environment, Event, Events, ReleaseRow, Replica},
+    model::{App, Build, Deployment, Environment, Event, Events, ReleaseRow, Replica},
     session::Visitor,
-    shell::{self, EnvPath, Query, Rendered, Shell},
+    shell::{self, EnvPath, Query, Rendered, Shell, encode},
 };
 
 pub(super) fn routes() -> Router<Console> {
@@ -171,7 +171,16 @@ async fn settings(
     // It has to exist, and the visitor has to know of it.
     console.client.get::<Environment>(&visitor.secret, &env.api("")).await.map_err(told(&visitor))?;
     let shell = Shell::env(&visitor, &env, "Settings").done(&query);
-    let form = |(action, why): (&str, &'static str)| Some((why, shell.form(action, &env.values())?));
+    // Where there may be something to promote.
+    let app = format!("/v1/apps/{}/{}", encode(&env.tenant), encode(&env.app));
+    let app = console.client.get::<App>(&visitor.secret, &app).await.map_err(told(&visitor))?;
+    let others = app.environments.into_iter().filter(|other| other.release.is_some() && other.name != env.to_string());
+    let mut others = Some(others.map(|other| other.name).collect());
+    let form = |(action, why): (&str, &'static str)| {
+        let form = shell.form(action, &env.values())?;
+        let others = others.take_if(|_| action == "promote");
+        Some((why, others.into_iter().fold(form, |form, others| form.suggesting("from", others))))
+    };
     let forms = SELDOM.into_iter().filter_map(form).collect();
     let destroy = shell.form("env-destroy", &env.values()).map(Form::button);
     Ok(shell::page(&Settings { forms, destroy, shell }))

@@ -85,6 +85,16 @@ async fn a_request_names_one_host() {
             (Version::HTTP_11, &[], 400),
             (Version::HTTP_11, &["a", "b"], 400),
             (Version::HTTP_10, &["a", "a"], 400),
+            (Version::HTTP_11, &["[::1]:80"], 200),
+            (Version::HTTP_11, &["berth_1.example.com:65535"], 200),
+            (Version::HTTP_11, &[""], 400),
+            (Version::HTTP_11, &["a b"], 400),
+            (Version::HTTP_11, &["a/b"], 400),
+            (Version::HTTP_11, &["a/"], 400),
+            (Version::HTTP_11, &["ann@a"], 400),
+            (Version::HTTP_11, &["a:99999"], 400),
+            (Version::HTTP_11, &["[::1"], 400),
+            (Version::HTTP_11, &["<script>"], 400),
         ] {
             let request =
                 hosts.iter().fold(Request::get(path).version(version), |request, host| request.header("host", *host));
@@ -191,6 +201,17 @@ async fn the_same_form_for_several_things_can_be_told_apart() {
     for tenant in ["empty", "em-pty", "empty-hint"] {
         assert!(page.text.contains(&format!(" id=\"app-create-name-{tenant}\"")), "{tenant}: {page:?}");
     }
+}
+
+#[tokio::test]
+async fn where_there_is_something_to_promote_is_offered() {
+    let server = Server::new().await;
+    let olga = server.session("olga").await;
+    let there = server.page(&olga, "/envs/acme/shop/prod/settings").await.is(200);
+    there.shows("name=\"from\" value=\"acme/shop/dev\"").shows("<option value=\"acme/shop/dev\">");
+    // Nothing runs in the only other one.
+    let here = server.page(&olga, "/envs/acme/shop/dev/settings").await.is(200).shows("name=\"from\" value=\"\"");
+    assert!(!here.text.contains("<datalist"), "{}", here.text);
 }
 
 #[tokio::test]
