@@ -20,7 +20,7 @@ const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// What a library says of a number, for people.
 pub(super) fn in_plain_words(text: &str) -> String {
-    text.replace("invalid digit found in string", "it is no whole number")
+    text.replace("invalid digit found in string", "it is no whole number from 0 on")
         .replace("cannot parse integer from empty string", "it is empty, and should be a whole number")
         .replace("number too large to fit in target type", "the number is too large")
 }

@@ -12,7 +12,7 @@ use anyhow::Context;
 use axum::{
     Router,
     extract::Request,
-    http::{Version, header},
+    http::{Version, header, uri::Authority},
     middleware,
     response::{IntoResponse, Response},
 };
@@ -28,12 +28,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use super::{Api, Inner, idempotency::Once, limit::Limits, problem::Problem, routes};
 use crate::{
     commands::Commands,
-    domain::parse_url,
     events::Pace,
     places::{Place, Places},
 };
@@ -125,13 +123,11 @@ pub(crate) async fn one_host(request: Request, next: middleware::Next) -> Respon
     }
 }
 
-/// Whether it is a host, perhaps with a port, and nothing else that a URL can have.
+/// Whether it is a host, perhaps with a port, and nothing else that may stand before a path (RFC 3986, section 3.2).
 fn is_host(text: &str) -> bool {
-    let bare = |url: &Url| {
-        let nobody = url.username().is_empty() && url.password().is_none();
-        nobody && url.path() == "/" && url.query().is_none() && url.fragment().is_none()
-    };
-    parse_url(&format!("http://{text}")).is_ok_and(|url| bare(&url)) && !text.ends_with('/')
+    let Ok(authority) = text.parse::<Authority>() else { return false };
+    let port = text.strip_prefix(authority.host());
+    !authority.host().is_empty() && port.is_some_and(|port| matches!(port, "" | ":") || authority.port_u16().is_some())
 }
 
 /// Places of connections, so that no address can take all of them. Clones share them.

@@ -53,11 +53,8 @@ impl Form {
         Self { look: Look::Link, ..self }
     }
 
-    /// With what a field of text may be meant to say; filled in where that is one thing alone.
+    /// With what a field of text may be meant to say. Nothing is filled in: who has not said it has not meant it.
     pub(super) fn suggesting(mut self, field: &'static str, texts: Vec<String>) -> Self {
-        if let [only] = &texts[..] {
-            self.values.push((field.to_owned(), only.clone()));
-        }
         self.suggestions.push((field, texts));
         self
     }

@@ -81,7 +81,7 @@ async fn events(
     Asked(query): Asked<EventsQuery>,
 ) -> Result<Response, Problem> {
     let filter = query.filter()?;
-    if super::wants_stream(&headers) {
+    if super::wants_stream(&headers, &["application/json"]) {
         let after = match headers.get("last-event-id").map(|id| id.to_str().unwrap_or_default()) {
             Some(id) => Some(parse(id).map_err(|_| not_a_number(id))?),
             None => query.after,

@@ -31,7 +31,8 @@ use crate::{
 const USUAL: usize = 100;
 /// Lines that are read at a time.
 const AT_ONCE: usize = 1000;
-pub(super) const LINES: &str = "application/x-ndjson";
+const LINES: &str = "application/x-ndjson";
+const PLAIN: &str = "text/plain";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -113,13 +114,13 @@ async fn show_logs(
     Asked(query): Asked<LogsQuery>,
 ) -> Result<Response, Problem> {
     let env = path.env();
-    if super::wants_stream(&headers) {
+    if super::wants_stream(&headers, &[LINES, PLAIN]) {
         let place = api.0.limits.stream(&caller.user)?;
         let items = api.log_stream(&caller, &env, query.query(resume(&headers))?).await?;
         return Ok(stream(items.map(log_event), place));
     }
     let place = api.0.limits.large_answer(&caller.user).await?;
-    let as_json = super::accepts(&headers, LINES);
+    let as_json = super::accepts(&headers, LINES, &[PLAIN]);
     let text = page(&api, &caller, &env, query.query(None)?, as_json).await?;
     Ok(whole(text, as_json, place))
 }
@@ -217,7 +218,7 @@ async fn show_build_logs(
     Asked(query): Asked<BuildLogsQuery>,
 ) -> Result<Response, Problem> {
     let (env, number) = path.build()?;
-    if super::wants_stream(&headers) {
+    if super::wants_stream(&headers, &[LINES, PLAIN]) {
         let from = match resume(&headers) {
             Some(id) => parse(id)?,
             None => query.from.unwrap_or(0),
@@ -228,7 +229,7 @@ async fn show_build_logs(
     }
     let place = api.0.limits.large_answer(&caller.user).await?;
     let (_, lines) = api.build_log(&caller, &env, Some(number)).await?;
-    let as_json = super::accepts(&headers, LINES);
+    let as_json = super::accepts(&headers, LINES, &[PLAIN]);
     let line = |line: &BuildLine| if as_json { format!("{}\n", line.json()) } else { format!("{}\n", line.plain()) };
     let text: String = lines.iter().map(line).collect();
     Ok(whole(text, as_json, place))

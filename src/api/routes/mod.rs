@@ -175,17 +175,14 @@ async fn once<V: Serialize + DeserializeOwned>(
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Whether the client wants server-sent events.
-fn wants_stream(headers: &HeaderMap) -> bool {
-    accepts(headers, EVENTS)
+fn wants_stream(headers: &HeaderMap, others: &[&str]) -> bool {
+    accepts(headers, EVENTS, others)
 }
 
-/// Whether the client names this media type among those that it accepts, and likes none better of those that logs and events come in.
-fn accepts(headers: &HeaderMap, kind: &str) -> bool {
+/// Whether the client names this media type among those that it accepts, and likes none of the others better that there are.
+fn accepts(headers: &HeaderMap, kind: &str, others: &[&str]) -> bool {
     let quality = |kind| quality(headers, kind).unwrap_or(0.0);
-    quality(kind) > 0.0
-        && [EVENTS, logs::LINES, "application/json", "text/plain"]
-            .into_iter()
-            .all(|other| quality(other) <= quality(kind))
+    quality(kind) > 0.0 && others.iter().all(|other| quality(other) <= quality(kind))
 }
 
 /// How much the client likes a media type that it names, from 0 (not at all) to 1 (RFC 9110, section 12.4.2).

@@ -36,6 +36,9 @@ async fn what_a_client_likes_best_is_what_it_gets() {
         ("text/event-stream;q=0, text/plain", "text/plain; charset=utf-8"),
         ("application/x-ndjson;q=0.1, text/plain;q=1", "text/plain; charset=utf-8"),
         ("text/plain;q=0.5, application/x-ndjson", "application/x-ndjson"),
+        // What logs do not come in.
+        ("application/json, application/x-ndjson;q=0.9", "application/x-ndjson"),
+        ("application/json, text/event-stream;q=0.9", "text/event-stream"),
         ("*/*", "text/plain; charset=utf-8"),
     ] {
         let request = Request::get(format!("{DEV}/logs")).header(header::AUTHORIZATION, format!("Bearer {vera}"));

@@ -66,7 +66,7 @@ impl FromStr for PublicUrl {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let off = |why: &str| format!("{text:?} {why}; write it as https://berth.example.com");
-        let url = parse_url(text).map_err(|error| off(&format!("is not a URL ({error})")))?;
+        let url = parse_url(text.trim()).map_err(|error| off(&format!("is not a URL ({error})")))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(off("begins with neither http:// nor https://"));
         }
@@ -114,6 +114,7 @@ mod tests {
             ("HTTPS://Berth.Example.com:443/", "https://berth.example.com"),
             ("http://10.0.0.1:7000/", "http://10.0.0.1:7000"),
             ("http://[::1]:7000", "http://[::1]:7000"),
+            (" https://berth.example.com ", "https://berth.example.com"),
         ];
         for (text, url) in cases {
             assert_eq!(text.parse::<PublicUrl>().unwrap().as_str(), url);

@@ -224,7 +224,8 @@ impl Deployments for FakeDeployer {
                 crash_looping: false,
                 process: process.clone(),
                 wanted: count,
-                ready: count,
+                // As while a release is deployed over one that serves.
+                ready: if self.waits.lock().unwrap().is_empty() { count } else { 0 },
                 replicas: (1..=count).map(replica).collect(),
             }
         });

@@ -54,6 +54,18 @@ async fn ps_why_without_an_environment_tells_of_all_that_are_seen() {
 }
 
 #[tokio::test]
+async fn what_serves_is_ready_though_another_release_is_wanted() {
+    let world = World::new().await;
+    *world.deployer.waits.lock().unwrap() = vec!["web: the new one starts".into()];
+    let one = world.run("vera", "ps acme/shop/dev --json").await.ok().json();
+    assert_eq!(one["processes"]["web"], serde_json::json!({"wanted": 2, "ready": 2}));
+    let all = world.run("vera", "ps --json").await.ok().json();
+    assert_eq!(all[0]["processes"][0], serde_json::json!({"process": "web", "wanted": 2, "ready": 2}));
+    let platform = world.run("opal", "status --json").await.ok().json();
+    assert_eq!(platform["counts"]["replicas_healthy"], platform["counts"]["replicas_wanted"], "{platform}");
+}
+
+#[tokio::test]
 async fn a_cancelled_deployment_says_what_serves() {
     let world = World::new().await;
     for (name, serves, text) in [

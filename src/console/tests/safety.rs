@@ -87,7 +87,13 @@ async fn a_request_names_one_host() {
             (Version::HTTP_10, &["a", "a"], 400),
             (Version::HTTP_11, &["[::1]:80"], 200),
             (Version::HTTP_11, &["berth_1.example.com:65535"], 200),
+            (Version::HTTP_11, &["build.42:7000"], 200),
             (Version::HTTP_11, &[""], 400),
+            (Version::HTTP_11, &[":80"], 400),
+            (Version::HTTP_11, &["@a"], 400),
+            (Version::HTTP_11, &["a\\"], 400),
+            (Version::HTTP_11, &["a/."], 400),
+            (Version::HTTP_11, &["a:b"], 400),
             (Version::HTTP_11, &["a b"], 400),
             (Version::HTTP_11, &["a/b"], 400),
             (Version::HTTP_11, &["a/"], 400),
@@ -208,7 +214,7 @@ async fn where_there_is_something_to_promote_is_offered() {
     let server = Server::new().await;
     let olga = server.session("olga").await;
     let there = server.page(&olga, "/envs/acme/shop/prod/settings").await.is(200);
-    there.shows("name=\"from\" value=\"acme/shop/dev\"").shows("<option value=\"acme/shop/dev\">");
+    there.shows("<option value=\"acme/shop/dev\">");
     // Nothing runs in the only other one.
     let here = server.page(&olga, "/envs/acme/shop/dev/settings").await.is(200).shows("name=\"from\" value=\"\"");
     assert!(!here.text.contains("<datalist"), "{}", here.text);

@@ -140,13 +140,14 @@ fn steps_add_up_and_gaps_are_null() {
     assert_eq!((view.series.replicas_wanted[5], view.series.replicas_ready[5]), (Some(4.0), Some(1.0)));
     assert_eq!((view.total.requests, view.total.p50_ms, view.total.error_share), (Some(400.0), Some(15.0), Some(0.0)));
     assert_eq!(view.now.requests, Some(60.0));
-    // Of the minute's points, the first had fewest replicas; the newest says what is now.
-    let usual = answered(10).replicas.unwrap();
-    let point = Point { replicas: Some(Replicas { wanted: 5, ready: 5, crashes: 0 }), ..answered(10) };
-    metrics.record(&shop(), START + 60, point);
-    let late = metrics.history(&shop(), &query(START + 20, START + 61, Some(400)), at(START + 61)).unwrap();
-    assert_eq!((late.now.replicas_wanted, late.now.replicas_ready), (Some(5.0), Some(5.0)));
-    assert_eq!((late.total.replicas_wanted, late.total.replicas_ready), (Some(4.0), Some(1.0)), "{usual:?}");
+    // Of the minute's points, one had too few replicas; the newest says what is now.
+    for (tick, ready) in [(START + 60, 1), (START + 61, 4)] {
+        let replicas = Some(Replicas { wanted: 4, ready, crashes: 0 });
+        metrics.record(&shop(), tick, Point { replicas, ..answered(10) });
+    }
+    let late = metrics.history(&shop(), &query(START + 60, START + 62, Some(400)), at(START + 62)).unwrap();
+    assert_eq!((late.now.replicas_wanted, late.now.replicas_ready), (Some(4.0), Some(4.0)));
+    assert_eq!((late.total.replicas_wanted, late.total.replicas_ready), (Some(4.0), Some(1.0)));
     assert_eq!(view.series.at.len(), 6);
     let text = serde_json::to_value(&view).unwrap();
     assert!(text["series"]["requests"][2].is_null(), "{text}");
